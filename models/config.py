@@ -1,0 +1,89 @@
+"""The shape of a model and everything that can be counted from it: parameters, FLOPs.
+
+Reads nothing, writes nothing, imports neither torch nor ray, so that a study can be expanded and quoted in milliseconds.
+
+    ModelConfig(n_layer=6, n_head=8, n_embd=256, block_size=256, vocab_size=228).params_total   # 4_845_824
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a nanoGPT-style decoder: pre-norm, learned positions, GELU, no bias, tied head, d_ff = 4 n_embd.
+
+    Counts are exact integers. V = vocab_size, T = block_size, d = n_embd, L = n_layer.
+    """
+
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 64
+    block_size: int = 64
+    """Context length in tokens (characters)."""
+    vocab_size: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name}={value!r} is not a positive whole number; choose 1 or more")
+        if self.n_embd % self.n_head:
+            divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0 and h <= 4 * self.n_head]
+            nearest = min(divisors, key=lambda h: abs(h - self.n_head))
+            raise ValueError(
+                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; choose n_head={nearest} or a multiple of {self.n_head} for n_embd"
+            )
+
+    @property
+    def d_ff(self) -> int:
+        """Width of the hidden layer of each MLP."""
+        return 4 * self.n_embd
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.n_embd // self.n_head
+
+    @property
+    def aspect(self) -> float:
+        """Width over depth, the aspect ratio of Kaplan et al. 2020, section 3.1."""
+        return self.n_embd / self.n_layer
+
+    @property
+    def params_embedding(self) -> int:
+        """Token embedding V d, shared with the output head and counted once."""
+        return self.vocab_size * self.n_embd
+
+    @property
+    def params_position(self) -> int:
+        """Learned position embedding T d."""
+        return self.block_size * self.n_embd
+
+    @property
+    def params_blocks(self) -> int:
+        """All blocks without the final norm: L (12 d^2 + 2 d): attention 4 d^2, MLP 8 d^2, two norm scales."""
+        return self.n_layer * (12 * self.n_embd**2 + 2 * self.n_embd)
+
+    @property
+    def params_non_embedding(self) -> int:
+        """Total less token and position embeddings (N of Kaplan et al. 2020)."""
+        return self.params_blocks + self.n_embd
+
+    @property
+    def params_total(self) -> int:
+        """V d + T d + L (12 d^2 + 2 d) + d."""
+        return self.params_embedding + self.params_position + self.params_non_embedding
+
+    @property
+    def forward_flops_per_token(self) -> int:
+        """Matrix-multiply FLOPs of one forward pass, per token, as a hardware counter sees them.
+
+        2 FLOPs per multiply-add: blocks 2 * 12 L d^2, attention scores and weighted values 2 * 2 L T d (the full T x T square,
+        as Kaplan et al. 2020, table 1, and PaLM's appendix B count it; a causal kernel may skip half), head 2 V d.
+        """
+        return 2 * (12 * self.n_layer * self.n_embd**2 + 2 * self.n_layer * self.block_size * self.n_embd + self.vocab_size * self.n_embd)
+
+    @property
+    def flops_per_token(self) -> int:
+        """Forward plus backward: the backward pass costs twice the forward one (Kaplan et al. 2020, section 2.1)."""
+        return 3 * self.forward_flops_per_token

@@ -1,0 +1,259 @@
+"""The tables of a study: Arrow schemas with units, and the only code that reads or writes them.
+
+The seam between running and concluding: `study` writes these tables, `analysis` reads them. One row per trial
+(`trials`), per evaluation (`curves`) and per generated text (`samples`), each first as one file per trial, later compacted.
+
+    write(results / "trials" / f"{trial_id}.parquet", "trials", [row]); rows = read(results, "trials").to_pylist()
+"""
+
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+SCHEMA_VERSION = "1.0"
+"""MAJOR.MINOR: a reader refuses a newer major version; a newer minor version only adds columns."""
+
+STATUSES = ("COMPLETED", "STOPPED", "DIVERGED", "FAILED", "INTERRUPTED")
+"""COMPLETED has a finite val_loss; STOPPED ended early by a scheduler (censored, never fitted); DIVERGED met a non-finite loss;
+FAILED raised (reason holds the last line of its traceback); INTERRUPTED was cut off and can be continued."""
+
+
+def _field(name: str, kind: pa.DataType, unit: str, description: str, required: bool = False) -> pa.Field:
+    metadata = {"unit": unit, "description": description, "required": "yes" if required else "no"}
+    return pa.field(name, kind, nullable=not required, metadata=metadata)
+
+
+_int, _float, _str, _bool = pa.int64(), pa.float64(), pa.string(), pa.bool_()
+_time = pa.timestamp("us", tz="UTC")
+
+_TRIALS = [
+    _field("trial_id", _str, "", "hash of architecture, recipe, data and seed", True),
+    _field("config_id", _str, "", "hash of the same without the seed", True),
+    _field("seed", _int, "", "seed of initialization and of data order", True),
+    _field("status", _str, "", " | ".join(STATUSES), True),
+    _field("n_layer", _int, "layers", "depth", True),
+    _field("n_embd", _int, "channels", "width", True),
+    _field("n_head", _int, "heads", "attention heads per layer", True),
+    _field("params_total", _int, "parameters", "all parameters, tied head counted once", True),
+    _field("params_non_embedding", _int, "parameters", "total less token and position embeddings (Kaplan et al. 2020)", True),
+    _field("n_tokens", _int, "tokens", "training tokens seen, with repetition", True),
+    pa.field(
+        "val_loss",
+        _float,
+        metadata={"unit": "nats/token", "description": "loss on the fixed validation windows at the last step", "required": "yes"},
+    ),
+    _field("study", _str, "", "name of the study that ran the trial"),
+    _field("sweeps", pa.list_(_str), "", "sweeps of the study that hold this trial's configuration"),
+    _field("d_ff", _int, "channels", "hidden width of each MLP"),
+    _field("block_size", _int, "tokens", "context length"),
+    _field("vocab_size", _int, "tokens", "characters and special tokens"),
+    _field("params_embedding", _int, "parameters", "token embedding"),
+    _field("params_position", _int, "parameters", "position embedding"),
+    _field("params_blocks", _int, "parameters", "transformer blocks without the final norm"),
+    _field("flops_per_token", _int, "FLOP/token", "forward plus backward matrix multiplications"),
+    _field("flops", _float, "FLOP", "flops_per_token times n_tokens"),
+    _field("n_steps", _int, "steps", "optimizer steps taken"),
+    _field("batch_size", _int, "sequences", "sequences per step"),
+    _field("unique_tokens", _int, "tokens", "distinct training tokens available"),
+    _field("epochs", _float, "", "n_tokens over unique_tokens"),
+    _field("lr", _float, "", "peak learning rate"),
+    _field("lr_status", _str, "", "fixed | tuned | at_edge | transferred"),
+    _field("weight_decay", _float, "", "AdamW weight decay of matrices"),
+    _field("dropout", _float, "", "dropout probability"),
+    _field("schedule", _str, "", "cosine | wsd | constant"),
+    _field("val_loss_se", _float, "nats/token", "standard error of val_loss over the validation windows"),
+    _field("train_loss", _float, "nats/token", "loss on fixed training windows at the last step"),
+    _field("best_val_loss", _float, "nats/token", "lowest val_loss of the curve"),
+    _field("loss_floor", _float, "nats/token", "entropy of the validation text where it is known"),
+    _field("ms_per_step", _float, "ms", "median time of one optimizer step, evaluation excluded"),
+    _field("tokens_per_s", _float, "tokens/s", "training tokens over training time, evaluation excluded"),
+    _field("exclusive_timing", _bool, "", "the trial had its device to itself"),
+    _field("peak_memory_bytes", _int, "bytes", "peak memory of the device (CUDA) or of the process"),
+    _field("gpu_fraction", _float, "GPU", "share of a GPU that was reserved"),
+    _field("bundle_size", _int, "trials", "trials trained together in one process"),
+    _field("device", _str, "", "cpu | cuda | mps, with its model name"),
+    _field("precision", _str, "", "float32 | bf16: the arithmetic of the linear layers"),
+    _field("mfu", _float, "", "FLOP/s over the peak of the device, where the peak is known"),
+    _field("wall_s", _float, "s", "wall time of the trial, evaluation and restarts included"),
+    _field("train_s", _float, "s", "time in optimizer steps"),
+    _field("eval_s", _float, "s", "time in evaluation"),
+    _field("data_name", _str, "", "name of the data set"),
+    _field("data_sha256", _str, "", "hash of tokens and vocabulary"),
+    _field("recipe_version", _int, "", "version of the training code's numerics"),
+    _field("git_commit", _str, "", "commit of the project"),
+    _field("git_dirty", _bool, "", "the working tree differed from the commit"),
+    _field("torch_version", _str, "", "version of torch"),
+    _field("ray_version", _str, "", "version of ray"),
+    _field("host", _str, "", "machine that trained the trial"),
+    _field("started_at", _time, "UTC", "first start"),
+    _field("finished_at", _time, "UTC", "end"),
+    _field("restarts", _int, "", "times the trial was continued from a checkpoint"),
+    _field("reason", _str, "", "why the status is not COMPLETED"),
+]
+
+_CURVES = [
+    _field("trial_id", _str, "", "trial", True),
+    _field("step", _int, "steps", "optimizer steps taken", True),
+    _field("tokens", _int, "tokens", "training tokens seen", True),
+    _field("train_loss", _float, "nats/token", "loss on fixed training windows"),
+    _field("val_loss", _float, "nats/token", "loss on the fixed validation windows"),
+    _field("val_loss_se", _float, "nats/token", "standard error of val_loss over windows"),
+    _field("batch_loss", _float, "nats/token", "mean loss of the training batches since the last evaluation"),
+    _field("lr", _float, "", "learning rate of the last step"),
+    _field("grad_norm", _float, "", "mean global gradient norm before clipping since the last evaluation"),
+    _field("tokens_per_s", _float, "tokens/s", "training speed since the last evaluation"),
+    _field("wall_s", _float, "s", "wall time since the trial's start"),
+]
+
+_SAMPLES = [
+    _field("trial_id", _str, "", "trial", True),
+    _field("step", _int, "steps", "optimizer step at which the text was generated"),
+    _field("prompt", _str, "", "text the model continued", True),
+    _field("index", _int, "", "number of the sample for its prompt", True),
+    _field("temperature", _float, "", "sampling temperature", True),
+    _field("text", _str, "", "generated text without the prompt", True),
+    _field("n_tokens", _int, "tokens", "length of the generated text", True),
+]
+
+SCHEMAS: dict[str, pa.Schema] = {"trials": pa.schema(_TRIALS), "curves": pa.schema(_CURVES), "samples": pa.schema(_SAMPLES)}
+KEYS = {"trials": ["trial_id"], "curves": ["trial_id", "step"], "samples": ["trial_id", "prompt", "index", "temperature", "step"]}
+"""Columns that identify a row. Rows can repeat after a restart: the last one wins."""
+
+
+class RecordError(ValueError):
+    """A results table that cannot be read or written; the message names the file and what to do."""
+
+
+def required_columns(table: str) -> list[str]:
+    """Columns without which `analysis` cannot use the table."""
+    return [field.name for field in SCHEMAS[table] if field.metadata[b"required"] == b"yes"]
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Hold a trial's row to the meaning of its status.
+
+    Raises:
+        RecordError: unknown status, unknown column, or a COMPLETED row without a finite val_loss.
+    """
+    unknown = sorted(set(row) - set(SCHEMAS["trials"].names))
+    if unknown:
+        raise RecordError(f"unknown trial columns {unknown}; allowed are {SCHEMAS['trials'].names}")
+    if row.get("status") not in STATUSES:
+        raise RecordError(f"status={row.get('status')!r}; allowed are {', '.join(STATUSES)}")
+    loss = row.get("val_loss")
+    if row["status"] == "COMPLETED" and not (isinstance(loss, float) and loss == loss and abs(loss) != float("inf")):
+        raise RecordError(f"a COMPLETED trial needs a finite val_loss, got {loss!r} (trial {row.get('trial_id')})")
+
+
+def to_table(table: str, rows: Sequence[Mapping[str, Any]], study: str = "", code_version: str = "") -> pa.Table:
+    """Rows as an Arrow table with the schema of `table` and its file metadata."""
+    schema = SCHEMAS[table]
+    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version}
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(metadata))
+
+
+def write(path: Path, table: str, rows: Sequence[Mapping[str, Any]], study: str = "", code_version: str = "") -> None:
+    """Write rows atomically: a reader sees the old file or the whole new one, also after a power cut."""
+    if table == "trials":
+        for row in rows:
+            check_row(row)
+    write_table(path, to_table(table, rows, study, code_version))
+
+
+def write_table(path: Path, data: pa.Table) -> None:
+    """Write an Arrow table to `path` through a dot-named file, fsync and rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "wb") as file:
+            pq.write_table(data, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_file(path: Path, table: str) -> pa.Table:
+    """One Parquet file under the present schema: unknown columns are dropped, missing optional ones are null.
+
+    Raises:
+        RecordError: not readable as Parquet, newer major version, or a required column is missing (named, with those found).
+    """
+    try:
+        data = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise RecordError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0][:120]}); set it aside or delete it") from error
+    version = (data.schema.metadata or {}).get(b"schema_version", b"1.0").decode()
+    if int(re.split(r"\D", version + ".")[0] or 0) > int(SCHEMA_VERSION.split(".")[0]):
+        raise RecordError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; upgrade scaling-study")
+    missing = [name for name in required_columns(table) if name not in data.column_names]
+    if missing:
+        raise RecordError(f"{path} lacks the columns {missing} that analysis needs; it has {data.column_names}")
+    columns = [data[f.name].cast(f.type) if f.name in data.column_names else pa.nulls(data.num_rows, f.type) for f in SCHEMAS[table]]
+    return pa.Table.from_arrays(columns, names=SCHEMAS[table].names).replace_schema_metadata(data.schema.metadata)
+
+
+def files(results: Path, table: str) -> list[Path]:
+    """The compacted file first, then the per-trial files: later ones win."""
+    whole = results / f"{table}.parquet"
+    parts = sorted(p for p in (results / table).glob("*.parquet") if not p.name.startswith("."))
+    return ([whole] if whole.exists() else []) + parts
+
+
+def read(results: Path, table: str, problems: list[str] | None = None) -> pa.Table:
+    """All rows of a results folder, de-duplicated by the table's key with the last row winning, sorted by it.
+
+    Args:
+        problems: where given, a file that cannot be read is named here and passed over; otherwise it raises.
+
+    Raises:
+        RecordError: a file cannot be read and `problems` is None.
+    """
+    tables = []
+    for path in files(results, table):
+        try:
+            tables.append(read_file(path, table))
+        except RecordError as error:
+            if problems is None:
+                raise
+            problems.append(str(error))
+    if not tables:
+        return SCHEMAS[table].empty_table()
+    return deduplicate(pa.concat_tables([t.replace_schema_metadata(None).cast(SCHEMAS[table]) for t in tables]), table)
+
+
+def deduplicate(data: pa.Table, table: str) -> pa.Table:
+    """Keep the last row of each key and sort by key."""
+    keys = KEYS[table]
+    order = data.append_column("_row", pa.array(range(data.num_rows), pa.int64()))
+    last = order.group_by(keys, use_threads=False).aggregate([("_row", "max")])["_row_max"]
+    return data.take(last).sort_by([(key, "ascending") for key in keys])
+
+
+def compact(results: Path, table: str, study: str = "", code_version: str = "") -> int:
+    """Merge the per-trial files into one; returns the number of rows. The parts stay: they are the truth, the whole is for readers."""
+    data = read(results, table, problems=[])
+    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version}
+    write_table(results / f"{table}.parquet", data.replace_schema_metadata(metadata))
+    return int(data.num_rows)
+
+
+def completed(results: Path, problems: list[str] | None = None) -> dict[str, dict[str, Any]]:
+    """Rows of COMPLETED trials by trial_id."""
+    rows: Iterable[dict[str, Any]] = read(results, "trials", problems).to_pylist()
+    return {row["trial_id"]: row for row in rows if row["status"] == "COMPLETED"}
+
+
+def utc(seconds: float) -> datetime:
+    """POSIX seconds as an aware UTC time, as the tables hold it."""
+    from datetime import UTC
+
+    return datetime.fromtimestamp(seconds, tz=UTC)
