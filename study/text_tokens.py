@@ -1,0 +1,144 @@
+"""Text files as character tokens: reading UTF-8, finding document boundaries, counting a vocabulary, encoding.
+
+Everything streams in blocks of BLOCK bytes, so 100 MB of text needs a few tens of megabytes of memory. No torch, no ray, no pandas.
+
+    parts = split_documents(path)
+    vocabulary = count_vocabulary(read_codes(path, *parts.train))
+"""
+
+import codecs
+import io
+import mmap
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+END_OF_TEXT = "<|endoftext|>"
+UNKNOWN = "<unk>"
+END_ID = 0
+UNKNOWN_ID = 1
+BLOCK = 1 << 22  # bytes read at a time
+_SENTINEL = "\U0010ffff"  # a Unicode noncharacter: stands for the whole end-of-text marker while characters are looked up
+_N_CODES = 0x110000  # code points in Unicode
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+# Ways to cut a file into documents, best first: (what we call it, where one document ends and the next begins).
+_BOUNDARIES = (
+    ("the <|endoftext|> markers", re.compile(rb"<\|endoftext\|>")),
+    ("blank lines", re.compile(rb"\n[ \t]*\r?\n")),
+    ("line ends", re.compile(rb"\n")),
+)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Byte ranges [begin, end) of the training and the validation part, and the words for how they were found."""
+
+    train: tuple[int, int]
+    val: tuple[int, int]
+    boundary: str
+
+
+def check_text_file(path: Path) -> int:
+    """Return the size of a text file in bytes; raise ValueError with one clear sentence for what cannot be a corpus."""
+    if not path.exists():
+        raise ValueError(f"data.path={path} does not exist; give the path of a UTF-8 text file.")
+    if path.is_dir():
+        raise ValueError(f"data.path={path} is a folder; give one UTF-8 text file (join several with cat).")
+    try:
+        with path.open("rb") as file:
+            head = file.read(BLOCK)
+            size = file.seek(0, io.SEEK_END)
+    except OSError as error:
+        raise ValueError(f"data.path={path} cannot be read ({error.strerror}); check its permissions.") from error
+    if not head.strip():
+        raise ValueError(f"data.path={path} is empty; give a file with text in it.")
+    if head.startswith(_UTF16_MARKS):
+        raise ValueError(f"data.path={path} is UTF-16, not UTF-8; convert it with: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE")
+    if b"\0" in head:
+        raise ValueError(f"data.path={path} is a binary file (it holds zero bytes); give plain UTF-8 text.")
+    return size
+
+
+def split_documents(path: Path, train_share: float = 0.9) -> Split:
+    """Cut a file in two near `train_share` of its bytes, at a document boundary where the file has any there.
+
+    The cut is the boundary nearest to the wanted place within five percent of the file to either side; without one, the next finer
+    kind is tried, and at last any character will do. The boundary itself belongs to the training part.
+    """
+    size = check_text_file(path)
+    wanted, reach = int(size * train_share), int(size * 0.05)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for name, pattern in _BOUNDARIES:
+            ends = (match.end() for match in pattern.finditer(data, max(0, wanted - reach), min(size, wanted + reach)))
+            cut = min(ends, key=lambda end: abs(end - wanted), default=0)
+            if 0 < cut < size:
+                return Split((0, cut), (cut, size), name)
+        while wanted > 0 and data[wanted] & 0xC0 == 0x80:  # inside a UTF-8 character: step back to its first byte
+            wanted -= 1
+    return Split((0, wanted), (wanted, size), "a character, for want of lines")
+
+
+def read_codes(path: Path, begin: int, end: int) -> Iterator[np.ndarray]:
+    """Yield the code points of bytes [begin, end) as uint32 arrays; line ends become "\\n", a leading byte-order mark is dropped.
+
+    The end-of-text marker is one code (a noncharacter). Raises ValueError, naming the byte, where the text is not UTF-8.
+    """
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
+    rest, at = "", begin
+    with path.open("rb") as file:
+        file.seek(begin)
+        while at < end:
+            block = file.read(min(BLOCK, end - at))
+            if not block:
+                raise ValueError(f"{path} became shorter while it was read; leave the file alone and run again.")
+            text = _decode(decoder, block, at, path, final=at + len(block) >= end)
+            text = rest + (text[1:] if at == 0 and text.startswith("\ufeff") else text)
+            at += len(block)
+            whole = text if at >= end else text[: len(text) - _open_marker(text)]
+            rest = text[len(whole) :]
+            yield codes_of(whole)
+
+
+def _decode(decoder: io.IncrementalNewlineDecoder, block: bytes, at: int, path: Path, final: bool) -> str:
+    try:
+        return decoder.decode(block, final)
+    except UnicodeDecodeError as error:
+        place = at + error.start  # a few bytes off where a character straddles two blocks
+        raise ValueError(
+            f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} near position {place:,}); if it is Latin-1, convert it with: "
+            "iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
+        ) from error
+
+
+def _open_marker(text: str) -> int:
+    """Length of the longest end of `text` that could be the beginning of an end-of-text marker."""
+    return next((n for n in range(len(END_OF_TEXT) - 1, 0, -1) if text.endswith(END_OF_TEXT[:n])), 0)
+
+
+def codes_of(text: str) -> np.ndarray:
+    """Code points of a string as uint32, the end-of-text marker as one code."""
+    return np.frombuffer(text.replace(END_OF_TEXT, _SENTINEL).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def count_vocabulary(blocks: Iterable[np.ndarray]) -> tuple[str, ...]:
+    """Characters of a corpus, index = token id: the end-of-text marker, the unknown character, then those seen, in code order."""
+    seen = np.zeros(_N_CODES, dtype=bool)
+    for codes in blocks:
+        seen[codes] = True
+    seen[ord(_SENTINEL)] = False
+    return (END_OF_TEXT, UNKNOWN, *(chr(code) for code in np.flatnonzero(seen)))
+
+
+def lookup_table(characters: tuple[str, ...]) -> np.ndarray:
+    """Array from code point to token id (uint8 up to 256 ids, uint16 above), UNKNOWN_ID for every other code."""
+    if len(characters) > 65_536:
+        raise ValueError(f"the text has {len(characters):,} different characters; at most 65,536 fit a token id.")
+    table = np.full(_N_CODES, UNKNOWN_ID, dtype=np.uint8 if len(characters) <= 256 else np.uint16)
+    for token, character in enumerate(characters[2:], start=2):
+        table[ord(character)] = token
+    table[ord(_SENTINEL)] = END_ID
+    return table
