@@ -5,33 +5,36 @@ Reads nothing, writes nothing, imports neither torch nor ray, so that a study ca
     ModelConfig(n_layer=6, n_head=8, n_embd=256, block_size=256, vocab_size=228).params_total   # 4_845_824
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """Shape of a nanoGPT-style decoder: pre-norm, learned positions, GELU, no bias, tied head, d_ff = 4 n_embd.
+class Shape:
+    """What a study chooses: a nanoGPT-style decoder (pre-norm, learned positions, GELU, no bias, tied head, d_ff = 4 n_embd).
 
-    Counts are exact integers. V = vocab_size, T = block_size, d = n_embd, L = n_layer.
+    Counts are exact integers. L = n_layer, d = n_embd, T = block_size; V = vocab_size comes with the data, see `ModelConfig`.
     """
 
     n_layer: int = 4
-    n_head: int = 4
+    """depth: number of transformer blocks"""
     n_embd: int = 64
+    """width: channels of the residual stream"""
+    n_head: int = 4
+    """attention heads per block; divides n_embd"""
     block_size: int = 64
-    """Context length in tokens (characters)."""
-    vocab_size: int = 64
+    """context length in tokens (characters)"""
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "vocab_size"):
-            value = getattr(self, name)
+        for field in fields(self):
+            value = getattr(self, field.name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r} is not a positive whole number; choose 1 or more")
+                raise ValueError(f"{field.name}={value!r} is not a positive whole number; choose 1 or more")
         if self.n_embd % self.n_head:
             divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0 and h <= 4 * self.n_head]
             nearest = min(divisors, key=lambda h: abs(h - self.n_head))
             raise ValueError(
-                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; choose n_head={nearest} or a multiple of {self.n_head} for n_embd"
+                f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; "
+                f"choose n_head={nearest}, or a multiple of {self.n_head} for n_embd"
             )
 
     @property
@@ -50,11 +53,6 @@ class ModelConfig:
         return self.n_embd / self.n_layer
 
     @property
-    def params_embedding(self) -> int:
-        """Token embedding V d, shared with the output head and counted once."""
-        return self.vocab_size * self.n_embd
-
-    @property
     def params_position(self) -> int:
         """Learned position embedding T d."""
         return self.block_size * self.n_embd
@@ -68,6 +66,19 @@ class ModelConfig:
     def params_non_embedding(self) -> int:
         """Total less token and position embeddings (N of Kaplan et al. 2020)."""
         return self.params_blocks + self.n_embd
+
+
+@dataclass(frozen=True)
+class ModelConfig(Shape):
+    """A shape together with the size of the data's vocabulary: everything that fixes the network. V = vocab_size."""
+
+    vocab_size: int = 64
+    """distinct tokens"""
+
+    @property
+    def params_embedding(self) -> int:
+        """Token embedding V d, shared with the output head and counted once."""
+        return self.vocab_size * self.n_embd
 
     @property
     def params_total(self) -> int:

@@ -1,0 +1,248 @@
+"""What a study is: shapes, recipe, data, seeds and sweeps, and the trials that follow from them.
+
+Pure values: imports neither torch nor ray, reads no file. A trial's identity is a hash of what it is (architecture, recipe, data, seed),
+never of where it runs.
+
+    trials = expand(Study(sweeps=("width:n_embd=32,64,128",), seeds=(1, 2, 3)), data_key="stories-v1")   # 9 trials
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+from models.config import ModelConfig, Shape
+from study.sweeps import Sweep, parse_sweep
+
+RECIPE_VERSION = 1
+"""Raise it when the training code's numerics change: stored rows of an older version are then stale, never mixed in."""
+
+_ADDED_LATER: dict[str, Any] = {}
+"""Fields added after the first release with the value that means "as before": left out of the identity when they have it,
+so that adding a field does not re-address every stored trial."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The recipe: how one model is trained. AdamW on matrices with decay, gradient clipping, warm-up, then a schedule."""
+
+    batch_size: int = 8
+    """sequences per optimizer step"""
+    n_steps: int = 2000
+    """optimizer steps"""
+    lr: float = 4e-3
+    """peak learning rate"""
+    min_lr_ratio: float = 0.1
+    """final learning rate over the peak"""
+    warmup_steps: int = 100
+    """steps of linear warm-up"""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """cosine decay; warm-up, stable, linear decay (WSD); or constant after warm-up"""
+    decay_fraction: float = 0.2
+    """share of the steps in which WSD decays"""
+    weight_decay: float = 0.1
+    """AdamW decay of matrices (never of norms)"""
+    beta1: float = 0.9
+    """AdamW first moment"""
+    beta2: float = 0.99
+    """AdamW second moment"""
+    grad_clip: float = 1.0
+    """largest global gradient norm; 0 turns clipping off"""
+    dropout: float = 0.0
+    """dropout probability"""
+    unique_tokens: int = 0
+    """train on the first so many tokens only, again and again; 0 uses all"""
+    eval_interval: int = 250
+    """steps between evaluations"""
+    eval_windows: int = 256
+    """fixed validation windows of block_size tokens, the same for every trial"""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "n_steps", "eval_interval", "eval_windows"):
+            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        _require(math.isfinite(self.lr) and self.lr > 0, f"lr={self.lr} must be a positive number, for example 1e-3")
+        _require(0 <= self.min_lr_ratio <= 1, f"min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
+        _require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
+        _require(self.schedule in ("cosine", "wsd", "constant"), f"schedule={self.schedule!r} is not one of cosine, wsd, constant")
+        _require(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction} must be above 0 and at most 1")
+        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must be 0 or more")
+        _require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"beta1={self.beta1} and beta2={self.beta2} must be at least 0 and below 1")
+        _require(self.grad_clip >= 0, f"grad_clip={self.grad_clip} must be 0 (off) or more")
+        _require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
+        _require(self.unique_tokens >= 0, f"unique_tokens={self.unique_tokens} must be 0 (all) or more")
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of the optimizer step with this index, 0 <= step < n_steps.
+
+        Linear warm-up, then a cosine to min_lr_ratio * lr (Loshchilov & Hutter 2017), WSD (Hu et al. 2024, MiniCPM), or constant.
+        """
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / (self.warmup_steps + 1)
+        low = self.lr * self.min_lr_ratio
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "wsd":
+            decay_steps = max(1, round(self.decay_fraction * self.n_steps))
+            left = (self.n_steps - step) / decay_steps
+            return self.lr if left >= 1 else low + (self.lr - low) * left
+        progress = (step - self.warmup_steps) / max(1, self.n_steps - self.warmup_steps)
+        return low + 0.5 * (1 + math.cos(math.pi * progress)) * (self.lr - low)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text. A path means the user's own text."""
+
+    name: Literal["stories", "tinystories", "text"] = "stories"
+    """stories: embedded corpus with known entropy; tinystories: download; text: your own file (--data.path)"""
+    path: str = ""
+    """a UTF-8 text file of your own"""
+    train_chars: int = 4_000_000
+    """stories: characters of training text"""
+    seed: int = 0
+    """stories: seed of the corpus"""
+    train_bytes: int = 0
+    """tinystories: use a prefix of so many bytes of the training file; 0 uses all"""
+
+    def __post_init__(self) -> None:
+        if self.path and self.name == "stories":
+            object.__setattr__(self, "name", "text")
+        _require(self.name in ("stories", "tinystories", "text"), f"data.name={self.name!r} is not one of stories, tinystories, text")
+        _require(self.name != "text" or bool(self.path), "data.name=text needs a file; give --data.path FILE")
+        _require(
+            not self.path or self.name == "text", f"data.path is for your own text, not for data.name={self.name}; leave one of them out"
+        )
+        _require(self.train_chars >= 1000, f"data.train_chars={self.train_chars} is too short to train on; give 1000 or more")
+        _require(self.train_bytes >= 0, f"data.train_bytes={self.train_bytes} must be 0 (all) or more")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One model to train. `sweeps` and `lr_status` describe why it is trained and are no part of its identity."""
+
+    shape: Shape
+    train: TrainConfig
+    data: DataConfig
+    seed: int
+    data_key: str = ""
+    sweeps: tuple[str, ...] = ()
+    lr_status: str = "fixed"
+
+    @property
+    def config_id(self) -> str:
+        """16 hex digits naming the configuration (the trial without its seed)."""
+        return _digest(self._identity())
+
+    @property
+    def trial_id(self) -> str:
+        """config_id and seed: replicates sort together and a person can tell them apart."""
+        return f"{self.config_id}-s{self.seed}"
+
+    def model(self, vocab_size: int) -> ModelConfig:
+        """The network of this trial for data with so many distinct tokens."""
+        return ModelConfig(**asdict(self.shape), vocab_size=vocab_size)
+
+    @property
+    def n_tokens(self) -> int:
+        """Training tokens seen at the last step."""
+        return self.train.n_steps * self.train.batch_size * self.shape.block_size
+
+    def _identity(self) -> dict[str, Any]:
+        parts: dict[str, Shape | TrainConfig] = {"shape": self.shape, "train": self.train}
+        flat = {f"{group}.{f.name}": getattr(value, f.name) for group, value in parts.items() for f in fields(value)}
+        kept = {key: value for key, value in flat.items() if not (key in _ADDED_LATER and _ADDED_LATER[key] == value)}
+        return {**kept, "data": self.data_key or asdict(self.data), "recipe_version": RECIPE_VERSION}
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and everything needed to answer it."""
+
+    question: str = "What do depth, width, heads, or simply more parameters buy?"
+    """the question, written before the study runs"""
+    seeds: tuple[int, ...] = (1, 2, 3)
+    """one replicate of every configuration per seed; the same seeds everywhere, so that comparisons are paired"""
+    sweeps: tuple[str, ...] = ()
+    """NAME:FIELD=V1,V2,... (one factor around the centre), NAME:kind=grid:FIELD=...:FIELD=..., or
+    NAME:kind=matched:params=...:aspects=...:head_dims=... (equal size, different shape)"""
+    lr_exponent: float = 0.0
+    """lr = train.lr * (params_non_embedding / lr_reference) ** lr_exponent; 0 gives every size the same lr"""
+    lr_reference: int = 0
+    """params_non_embedding at which train.lr holds; 0 means the centre's"""
+    model: Shape = field(default_factory=Shape)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
+        _require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
+        _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
+        names = [parse_sweep(text).name for text in self.sweeps]
+        _require(len(set(names)) == len(names), f"sweeps {names} share a name; give each its own")
+        _require(math.isfinite(self.lr_exponent), f"lr_exponent={self.lr_exponent} must be a finite number")
+
+
+def expand(study: Study, data_key: str = "") -> list[Trial]:
+    """All trials of a study, each once, with the names of every sweep that holds it; seeds outermost, then as the sweeps list them.
+
+    Args:
+        data_key: names the data's content (see `study.data`), so that changed data gives new trials.
+
+    Raises:
+        ValueError: a sweep asks for an impossible shape or an unknown field.
+    """
+    found: dict[tuple[Shape, TrainConfig], list[str]] = {}
+    for sweep in [parse_sweep(text) for text in study.sweeps] or [Sweep(name="single")]:
+        for change in sweep.changes(study.model):
+            found.setdefault(_apply(study, change, sweep.name), []).append(sweep.name)
+    return [
+        Trial(shape, train, study.data, seed, data_key, tuple(dict.fromkeys(names)))
+        for seed in study.seeds
+        for (shape, train), names in found.items()
+    ]
+
+
+def _apply(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
+    """The centre with some fields changed; n_tokens is turned into steps and lr follows the study's rule unless it is a factor itself."""
+    shape_fields, train_fields = ({f.name for f in fields(kind)} for kind in (Shape, TrainConfig))
+    unknown = set(change) - shape_fields - train_fields - {"n_tokens"}
+    _require(
+        not unknown,
+        f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(shape_fields | train_fields | {'n_tokens'})}",
+    )
+    try:
+        shape = replace(study.model, **{k: int(v) for k, v in change.items() if k in shape_fields})
+        train = replace(study.train, **{k: _like(study.train, k, v) for k, v in change.items() if k in train_fields})
+    except ValueError as error:
+        raise ValueError(f"sweep {sweep!r}: {error}") from None
+    if "n_tokens" in change:
+        train = replace(train, n_steps=max(1, round(float(change["n_tokens"]) / (train.batch_size * shape.block_size))))
+    if study.lr_exponent and "lr" not in change:
+        reference = study.lr_reference or study.model.params_non_embedding
+        train = replace(train, lr=float(f"{train.lr * (shape.params_non_embedding / reference) ** study.lr_exponent:.3g}"))
+    return shape, train
+
+
+def _like(config: TrainConfig, name: str, value: Any) -> Any:
+    """A sweep's value with the type of the field it replaces."""
+    kind = type(getattr(config, name))
+    return kind(float(value)) if kind is int else kind(value)
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    """Hash of canonical JSON: key order and int against float make no difference."""
+
+    def canonical(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: canonical(inner) for key, inner in value.items()}
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return repr(float(value))
+        return value
+
+    return hashlib.sha256(json.dumps(canonical(facts), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

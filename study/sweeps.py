@@ -1,0 +1,142 @@
+"""Named ways to list configurations: one factor at a time, a grid, or matched shapes of equal size.
+
+A sweep is written as one line, `NAME:key=value,value:key=value`, the same in a YAML study and on the command line.
+
+    parse_sweep("depth:n_layer=2,4,8").changes(Shape())   # [{'n_layer': 2}, {'n_layer': 4}, {'n_layer': 8}]
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from models.config import Shape
+
+KINDS = ("one_factor", "grid", "matched")
+MATCH_TOLERANCE = 0.02
+"""Largest |N - target| / target of a matched shape."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Changes to a study's centre. `factors` maps a field of the model or of the recipe to its values."""
+
+    name: str
+    kind: str = "one_factor"
+    factors: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    params: tuple[float, ...] = ()
+    """matched: targets of params_non_embedding"""
+    aspects: tuple[float, ...] = ()
+    """matched: n_embd / n_layer"""
+    head_dims: tuple[int, ...] = ()
+    """matched: n_embd / n_head"""
+
+    def changes(self, centre: Shape) -> list[dict[str, Any]]:
+        """The configurations of this sweep as changes to the centre, in order."""
+        if self.kind == "one_factor":
+            return [{name: value} for name, values in self.factors.items() for value in values] or [{}]
+        extra = [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]
+        if self.kind == "grid":
+            return extra
+        shapes = [shape for shape, _ in self.matched(centre)]
+        return [{**shape, **more} for shape in shapes for more in extra]
+
+    def matched(self, centre: Shape) -> Iterator[tuple[dict[str, int], float]]:
+        """Shapes of equal size: for each target, aspect and head_dim the nearest integer shape and its relative size error.
+
+        Raises:
+            ValueError: nothing is reachable at all; single unreachable combinations are left out (see `unreachable`).
+        """
+        found = list(self._nearest())
+        reachable = [(shape, error) for *_, shape, error in found if shape and abs(error) <= MATCH_TOLERANCE]
+        if not reachable:
+            raise ValueError(
+                f"sweep {self.name!r}: no shape lies within {MATCH_TOLERANCE:.0%} of params={list(self.params)} "
+                f"with aspects={list(self.aspects)} and head_dims={list(self.head_dims)}; choose larger targets or smaller head_dims"
+            )
+        yield from reachable
+
+    def unreachable(self) -> list[str]:
+        """Sentences naming the combinations of a matched sweep that no integer shape reaches."""
+        return [
+            f"{target:,.0f} parameters at aspect {aspect:g} and head_dim {head_dim}: nearest shape is {error:+.1%} off"
+            for target, aspect, head_dim, shape, error in self._nearest()
+            if not shape or abs(error) > MATCH_TOLERANCE
+        ]
+
+    def _nearest(self) -> Iterator[tuple[float, float, int, dict[str, int], float]]:
+        for target, aspect, head_dim in itertools.product(self.params, self.aspects, self.head_dims):
+            shape, error = nearest_shape(target, aspect, head_dim)
+            yield target, aspect, head_dim, shape, error
+
+
+def nearest_shape(target: float, aspect: float, head_dim: int, aspect_slack: float = 1.25) -> tuple[dict[str, int], float]:
+    """The integer shape whose params_non_embedding is nearest to `target` with n_embd / n_layer within a factor `aspect_slack` of `aspect`.
+
+    N = L (12 d^2 + 2 d) + d, so every depth fixes one best width; widths are multiples of head_dim.
+
+    Returns:
+        ({n_layer, n_embd, n_head}, signed relative error); ({}, inf) where no depth has an aspect within the slack.
+    """
+    best: tuple[float, float, dict[str, int]] | None = None
+    centre_depth = (target / (12 * aspect**2)) ** (1 / 3)
+    for n_layer in range(max(1, math.floor(centre_depth / 2)), math.ceil(centre_depth * 2) + 2):
+        width = math.sqrt(target / (12 * n_layer))
+        for multiple in {max(1, math.floor(width / head_dim)), math.ceil(width / head_dim)}:
+            n_embd = multiple * head_dim
+            off_aspect = abs(math.log(n_embd / n_layer / aspect))
+            if off_aspect > math.log(aspect_slack) + 1e-9:
+                continue
+            error = (n_layer * (12 * n_embd**2 + 2 * n_embd) + n_embd) / target - 1
+            # Within tolerance every size is equally good: take the aspect nearest to the one asked for.
+            rank = (max(abs(error), MATCH_TOLERANCE), off_aspect)
+            if best is None or rank < best[:2]:
+                best = (*rank, {"n_layer": n_layer, "n_embd": n_embd, "n_head": multiple})
+                best_error = error
+    return (best[2], best_error) if best else ({}, math.inf)
+
+
+def parse_sweep(text: str) -> Sweep:
+    """A sweep from its one-line form.
+
+    Raises:
+        ValueError: the line is not of that form; the message shows one that is.
+    """
+    name, *parts = text.split(":")
+    example = "for example depth:n_layer=2,4,8 or shape:kind=matched:params=1e5,3e5:aspects=16,32:head_dims=16"
+    if not name or any("=" not in part for part in parts):
+        raise ValueError(f"sweep {text!r} is not NAME:FIELD=VALUE,VALUE; write it as {example}")
+    given = {key: tuple(number(v) for v in values.split(",") if v != "") for key, _, values in (part.partition("=") for part in parts)}
+    kind = str(given.pop("kind", ("one_factor",))[0])
+    if kind not in KINDS:
+        raise ValueError(f"sweep {name!r} has kind={kind!r}; allowed are {', '.join(KINDS)}")
+    empty = [key for key, values in given.items() if not values]
+    if empty or not (given or kind == "one_factor"):
+        raise ValueError(f"sweep {name!r} lists no values for {', '.join(empty) or 'any field'}; write it as {example}")
+    special = {key: given.pop(key) for key in ("params", "aspects", "head_dims") if kind == "matched" and key in given}
+    if kind == "matched" and len(special) < 3:
+        raise ValueError(f"sweep {name!r} is matched and needs params, aspects and head_dims; {example}")
+    return Sweep(name, kind, given, **special)
+
+
+def number(text: str) -> Any:
+    """A whole number, a decimal number or the text itself: `64`, `1e-3` and `4M` are numbers, `wsd` is not."""
+    scale = {"K": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:].upper() if text[:1].isdigit() else "", 1)
+    body = text[:-1] if scale > 1 else text
+    try:
+        return int(body) * scale
+    except ValueError:
+        pass
+    try:
+        value = float(body) * scale
+    except ValueError:
+        return text
+    return int(value) if value.is_integer() and abs(value) < 2**53 and abs(value) >= 1 else value
+
+
+def format_sweep(name: str, body: dict[str, Any]) -> str:
+    """The one-line form of a sweep given as a mapping (as a YAML study has it)."""
+    return ":".join(
+        [name, *(f"{key}={','.join(str(v) for v in (value if isinstance(value, list) else [value]))}" for key, value in body.items())]
+    )
