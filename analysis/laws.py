@@ -256,7 +256,7 @@ TIMING = Law(
 def with_aspect(law: Law) -> Law:
     """M3: the law with its first term multiplied by exp(gamma * ln(aspect / aspect_opt)^2), aspect being n_embd / n_layer.
 
-    A multiplier of the first term is a multiplier of N: a shape off the optimum acts like a model of exp(-gamma/alpha * ln(...)^2) times its size.
+    A multiplier of the first term is a multiplier of N: off the optimum a model acts like one of exp(-gamma/alpha * ln(...)^2) its size.
     """
     bowl = Bowl("aspect", "gamma", "aspect_opt")
     return _with_factor(law, bowl, "M3", "exp(gamma * ln(aspect/aspect_opt)^2)", "Kaplan et al. 2020, fig. 5")
