@@ -5,7 +5,6 @@ a known law with seed noise. No training happens; the tables are written by `stu
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ SWEEPS = {
 }
 """(n_layer, n_embd, n_head) of each sweep; 2x64 with 4 heads is in all three, so there are ten configurations."""
 
-WORDS = "the a little big red dog cat tree ball house ran saw found gave said was to and with it very happy sad then".split()
+WORDS = "the a little big red dog cat tree ball house ran saw found gave said was to and with it very happy sad then"
 N_STEPS, BATCH, BLOCK, VOCAB = 1_000, 8, 64, 70
 
 
@@ -74,7 +73,7 @@ def synthetic_samples(row: dict[str, Any], rng: np.random.Generator, prompts: in
     samples = []
     for temperature in (0.5, 0.8):
         for prompt in range(prompts):
-            words = list(rng.choice(WORDS, size=60))
+            words = list(rng.choice(WORDS.split(), size=60))
             wrong = rng.random(60) < 0.12 * row["val_loss"]
             text = " ".join(w + "q" if bad else w for w, bad in zip(words, wrong, strict=True))
             common = {"trial_id": row["trial_id"], "step": N_STEPS, "index": 0, "temperature": temperature}
@@ -105,8 +104,8 @@ def write_synthetic(results: Path, seeds: int = 3, sweeps: tuple[str, ...] = tup
 
 
 @pytest.fixture(scope="session")
-def synthetic_results(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def synthetic_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results folder of ten configurations x 3 seeds (read it, do not write into it: copy it first)."""
     results = tmp_path_factory.mktemp("synthetic") / "synthetic"
     write_synthetic(results)
-    yield results
+    return results

@@ -1,0 +1,53 @@
+"""Figures of size against shape: variance shares, parameter-equivalents, exponents by convention, forecasts against outcomes.
+
+Reads the conclusions (the dict of `fits.json`); writes nothing. Every function takes and returns an `ax`.
+"""
+
+from matplotlib.axes import Axes
+
+from analysis import style
+from analysis.cells import Fits, is_refused, value_of
+from analysis.style import BLUE, INK, VERMILLION
+
+
+def draw_shares(fits: Fits, ax: Axes | None = None) -> Axes:
+    """Shares of the variance of loss: Shapley values with intervals (bars) and the sequential order (ticks)."""
+    with style.look():
+        ax = ax or style.new_axes(height=2.4)
+        shares = [] if is_refused(fits.get("structure")) else fits["structure"].get("shares") or []
+        shares = [s for s in shares if value_of(s.get("shapley")) is not None]
+        for y, share in enumerate(shares):
+            ax.barh(y, value_of(share["shapley"]), height=0.55, color=BLUE, alpha=0.85)
+            if value_of(share.get("low")) is not None:
+                ax.plot([share["low"], share["high"]], [y, y], color=INK, lw=1.2, label="_interval")
+            if value_of(share.get("sequential")) is not None:
+                ax.plot([value_of(share["sequential"])], [y], "|", color=VERMILLION, ms=16, mew=2)
+        ax.plot([value_of(s["shapley"]) for s in shares], range(len(shares)), lw=0, label="Shapley share")
+        ax.set_yticks(range(len(shares)), [str(s["factor"]) for s in shares])
+        ax.set_ylim(len(shares) - 0.5, -0.5)
+        ax.set_xlim(min(0, *[value_of(s["shapley"]) or 0 for s in shares], 0), 1.02)
+        ax.set_xlabel("share of the variance of loss")
+    return ax
+
+
+def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
+    """Structural effects as parameter-equivalents: what factor on the parameter count has the same effect on loss (1 = none)."""
+    with style.look():
+        contrasts = [] if is_refused(fits.get("structure")) else fits["structure"].get("contrasts") or []
+        rows = [c for c in contrasts if value_of(c.get("parameter_equivalent")) is not None][:limit]
+        ax = ax or style.new_axes(height=1.1 + 0.28 * max(len(rows), 2))
+        ax.axvline(1, color=INK, lw=0.8)
+        for y, c in enumerate(rows):
+            sure = value_of(c.get("pe_low")) is not None and value_of(c.get("pe_high")) is not None
+            clear = sure and not c["pe_low"] <= 1 <= c["pe_high"]
+            if sure:
+                ax.plot([c["pe_low"], c["pe_high"]], [y, y], color=BLUE, lw=1.4, label="_interval")
+            ax.plot([value_of(c["parameter_equivalent"])], [y], "o", color=BLUE, mfc=BLUE if clear else "white")
+        ax.plot([value_of(c["parameter_equivalent"]) for c in rows], range(len(rows)), lw=0, label="parameter-equivalent")
+        ax.set_yticks(range(len(rows)), [str(c["name"]) for c in rows])
+        ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
+        ends = [c.get(k) for c in rows for k in ("parameter_equivalent", "pe_low", "pe_high")]
+        ax.set_xlim(style.pad_limits([1.0, *[v for v in map(value_of, ends) if v is not None]], 0.1))
+        style.log_axis(ax, "x")
+        ax.set_xlabel("parameter-equivalent (1 = acts its size)")
+    return ax

@@ -1,0 +1,270 @@
+"""How every figure looks, and how it is saved: palette, markers, log axes, label placement, files with reproducible bytes.
+
+Reads nothing; writes `<name>.svg|pdf|png|csv`. Uses the Agg canvas and `Figure` objects only, never pyplot's global state, so that a
+training driver and a notebook can both draw.
+
+    fig, ax = new_figure(); ax.plot(x, y); log_axes(ax); save(fig, folder, "loss")
+"""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Annotation, Text
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+from matplotlib.transforms import Bbox
+
+# Okabe and Ito 2008, "Color universal design": distinguishable with the common color-vision deficiencies and in gray.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+ORANGE, SKY = "#e69f00", "#56b4e9"
+INK, MUTED, FAINT, PAPER = "#1f2328", "#6b7280", "#d6dae0", "#ffffff"
+
+FACTORS = {"depth": (BLUE, "o"), "width": (VERMILLION, "s"), "heads": (GREEN, "^")}
+"""Color and marker of the sweeps that most studies hold; other sweeps take EXTRAS in order."""
+EXTRAS = [(PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (MUTED, "X")]
+
+CONVENTIONS = {
+    "params_non_embedding": "non-embedding parameters",
+    "params_total": "total parameters",
+    "params_blocks": "parameters of the blocks",
+}
+FACTOR_COLUMNS = {"depth": "n_layer", "n_layer": "n_layer", "width": "n_embd", "n_embd": "n_embd", "heads": "n_head", "n_head": "n_head"}
+AXIS_LABELS = {"n_layer": "layers", "n_embd": "width (channels)", "n_head": "attention heads"}
+LOSS = "validation loss (nats per character)"
+
+WIDTH, HEIGHT = 5.0, 3.5
+"""Inches. At 10-point type a figure is still readable at half its width, in a two-column paper or on a phone."""
+
+RC = {
+    "font.family": ["DejaVu Sans"], "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5,
+    "legend.fontsize": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
+    "axes.linewidth": 0.8, "lines.linewidth": 1.6, "lines.markersize": 5.5, "axes.axisbelow": True, "axes.grid": False, "grid.color": FAINT,
+    "grid.linewidth": 0.6, "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "svg.fonttype": "none",
+    "svg.hashsalt": "scaling-study", "text.hinting": "none", "figure.dpi": 160.0, "pdf.fonttype": 42, "axes.unicode_minus": True, "axes.titlelocation": "left",
+}  # fmt: skip
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """Apply the project's look to everything drawn inside the `with` block, and to nothing else."""
+    with mpl.rc_context(RC):
+        yield
+
+
+def new_figure(width: float = WIDTH, height: float = HEIGHT, rows: int = 1, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
+    """A figure on the Agg canvas with `rows` panels that share their x axis (sizes in inches)."""
+    with look():
+        fig = Figure(figsize=(width, height), layout="constrained")
+        fig.get_layout_engine().set(w_pad=0.07, h_pad=0.07)  # type: ignore[union-attr, call-arg]
+        FigureCanvasAgg(fig)
+        axes = fig.subplots(rows, 1, squeeze=False, sharex=rows > 1, gridspec_kw={"height_ratios": list(ratios)})
+    return fig, list(axes[:, 0])
+
+
+def new_axes(width: float = WIDTH, height: float = HEIGHT) -> Axes:
+    """The axes of a new one-panel figure; what each `draw_*` function makes when it is given no `ax`."""
+    return new_figure(width, height)[1][0]
+
+
+def sweep_style(names: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Color and marker of each sweep: the same factor looks the same in every study."""
+    extras = iter(EXTRAS * (1 + len(names) // len(EXTRAS)))
+    return {name: FACTORS[name] if name in FACTORS else next(extras) for name in names}
+
+
+def short_count(value: float, _: object = None) -> str:
+    """1234567 -> '1.23M': three significant digits and a suffix."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
+
+
+def tick_values(low: float, high: float, wanted: int = 5) -> list[float]:
+    """Round values inside [low, high] for a log axis: decades, then 1-2-5, then ever finer round steps; about `wanted` of them."""
+    decades = range(int(np.floor(np.log10(low))), int(np.ceil(np.log10(high))) + 1)
+    best: list[float] = []
+    for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
+        best = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
+        if len(best) >= min(wanted, 4):
+            return best
+    steps = [m * 10.0**d for d in range(-6, 12) for m in (1, 2, 2.5, 5)]
+    step = min(steps, key=lambda s: abs((high - low) / s - wanted))
+    return [round(k * step, 10) for k in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
+
+
+def log_axis(ax: Axes, which: str, counts: bool = False, values: Sequence[float] | None = None) -> None:
+    """Make one axis logarithmic with a few readable labels at round numbers and no minor labels.
+
+    Args:
+        which: "x" or "y".
+        counts: write 100k and 3M rather than plain numbers.
+        values: label exactly these positions (the levels of a sweep).
+    """
+    limits = ax.get_xlim() if which == "x" else ax.get_ylim()
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    (ax.set_xlim if which == "x" else ax.set_ylim)(limits)
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(FixedLocator(list(values) if values is not None else tick_values(*limits)))
+    axis.set_major_formatter(FuncFormatter(short_count if counts else lambda v, _: f"{v:.10g}"))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+
+
+def pad_limits(values: Sequence[float], share: float = 0.06, log: bool = True) -> tuple[float, float]:
+    """Limits a little wider than the values, in log space where `log`."""
+    finite = np.asarray([v for v in values if np.isfinite(v) and (v > 0 or not log)], float)
+    if not len(finite):
+        return (0.1, 1.0) if log else (0.0, 1.0)
+    low, high = (np.log(finite.min()), np.log(finite.max())) if log else (finite.min(), finite.max())
+    room = share * (high - low) or 0.05 * (1 if log else abs(high) or 1)
+    return (float(np.exp(low - room)), float(np.exp(high + room))) if log else (float(low - room), float(high + room))
+
+
+# ---- labels ----
+
+
+def text_boxes(fig: Figure) -> list[tuple[Text, Bbox]]:
+    """Every visible text of a drawn figure with its box in pixels, tick labels included."""
+    fig.canvas.draw()
+    shown = [t for t in fig.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
+    ticks = {id(t) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels(which="both")}
+    live = {id(t) for ax in fig.axes for t in _live_tick_labels(ax)}
+    return [(t, t.get_window_extent()) for t in shown if id(t) not in ticks or id(t) in live]
+
+
+def _live_tick_labels(ax: Axes) -> Iterator[Text]:
+    """Tick labels that are inside the axis limits (matplotlib keeps, and hides, some outside)."""
+    for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
+        if axis.get_visible() and ax.axison:
+            low, high = min(limits), max(limits)
+            yield from (t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_visible())
+
+
+def overlapping_texts(fig: Figure) -> list[tuple[str, str]]:
+    """Pairs of texts whose boxes intersect; a figure ready for readers has none."""
+    boxes = text_boxes(fig)
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[i + 1 :]]
+    return [(a[0].get_text(), b[0].get_text()) for a, b in pairs if _overlap(a[1], b[1])]
+
+
+def _overlap(a: Bbox, b: Bbox) -> bool:
+    return bool(min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1)
+
+
+NEAR = [(8, 7), (8, -7), (-8, 7), (-8, -7), (0, 13), (0, -13), (14, 0), (-14, 0)]
+OFFSETS = [*NEAR, (10, 20), (-10, 20), (10, -20), (-10, -20), (26, 12), (-26, -12), (-30, 12), (30, -12)]
+"""Where a label may stand, in points from its point, best first."""
+
+
+def label_points(ax: Axes, labels: Sequence[tuple[float, float, str, str]], avoid: Sequence[tuple[float, float]] = ()) -> list[Annotation]:
+    """Write labels beside points, each at the first offset where it covers no other label, no point and no edge of the axes.
+
+    Args:
+        labels: (x, y, text, color) in data coordinates.
+        avoid: further points, in data coordinates, to keep free.
+    """
+    fig = ax.figure
+    fig.canvas.draw()
+    taken = [box for text, box in text_boxes(fig) if text.axes is ax and text not in _tick_texts(ax)]  # type: ignore[arg-type]
+    points = ax.transData.transform(np.asarray([*avoid, *[(x, y) for x, y, _, _ in labels]], float))
+    frame, placed = ax.get_window_extent(), []
+    for x, y, text, color in labels:
+        best: tuple[float, Annotation, Bbox] | None = None
+        for dx, dy in OFFSETS:
+            where = {"ha": "center" if abs(dx) < 3 else ("left" if dx > 0 else "right"), "va": "center"}
+            note = ax.annotate(
+                text, (x, y), (dx, dy), textcoords="offset points", color=color, fontsize=9.5, annotation_clip=False, **where
+            )  # type: ignore[arg-type]
+            note.set_in_layout(False)
+            box = note.get_window_extent()
+            bad = sum(_overlap(box, other) for other in taken) * 10 + int(np.sum([box.contains(*p) for p in points]))
+            bad += 20 * (box.x1 > frame.x1 + 4 or box.x0 < frame.x0 or box.y0 < frame.y0 or box.y1 > frame.y1 + 4)
+            cost = bad + 0.01 * (abs(dx) + abs(dy))
+            if best is None or cost < best[0]:
+                if best:
+                    best[1].remove()
+                best = (cost, note, box)
+            else:
+                note.remove()
+            if not bad:
+                break
+        assert best is not None
+        taken.append(best[2])
+        placed.append(best[1])
+    return placed
+
+
+def _tick_texts(ax: Axes) -> list[Text]:
+    return [*ax.get_xticklabels(), *ax.get_yticklabels()]
+
+
+# ---- files ----
+
+
+def plotted(fig: Figure) -> list[dict[str, object]]:
+    """The numbers that a figure shows, one row per point: panel, series, x, y, and low and high for a band."""
+    rows: list[dict[str, object]] = []
+    for panel, ax in enumerate(fig.axes):
+        for artist in [*ax.lines, *ax.collections]:
+            series = str(artist.get_label())
+            if series.startswith("_"):
+                continue
+            for point in _points(artist):
+                rows.append({"panel": panel, "x_label": ax.get_xlabel(), "y_label": ax.get_ylabel(), "series": series, **point})
+    return rows
+
+
+def _points(artist: object) -> Iterator[dict[str, float]]:
+    if isinstance(artist, Line2D):
+        yield from ({"x": float(x), "y": float(y)} for x, y in np.asarray(artist.get_xydata(), float))
+    elif isinstance(artist, PathCollection):
+        yield from ({"x": float(x), "y": float(y)} for x, y in np.asarray(artist.get_offsets(), float))
+    elif isinstance(artist, PolyCollection) and artist.get_paths():
+        corners = np.asarray(artist.get_paths()[0].vertices, float)
+        for x in sorted(set(corners[:, 0])):
+            ys = corners[corners[:, 0] == x, 1]
+            yield {"x": float(x), "low": float(ys.min()), "high": float(ys.max())}
+
+
+def svg_text(fig: Figure) -> str:
+    """The figure as SVG with text as text and no date, so that equal figures have equal bytes."""
+    buffer = io.StringIO()
+    with look():
+        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return buffer.getvalue()
+
+
+def settle(fig: Figure) -> None:
+    """Run the layout once and freeze it: the three files then agree and are written in a third of the time."""
+    with look():
+        fig.draw_without_rendering()
+    fig.set_layout_engine("none")
+
+
+def save(fig: Figure, folder: Path, name: str, dpi: int = 160) -> str:
+    """Write `<name>.svg`, `.pdf`, `.png` and `.csv` (the plotted numbers) with reproducible bytes; returns the SVG text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settle(fig)
+    svg = svg_text(fig)
+    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
+    with look():
+        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
+        fig.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Software": None})
+    fields = ["panel", "x_label", "y_label", "series", "x", "y", "low", "high"]
+    with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()} for row in plotted(fig))
+    return svg
