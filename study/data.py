@@ -41,7 +41,7 @@ class Corpus:
     train: np.ndarray  # (n_train,) uint8, or uint16 above 256 ids
     val: np.ndarray  # (n_val,) same type
     characters: tuple[str, ...]  # index = token id; "<|endoftext|>" is 0 and "<unk>" is 1
-    sha256: str  # of vocabulary and tokens (and of unique_tokens): the identity of what was trained on
+    sha256: str  # of vocabulary and tokens: the identity of the data
     n_unknown: int  # validation characters that the training text never shows
     floor: float | None  # nats per token of the whole validation split: what a model that knew the source would score; None = unknown
     floor_se: float | None  # its standard error over stories
@@ -74,23 +74,24 @@ def data_identity(config: "DataConfig") -> dict[str, Any]:
     Returns:
         JSON-ready dict. A text file is known by its content, so moving or renaming it changes nothing.
     """
-    return {**_base_identity(config), "unique_tokens": config.unique_tokens}
-
-
-def _base_identity(config: "DataConfig") -> dict[str, Any]:
-    name = "text" if config.path is not None else config.name
+    name = "text" if config.path else config.name
     if name == "stories":
         return {"name": name, "generator": stories.VERSION, "train_chars": config.train_chars, "seed": config.seed}
     if name == "tinystories":
-        return {"name": name, "revision": download.REVISION, "train_bytes": config.train_bytes}
+        return {"name": name, "revision": download.REVISION, "train_bytes": config.train_bytes or None}
     if name == "text":
-        if config.path is None:
+        if not config.path:
             raise ValueError("data.name=text needs a file; give one with --data.path FILE.")
         path = Path(config.path).expanduser()
         check_text_file(path)
         stat = path.stat()
         return {"name": name, "sha256": _file_sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns)}
     raise ValueError(f"data.name={name!r} is not known; choose stories, tinystories or text.")
+
+
+def data_key(config: "DataConfig") -> str:
+    """16 hex digits of `data_identity`: the word for the data in a trial's identity."""
+    return hashlib.sha256(json.dumps(data_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=64)
@@ -118,7 +119,7 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progr
         download.DownloadError: TinyStories could not be fetched.
     """
     root = cache_dir or default_cache_dir()
-    key = hashlib.sha256(json.dumps({**_base_identity(config), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps({**data_identity(config), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
     folder = root / "corpora" / key[:20]
     meta = _read_meta(folder, key)
     if meta is None:
@@ -126,7 +127,7 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progr
         meta = _read_meta(folder, key)
         if meta is None:
             raise ValueError(f"the cache folder {folder} was changed while it was being written; run again or choose another cache.")
-    return _open(folder, meta, config.unique_tokens)
+    return _open(folder, meta)
 
 
 def default_cache_dir() -> Path:
@@ -172,16 +173,10 @@ def _hash_corpus(folder: Path, characters: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _open(folder: Path, meta: dict[str, Any], unique_tokens: int | None) -> Corpus:
+def _open(folder: Path, meta: dict[str, Any]) -> Corpus:
     train, val = (np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r") for part in ("train", "val"))
-    sha256 = meta["sha256"]
-    if unique_tokens is not None:
-        if not 1 < unique_tokens <= len(train):
-            raise ValueError(f"data.unique_tokens={unique_tokens:,} must lie between 2 and the {len(train):,} training tokens there are.")
-        train = train[:unique_tokens]
-        sha256 = hashlib.sha256(f"{sha256} first {unique_tokens}".encode()).hexdigest()
-    facts = {name: meta[name] for name in ("name", "n_unknown", "floor", "floor_se", "source")}
-    return Corpus(train=train, val=val, characters=tuple(meta["characters"]), sha256=sha256, path=folder, **facts)
+    facts = {name: meta[name] for name in ("name", "sha256", "n_unknown", "floor", "floor_se", "source")}
+    return Corpus(train=train, val=val, characters=tuple(meta["characters"]), path=folder, **facts)
 
 
 def _make(config: "DataConfig", root: Path, folder: Path, key: str, progress: Progress | None) -> None:
@@ -206,7 +201,7 @@ def _make(config: "DataConfig", root: Path, folder: Path, key: str, progress: Pr
 
 def _fill(config: "DataConfig", root: Path, scratch: Path, progress: Progress | None) -> dict[str, Any]:
     """Write train.bin and val.bin; return the facts of the corpus."""
-    identity = _base_identity(config)
+    identity = data_identity(config)
     name = identity["name"]
     floor: dict[str, float | None] = {"floor": None, "floor_se": None}
     if name == "stories":
@@ -214,7 +209,7 @@ def _fill(config: "DataConfig", root: Path, scratch: Path, progress: Progress | 
         ranges = [(train, 0, train.stat().st_size), (val, 0, val.stat().st_size)]
         source = f"generated stories, version {stories.VERSION}, seed {config.seed}; no licence needed; validation from its own random stream"
     elif name == "tinystories":
-        train, val = download.tinystories(root / "tinystories", config.train_bytes, progress)
+        train, val = download.tinystories(root / "tinystories", config.train_bytes or None, progress)
         ranges = [(train, 0, train.stat().st_size), (val, 0, val.stat().st_size)]
         source = f"TinyStoriesV2-GPT4 (Eldan and Li 2023), licence {download.LICENCE}, revision {download.REVISION[:8]}; the published split"
     else:
@@ -256,6 +251,13 @@ def _write_tokens(ranges: list[tuple[Path, int, int]], scratch: Path) -> dict[st
 
 
 # ---- batches ----
+
+
+def first_tokens(tokens: np.ndarray, unique_tokens: int) -> np.ndarray:
+    """The first `unique_tokens` tokens of a split, for studies of repetition; 0 means all."""
+    if not 0 <= unique_tokens <= len(tokens):
+        raise ValueError(f"unique_tokens={unique_tokens:,} must be 0 (all) or at most the {len(tokens):,} training tokens there are.")
+    return tokens[:unique_tokens] if unique_tokens else tokens
 
 
 def window(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
