@@ -65,7 +65,7 @@ FAMILY = {
     "girl": "mom grandma sister aunt mother cousin nanny teacher".split(),
     "boy": "dad grandpa brother uncle father neighbor tutor coach".split(),
 }
-SAID = "said asked cried whispered shouted laughed called replied sighed answered begged sang".split()
+SAID = "said cried whispered shouted called replied sighed answered laughed sang murmured yelled announced declared muttered giggled".split()
 HOW = """quickly slowly softly happily gently loudly quietly carefully sadly bravely proudly kindly eagerly gladly calmly politely
 nervously gracefully suddenly warmly""".split()
 VERBS = """catch carry find keep follow warm wake guard paint hold measure cover reach hide sort mix lift feed dry polish count open close
@@ -73,6 +73,32 @@ cool clean brighten gather chase scare bless cross mend share shake trap""".spli
 NOUNS = """apple river moon star bird stone flower cloud song road bell boat tree king lamp door horse rain candle garden
 shadow winter summer letter mountain feather window fire ocean dream basket ladder mirror kitten needle whistle pillow blanket morning
 evening island sparrow pebble lantern thread button castle valley rose seed wave nest bridge bee crown shoe field barrel""".split()
+ADVERB_TAIL = """angrily awkwardly badly barely briefly brightly busily certainly cleverly clumsily coldly correctly cruelly curiously daintily
+dearly deeply dreamily easily exactly faintly fairly firmly foolishly freely fully gravely greedily hardly hastily heartily honestly
+hopefully innocently keenly lazily lightly merrily mostly neatly oddly openly patiently perfectly plainly promptly rapidly rarely
+readily rudely safely sharply sleepily smoothly solemnly sternly strangely sweetly swiftly tenderly thoughtfully tightly truly vaguely
+wearily wildly wisely""".split()
+SEEN = """acorn alarm angel ant apple arrow baby banner barn bead beard beast bench berry blossom board bone branch brick brook bubble bug
+bulb bull bun butter cabin cactus camp cannon card carrot cat cellar chain chair chalk cheese cherry chick child chimney circle city claw
+coach coat coconut comet corner cottage couch cousin cricket crumb curtain daisy dancer desk diamond dinner dragon drawer dress driver
+egg elf engine farmer fence fern finger flame flea flood floor forest fountain fox friend frost giant goat grandma grape grass guest
+guitar hammer hand hawk heart helmet hill hook house hut icicle iron jacket jewel jug juice kettle kid knot lake lamb lawn lemon lily
+lizard log lord maid maze meal melon mill monk moth mouth mud muffin nail neighbor noodle nose nut oak oar onion oven page paint palace
+parade path paw peach pear pepper pie pillar pilot pirate plank plant plum pocket poet pole pony pool porch potato prince pumpkin puppet
+rabbit raft rail rainbow rake reed rider riddle robin rocket roof root rug sack sail salt sand school seal servant shark sheep shelf ship
+shoulder shovel shrub sister skirt slope smoke snail snake soldier soup spark spider spring squash squirrel stair statue steam stem stick
+storm stream string stump sugar sun swan sweater table tail target teacher tiger toast toe tomato tooth torch track train trumpet trunk
+tulip tunnel turnip twig uncle vase vest village vine wagon waiter wall wasp weed whale wheat widow willow wing witch wizard worm yard
+""".split()
+DID = """counted chased watched drew painted followed cleaned carried kissed moved lifted hid heard smelled touched loved missed named
+visited washed fed hugged kicked licked passed picked pushed pulled remembered forgot rolled saved shook sold stacked tasted thanked
+trusted tickled untied wanted warmed woke wrapped admired borrowed brushed caught climbed covered dropped dusted enjoyed fixed greeted
+guarded helped ignored imagined knew met noticed praised""".split()
+MORE_LOOKS = """bitter bouncy bumpy clean clear cloudy cozy curly curved dented dim empty faded flat fluffy foggy frozen fuzzy glassy gloomy glowing
+greasy grim hairy hard hidden hollow huge icy itchy jagged large lazy loose loud lumpy mighty misty moldy muddy narrow neat new noble
+pale patchy perfect plump pointed proud quick rare raw rich ripe rough salty scaly scary shabby sharp short silent silky simple sleek
+slim slimy slippery slow smelly smoky snowy solid sour sparkly steep sticky stiff stormy straight sturdy sunny sweet swift tall tame
+tangled thick thin tight tough twisted useful vast velvety wavy weak weird wide wild windy wise wobbly woolly wrinkled young zigzag""".split()
 JOBS = """a pilot|a dancer|a doctor|a singer|a farmer|a sailor|a painter|a baker|a teacher|a knight|an inventor|an explorer|a magician|
 a builder|a writer|a racer|a captain|a gardener|an astronaut|a drummer|a firefighter|a ranger|a clown|a judge|a diver|a poet""".replace(
     "\n", ""
@@ -83,14 +109,14 @@ _VOWELS = "a e i o u a e i o ee oo ai".split()
 _CODAS = "l m n r s t b d x nk ll mp ck".split()
 
 
-def zipf_table(entities: Sequence[Entity], exponent: float = 1.0, shift: float = 2.0) -> Table:
+def zipf_table(entities: Sequence[Entity], exponent: float = 1.0, shift: float = 4.0) -> Table:
     """Entities with weights 1 / (rank + shift)^exponent (Zipf-Mandelbrot); the shift flattens the head."""
     return Table(tuple(entities), tuple((rank + shift) ** -exponent for rank in range(len(entities))))
 
 
 def words(texts: Iterable[str]) -> list[Entity]:
-    """Entities without attributes."""
-    return [{"": text} for text in texts]
+    """Entities without attributes, each text once."""
+    return [{"": text} for text in dict.fromkeys(texts)]
 
 
 def with_article(text: str) -> str:
@@ -191,13 +217,23 @@ def tables() -> tuple[dict[str, Table], dict[str, dict[str, Table]]]:
         "look": LOOKS,
         "a_trait_up": [with_article(word).capitalize() for word in TRAITS],
         "a_look_up": [with_article(word).capitalize() for word in LOOKS],
+        "some_look": [*LOOKS, *MORE_LOOKS],
+        "a_some_look": [with_article(word) for word in [*LOOKS, *MORE_LOOKS]],
+        "noun": [*NOUNS, *SEEN],
+        "nouns": [f"{word}s" for word in NOUNS],
+        "verb": VERBS,
+        "verb_up": [word.capitalize() for word in VERBS],
+        "did": DID,
+        "food": FOODS,
+        "color": COLORS,
+        "material": MATERIALS,
         "feeling": FEELINGS,
         "said": SAID,
-        "how": HOW,
+        "how": [*HOW, *ADVERB_TAIL],
         "number": NUMBERS,
     }
     family = [{"": word, **PRONOUNS[kind]} for pair in zip(FAMILY["girl"], FAMILY["boy"], strict=True) for word, kind in zip(pair, PRONOUNS, strict=True)]
-    free = {name: zipf_table(words(texts)) for name, texts in plain.items()}
+    free = {name: zipf_table(words(texts), shift=20.0) for name, texts in plain.items()}
     free |= {"kind": Table(tuple(kinds), (1.0, 1.0)), "name": zipf_table(names), "family": zipf_table(family)}
     free |= {name: zipf_table(facts[name]) for name in ("place", "object", "animal")}
     given = {

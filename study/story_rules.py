@@ -1,15 +1,15 @@
 """The sentences of the story world: every rule of the story grammar, as templates (their notation is in `grammar.py`).
 
-A rule's templates are listed most frequent first; template k (from 0) has weight 1 / (k + 2)^0.7. Rules named `<plot>_problem` and
+A rule's templates are listed most frequent first; template k (from 0) has weight 1 / (k + 2)^0.4. Rules named `<plot>_problem` and
 `<plot>_fix` belong together: a story whose problem is `broken` is resolved by `broken_fix`. Remembered: hero, kind, place, object,
 animal, family.
 """
 
 RULES: dict[str, tuple[str, ...]] = {
     "story": (
-        "{+opening} {+about}{+habit}\n{+going} {+scene}{+finding} {+thing}\n{+plot}\n{+ending}",
-        "{+opening} {+about}\n{+going} {+scene}{+meeting} {+beast}\n{+finding_later} {+thing} {+plot_met}\n{+ending}",
-        "{+opening} {+habit_alone}\n{+going} {+finding} {+thing}{+scene_after}\n{+plot}\n{+ending}",
+        "{+opening} {+about}{+habit}\n{+going} {+scene}{+aside}{+maybe_aside}\n{+finding} {+thing} {+plot}{+maybe_aside} {+ending}",
+        "{+opening} {+about}\n{+going} {+scene}{+meeting} {+beast}{+maybe_aside}\n{+finding_later} {+thing} {+plot_met}{+maybe_aside}\n{+ending}",
+        "{+opening} {+habit_alone}{+maybe_aside}\n{+going} {+aside} {+finding} {+thing}{+scene_after}\n{+plot}{+maybe_aside} {+ending}",
     ),
     # ---- who ----
     "opening": (
@@ -76,7 +76,7 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     # ---- what ----
     "finding": (
-        "{hero.He} found {=a_look} {object=object} on the ground.",
+        "{hero.He} found {=a_look} {object=object} between {=a_some_look} {=noun} and {=a_some_look} {=noun}.",
         "Under a {=look} tree {hero.he} saw {=a_look} {object=object}.",
         "Next to a bench lay {=a_look} {object=object}.",
         "There, {hero.he} bought {=a_look} {object=object} for {=number} coins.",
@@ -96,7 +96,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "It was made of {object.material}, and {hero} loved it.",
         "The {object.maker} had made it.",
         "It could {object.use}.",
-        "The {object} was {object.color} and {=look}.",
+        "The {object} was {object.color}, {=some_look}, and {=some_look}.",
         "\"I can use it to {object.use},\" {hero.he} {=said} {=how}.",
         "Only the {object.maker} makes such things from {object.material}.",
         "{hero} held the {object.color} {object} {=how} and smiled.",
@@ -117,6 +117,25 @@ RULES: dict[str, tuple[str, ...]] = {
         "Like every {animal}, it loved {animal.food} and slept in {animal.a_home}.",
         "{hero} knew that {animal.a} likes {animal.food}, so {hero.he} gave it some.",
     ),
+    # ---- what is told in passing: nothing later depends on it, so it is where most of the entropy is ----
+    "aside": (
+        "{hero.He} {=did} a {=trait} bird and {=did} the {=noun}.",
+        "The {=noun} was {=some_look}; the {=noun}, {=some_look} and {=some_look}.",
+        "\"Do you see the {=noun} and the {=some_look} {=noun}?\" {hero} {=said} {=how}.",
+        "{hero.He} thought of {=a_some_look} {=noun}, {=a_some_look} {=noun}, and the {=noun}-{=noun}.",
+        "Some {=nouns} stood by {=a_some_look} {=noun}.",
+        "Far away, {=a_some_look} {=noun} {=how} {=did} the {=some_look} {=noun}.",
+        "The sky was {=color}, and the wind {=did} the {=nouns} {=how}.",
+        "{hero} {=did} {=number} {=nouns} and ate {=food}.",
+        "It was {=some_look}, {=some_look}, and full of {=nouns}.",
+        "{hero.He} sang: \"{=verb_up} the {=noun}, {=verb} the {=noun}!\"",
+        "Somebody had left {=food}, {=food}, and {=a_some_look} {=noun} there.",
+        "\"My {=noun} is {=some_look}, but my {=noun} is {=trait},\" sang {=a_trait} child.",
+        "There were {=some_look} {=nouns} and {=some_look} {=nouns} made of {=material}.",
+        "{hero} felt {=feeling}, like {=a_some_look} {=noun} in {=a_some_look} {=noun}.",
+        "Not even the {=trait} {=noun} could {=verb} it so {=how}.",
+    ),
+    "maybe_aside": (" {+aside}", " {+aside} {+aside}", ""),
     # ---- what went wrong, without and with an animal that is already there ----
     "plot": (
         "{+lost_problem} {+sorrow}\n{+meeting} {+beast} {+lost_fix}",
@@ -139,11 +158,11 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "sorrow": (
         "{hero} was very {=feeling}.",
-        "\"Oh no!\" {hero} {=said}.",
+        "\"Oh no! I don't like this,\" {hero} {=said}.",
         "{hero.He} felt {=feeling} and did not know what to do.",
-        "\"What now?\" {hero.he} {=said} {=how}.",
+        "\"It's not {=some_look}, it's {=some_look}!\" {hero.he} {=said} {=how}.",
         "{hero} {=said}, \"I am so {=feeling}!\"",
-        "{hero.He} sat down on {=a_look} stone and thought {=how}.",
+        "{hero.He} sat down on {=a_some_look} {=noun} and thought {=how}.",
         "{hero.He} counted to {=number} and took a deep breath.",
     ),
     "lost_problem": (
@@ -280,7 +299,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "{hero.His} {=family} smiled and {=said}, \"You were very {=trait} today.\"",
         "And {hero} lived happily ever after. The end.",
         "{hero} learned to be {=trait} and never {=trait}.",
-        "\"What {=a_look} day at {place}!\" {hero} {=said} {=how}.",
+        "\"What {=a_some_look}, {=some_look}, {=some_look} day at {place}!\" {hero} {=said} {=how}.",
         "The {object} is still there today, {=look} and {object.color}, and it can {object.use}.",
         "At home {hero.he} painted the {object} with {=number} {hero.color} dots.",
         "And if you go to {place}, {place.keeper} the {place.job} will tell you: \"{place.saying}\"",
