@@ -113,7 +113,7 @@ def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tupl
         height = np.einsum("rn,rn->r", force, residual - 0.5 * clipped)
         curvature = pull * inside
         curvature += force
-        gradient, hessian = _reduce(objective, theta.shape, shares, force, curvature)
+        gradient, hessian = reduce_points(objective, theta.shape, shares, force, curvature)
     height = np.where(np.isfinite(height) & (value.min(axis=1) > 0), height, np.inf)
     if objective.penalty is not None:
         extra = objective.penalty(theta, rows)
@@ -121,7 +121,7 @@ def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tupl
     return height, gradient, hessian
 
 
-def _reduce(objective: Objective, shape: tuple[int, ...], shares: list[Array], force: Array, curvature: Array) -> tuple[Array, Array]:
+def reduce_points(objective: Objective, shape: tuple[int, ...], shares: list[Array], force: Array, curvature: Array) -> tuple[Array, Array]:
     """Sum point contributions into gradient and Hessian, one matrix product for each pair of blocks."""
     gradient = np.empty(shape)
     hessian = np.empty((shape[0], *shape))
