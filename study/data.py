@@ -207,11 +207,15 @@ def _fill(config: "DataConfig", root: Path, scratch: Path, progress: Progress | 
     if name == "stories":
         train, val, floor["floor"], floor["floor_se"] = _write_stories(config, scratch)
         ranges = [(train, 0, train.stat().st_size), (val, 0, val.stat().st_size)]
-        source = f"generated stories, version {stories.VERSION}, seed {config.seed}; no licence needed; validation from its own random stream"
+        source = (
+            f"generated stories, version {stories.VERSION}, seed {config.seed}; no licence needed; validation from its own random stream"
+        )
     elif name == "tinystories":
         train, val = download.tinystories(root / "tinystories", config.train_bytes or None, progress)
         ranges = [(train, 0, train.stat().st_size), (val, 0, val.stat().st_size)]
-        source = f"TinyStoriesV2-GPT4 (Eldan and Li 2023), licence {download.LICENCE}, revision {download.REVISION[:8]}; the published split"
+        source = (
+            f"TinyStoriesV2-GPT4 (Eldan and Li 2023), licence {download.LICENCE}, revision {download.REVISION[:8]}; the published split"
+        )
     else:
         path = Path(str(config.path)).expanduser()
         split = split_documents(path)

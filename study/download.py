@@ -152,7 +152,9 @@ def _transfer(wanted: RemoteFile, part: Path, progress: Progress) -> None:
             part.unlink()
             reason = f"the server sent more than the {wanted.n_bytes:,} bytes of this file"
     have = part.stat().st_size if part.exists() else 0
-    raise DownloadError(_ways_on(wanted, part, f"{have:,} of {wanted.n_bytes:,} bytes arrived in {ATTEMPTS} attempts ({reason}); run again to go on there"))
+    raise DownloadError(
+        _ways_on(wanted, part, f"{have:,} of {wanted.n_bytes:,} bytes arrived in {ATTEMPTS} attempts ({reason}); run again to go on there")
+    )
 
 
 def _receive(address: str, wanted: RemoteFile, part: Path, progress: Progress) -> None:
@@ -236,4 +238,6 @@ def terminal_bar(name: str, done: int, total: int) -> None:
     _last_drawn[name] = now
     filled = round(30 * done / total)
     end = "\n" if done >= total else ""
-    print(f"\r{name} [{'#' * filled}{'.' * (30 - filled)}] {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", end=end, file=sys.stderr, flush=True)
+    print(
+        f"\r{name} [{'#' * filled}{'.' * (30 - filled)}] {done / 1e6:,.1f} of {total / 1e6:,.1f} MB", end=end, file=sys.stderr, flush=True
+    )

@@ -250,9 +250,7 @@ def _drawn(grammar: Grammar, part: Draw, rest: _Todo, state: _State, target: str
         yield from _written(entity[""], rest, state, (*state.choices, Choice(part.table, i, table.log_p[i])), facts, target)
 
 
-def _written(
-    word: str, rest: _Todo, state: _State, choices: tuple[Choice, ...], facts: Facts, target: str | None
-) -> Iterator[_State]:
+def _written(word: str, rest: _Todo, state: _State, choices: tuple[Choice, ...], facts: Facts, target: str | None) -> Iterator[_State]:
     if target is None:
         yield _State(state.at + len(word), rest, choices, facts, state.text + word)
     elif target.startswith(word, state.at):

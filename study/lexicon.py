@@ -28,8 +28,10 @@ Ralph Seth Ted Vince Wes Yuri Zack Andy Bruno""".split()
 PLACES = """park forest beach garden market farm river school meadow village lake hill library barn pond zoo castle orchard mill harbor
 bakery field valley cave museum station bridge island mountain playground workshop lighthouse church fair stable desert jungle swamp tower
 attic cellar kitchen street square well temple quarry vineyard inn theater""".split()
-INSIDE = frozenset("park forest garden market meadow village library barn zoo castle orchard bakery field valley cave museum "
-                   "workshop stable desert jungle swamp tower attic cellar kitchen street square vineyard inn theater".split())
+INSIDE = frozenset(
+    "park forest garden market meadow village library barn zoo castle orchard bakery field valley cave museum "
+    "workshop stable desert jungle swamp tower attic cellar kitchen street square vineyard inn theater".split()
+)
 OBJECTS = """ball kite key boat doll hat drum box ring bell lamp book coin cup flute shell basket rope bucket mirror stone feather whistle
 blanket spoon wagon map clock button balloon candle brush scarf chest sled jar ladder puzzle crown mask bottle horn ribbon shoe cart wheel
 top necklace fan pillow pencil lantern net bowl bag chain flag boot kettle glove hammer plate tent violin umbrella apron anchor marble
@@ -65,7 +67,9 @@ FAMILY = {
     "girl": "mom grandma sister aunt mother cousin nanny teacher".split(),
     "boy": "dad grandpa brother uncle father neighbor tutor coach".split(),
 }
-SAID = "said cried whispered shouted called replied sighed answered laughed sang murmured yelled announced declared muttered giggled".split()
+SAID = (
+    "said cried whispered shouted called replied sighed answered laughed sang murmured yelled announced declared muttered giggled".split()
+)
 HOW = """quickly slowly softly happily gently loudly quietly carefully sadly bravely proudly kindly eagerly gladly calmly politely
 nervously gracefully suddenly warmly""".split()
 VERBS = """catch carry find keep follow warm wake guard paint hold measure cover reach hide sort mix lift feed dry polish count open close
@@ -144,7 +148,9 @@ def compound(rng: random.Random, fronts: Sequence[str], backs: Sequence[str], n:
 
 def saying(rng: random.Random) -> str:
     """A line of five words that means little and has to be learned by heart."""
-    shape = rng.choice(("{A} {n}s {v} the {b} {m}.", "{V} the {n} and {w} the {m}.", "No {n} can {v} {a} {b} {m}.", "Every {n} must {v} its {b} {m}."))
+    shape = rng.choice(
+        ("{A} {n}s {v} the {b} {m}.", "{V} the {n} and {w} the {m}.", "No {n} can {v} {a} {b} {m}.", "Every {n} must {v} its {b} {m}.")
+    )
     n, m = rng.sample(NOUNS, 2)
     v, w = rng.sample(VERBS, 2)
     a, b = rng.sample(TRAITS, 2)
@@ -232,7 +238,11 @@ def tables() -> tuple[dict[str, Table], dict[str, dict[str, Table]]]:
         "how": [*HOW, *ADVERB_TAIL],
         "number": NUMBERS,
     }
-    family = [{"": word, **PRONOUNS[kind]} for pair in zip(FAMILY["girl"], FAMILY["boy"], strict=True) for word, kind in zip(pair, PRONOUNS, strict=True)]
+    family = [
+        {"": word, **PRONOUNS[kind]}
+        for pair in zip(FAMILY["girl"], FAMILY["boy"], strict=True)
+        for word, kind in zip(pair, PRONOUNS, strict=True)
+    ]
     free = {name: zipf_table(words(texts), shift=20.0) for name, texts in plain.items()}
     free |= {"kind": Table(tuple(kinds), (1.0, 1.0)), "name": zipf_table(names), "family": zipf_table(family)}
     free |= {name: zipf_table(facts[name]) for name in ("place", "object", "animal")}

@@ -37,7 +37,9 @@ class Stories:
 def story_grammar() -> Grammar:
     """The grammar of the stories; template k of a rule has weight 1 / (k + 2)^0.4."""
     free, given = tables()
-    rules = {name: Rule(tuple(map(parse_template, texts)), tuple((k + 2) ** -0.4 for k in range(len(texts)))) for name, texts in RULES.items()}
+    rules = {
+        name: Rule(tuple(map(parse_template, texts)), tuple((k + 2) ** -0.4 for k in range(len(texts)))) for name, texts in RULES.items()
+    }
     return Grammar("story", rules, free, given)
 
 
