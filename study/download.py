@@ -6,6 +6,7 @@ below the cache. The text's licence is CDLA-Sharing-1.0; nothing of it is part o
     train, val = tinystories(folder, train_bytes=100_000_000)
 """
 
+import contextlib
 import hashlib
 import http.client
 import os
@@ -16,7 +17,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +99,24 @@ def fetch(wanted: RemoteFile, folder: Path, progress: Progress, keep_as: str | N
     A file put there by hand is checked and used as well.
     """
     path = folder / (keep_as or wanted.name)
+    with _only_process(path.with_name(path.name + ".lock")):
+        return _fetch_alone(wanted, path, progress)
+
+
+@contextlib.contextmanager
+def _only_process(lock: Path) -> Iterator[None]:
+    """Wait until no other process on this machine fetches the same file; a process that dies frees its lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two processes there must not fetch the same file at once
+        yield
+        return
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _fetch_alone(wanted: RemoteFile, path: Path, progress: Progress) -> Path:
     mark = path.with_name(path.name + ".checked")
     if path.exists() and mark.exists() and path.stat().st_size == wanted.n_bytes:
         return path

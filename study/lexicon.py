@@ -5,6 +5,8 @@ study's seed: the world is what a model can learn by heart, and its facts are as
 1 / rank (Zipf's law). Thousands of facts, so that more capacity keeps paying. No file is read or written here.
 """
 
+# ruff: noqa: SIM905 (word lists are easier to read and to change as running text)
+
 import random
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -98,11 +100,12 @@ DID = """counted chased watched drew painted followed cleaned carried kissed mov
 visited washed fed hugged kicked licked passed picked pushed pulled remembered forgot rolled saved shook sold stacked tasted thanked
 trusted tickled untied wanted warmed woke wrapped admired borrowed brushed caught climbed covered dropped dusted enjoyed fixed greeted
 guarded helped ignored imagined knew met noticed praised""".split()
-MORE_LOOKS = """bitter bouncy bumpy clean clear cloudy cozy curly curved dented dim empty faded flat fluffy foggy frozen fuzzy glassy gloomy glowing
-greasy grim hairy hard hidden hollow huge icy itchy jagged large lazy loose loud lumpy mighty misty moldy muddy narrow neat new noble
-pale patchy perfect plump pointed proud quick rare raw rich ripe rough salty scaly scary shabby sharp short silent silky simple sleek
-slim slimy slippery slow smelly smoky snowy solid sour sparkly steep sticky stiff stormy straight sturdy sunny sweet swift tall tame
-tangled thick thin tight tough twisted useful vast velvety wavy weak weird wide wild windy wise wobbly woolly wrinkled young zigzag""".split()
+MORE_LOOKS = """bitter bouncy bumpy clean clear cloudy cozy curly curved dented dim empty faded flat fluffy foggy frozen fuzzy
+glassy gloomy glowing greasy grim hairy hard hidden hollow huge icy itchy jagged large lazy loose loud lumpy mighty
+misty moldy muddy narrow neat new noble pale patchy perfect plump pointed proud quick rare raw rich ripe rough
+salty scaly scary shabby sharp short silent silky simple sleek slim slimy slippery slow smelly smoky snowy solid
+sour sparkly steep sticky stiff stormy straight sturdy sunny sweet swift tall tame tangled thick thin tight tough
+twisted useful vast velvety wavy weak weird wide wild windy wise wobbly woolly wrinkled young zigzag""".split()
 JOBS = """a pilot|a dancer|a doctor|a singer|a farmer|a sailor|a painter|a baker|a teacher|a knight|an inventor|an explorer|a magician|
 a builder|a writer|a racer|a captain|a gardener|an astronaut|a drummer|a firefighter|a ranger|a clown|a judge|a diver|a poet""".replace(
     "\n", ""

@@ -8,7 +8,8 @@ animal, family.
 RULES: dict[str, tuple[str, ...]] = {
     "story": (
         "{+opening} {+about}{+habit}\n{+going} {+scene}{+aside}{+maybe_aside}\n{+finding} {+thing} {+plot}{+maybe_aside} {+ending}",
-        "{+opening} {+about}\n{+going} {+scene}{+meeting} {+beast}{+maybe_aside}\n{+finding_later} {+thing} {+plot_met}{+maybe_aside}\n{+ending}",
+        "{+opening} {+about}\n{+going} {+scene}{+meeting} {+beast}{+maybe_aside}\n"
+        "{+finding_later} {+thing} {+plot_met}{+maybe_aside}\n{+ending}",
         "{+opening} {+habit_alone}{+maybe_aside}\n{+going} {+aside} {+finding} {+thing}{+scene_after}\n{+plot}{+maybe_aside} {+ending}",
     ),
     # ---- who ----

@@ -109,8 +109,8 @@ def _decode(decoder: io.IncrementalNewlineDecoder, block: bytes, at: int, path: 
     except UnicodeDecodeError as error:
         place = at + error.start  # a few bytes off where a character straddles two blocks
         raise ValueError(
-            f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} near position {place:,}); if it is Latin-1, convert it with: "
-            "iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
+            f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} near position {place:,}); "
+            "if it is Latin-1, convert it with: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
         ) from error
 
 
