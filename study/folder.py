@@ -1,0 +1,174 @@
+"""The results folder of a study: who may write it, what is done in it, what is missing, and its `study.json`.
+
+Reads and writes files only; knows nothing of Ray.
+
+    with locked(out): state = survey(out, trials, data_sha256); write_json(out / "study.json", facts)
+"""
+
+import json
+import os
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from study import records
+from study.spec import RECIPE_VERSION, Trial
+
+try:
+    import fcntl
+except ImportError:  # pragma: no cover - only where there is no POSIX
+    fcntl = None  # type: ignore[assignment]
+
+FINAL = ("COMPLETED", "DIVERGED")
+"""A trial with such a row is not run again: training is deterministic, so a diverged one would diverge again."""
+
+
+# ---- who may write ----
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the results folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: another run holds it, or the folder cannot be written.
+    """
+    check_writable(out)
+    path = out / ".lock"
+    with open(path, "a+", encoding="utf-8") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise ValueError(f"{out} is in use by another run ({_holder(file.read())}); wait for it, end it, or choose another --out") from None
+            except OSError:
+                pass  # a file system without locks: the note below is all there is
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
+        file.flush()
+        yield
+
+
+def _holder(text: str) -> str:
+    try:
+        note = json.loads(text)
+        return f"process {note['pid']} on {note['host']} since {note['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "of unknown origin"
+
+
+def check_writable(out: Path) -> None:
+    """Make the folder and write a byte into it.
+
+    Raises:
+        ValueError: that fails; the message says why.
+    """
+    probe = out / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(f"results cannot be written to {out} ({error.strerror or error}); choose another folder with --out") from None
+
+
+# ---- what is there ----
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a results folder holds of a study's trials."""
+
+    done: dict[str, dict[str, Any]]
+    """rows of trials that need not run, by trial_id"""
+    missing: tuple[Trial, ...]
+    """trials to run, in the study's order"""
+    failed_before: int
+    """missing trials that ended FAILED or INTERRUPTED last time"""
+    stale: int
+    """rows of an older recipe or of other data: kept, never mixed in"""
+    foreign: int
+    """rows of trials that the study, as it is now, does not hold"""
+    notes: tuple[str, ...] = ()
+    """files that could not be read and were set aside"""
+
+
+def survey(out: Path, trials: Sequence[Trial], data_sha256: str) -> Survey:
+    """Compare a results folder with the trials of a study.
+
+    Raises:
+        records.RecordError: a table of a newer version of this program.
+    """
+    notes = set_aside_unreadable(out)
+    rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
+    wanted = {trial.trial_id: trial for trial in trials}
+
+    def is_stale(row: dict[str, Any]) -> bool:
+        return row["recipe_version"] != RECIPE_VERSION or row["data_sha256"] != data_sha256
+
+    done = {i: row for i, row in rows.items() if i in wanted and row["status"] in FINAL and not is_stale(row)}
+    return Survey(
+        done=done,
+        missing=tuple(trial for trial in trials if trial.trial_id not in done),
+        failed_before=sum(row["status"] in ("FAILED", "INTERRUPTED") for i, row in rows.items() if i in wanted),
+        stale=sum(is_stale(row) for row in rows.values()),
+        foreign=sum(i not in wanted and not is_stale(row) for i, row in rows.items()),
+        notes=tuple(notes),
+    )
+
+
+def set_aside_unreadable(out: Path) -> list[str]:
+    """Rename result files that are not whole Parquet files to *.bad, so that their trials run again; returns a sentence for each."""
+    notes = []
+    for table in records.SCHEMAS:
+        try:
+            records.read(out, table)
+        except records.RecordError:
+            for path in records.files(out, table):
+                if not _is_parquet(path):
+                    aside = path.with_name(f"{path.name}.bad-{time.time_ns()}")
+                    path.rename(aside)
+                    notes.append(f"{path.relative_to(out)} is damaged; set aside as {aside.name}")
+    return notes
+
+
+def _is_parquet(path: Path) -> bool:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        pq.read_table(path)
+    except (pa.ArrowException, OSError):
+        return False
+    return True
+
+
+# ---- study.json ----
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write JSON atomically, readable by a person."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            json.dump(facts, file, indent=1, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; {} where there is none or it is damaged (it is then written anew)."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

@@ -1,0 +1,125 @@
+"""Writes a trial's row, curve and samples when it ends; the only writer of results tables during a run.
+
+Runs on the driver. Every file is written whole or not at all, the trial's row last: where the row is, the rest is too.
+
+    Recorder(out, "quick", code_version, columns, trials, vocab_size).ended(outcome, where)
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from study import records
+from study.spec import RECIPE_VERSION, Trial
+
+PATIENCE_S = (0.2, 1.0, 4.0)
+"""Pauses before a failed write is tried again: a network folder may be away for a moment."""
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Where:
+    """How and when a trial ran: columns that training itself does not know."""
+
+    started_at: float
+    """POSIX seconds of the first start in this run"""
+    gpu_fraction: float = 0.0
+    bundle_size: int = 1
+    exclusive: bool = False
+    """it had its device to itself all the time"""
+    host: str = ""
+
+
+@dataclass
+class Recorder:
+    """Writer of one study's tables."""
+
+    out: Path
+    study: str
+    code_version: str
+    columns: dict[str, Any]
+    """columns with one value for the whole run: data, versions, git state"""
+    trials: dict[str, Trial]
+    vocab_size: int
+    rows: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """rows written in this run, by trial_id"""
+
+    def ended(self, outcome: Mapping[str, Any], where: Where) -> dict[str, Any]:
+        """Write what a trial handed back: its `row` of train-side columns, its `curve` and its `samples`.
+
+        Returns:
+            The whole row as written.
+        """
+        row = {**self._facts(outcome["row"]["trial_id"]), **_place(where), **outcome["row"]}
+        self._write(row, outcome["curve"], outcome["samples"])
+        if row["status"] != "INTERRUPTED":
+            shutil.rmtree(self.out / "checkpoints" / row["trial_id"], ignore_errors=True)
+        return row
+
+    def cut_off(self, trial_id: str, status: str, reason: str, curve: Rows, where: Where) -> dict[str, Any]:
+        """Write a trial that did not come to its end: FAILED, or INTERRUPTED and to be continued."""
+        last = curve[-1] if curve else {}
+        losses = {name: last.get(name) for name in ("val_loss", "train_loss")}
+        steps = {"n_steps": last.get("step", 0), "n_tokens": last.get("tokens", 0)}
+        row = {**self._facts(trial_id), **_place(where), **losses, **steps, "status": status, "reason": reason}
+        self._write(row, curve, [])
+        return row
+
+    def _facts(self, trial_id: str) -> dict[str, Any]:
+        """Columns that follow from the trial itself."""
+        trial = self.trials[trial_id]
+        model = trial.model(self.vocab_size)
+        counts = ("d_ff", "params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token")
+        recipe = ("batch_size", "lr", "weight_decay", "dropout", "schedule")
+        unique = trial.train.unique_tokens or self.columns["unique_tokens"]
+        return {
+            **self.columns,
+            **asdict(model),
+            **{name: getattr(model, name) for name in counts},
+            **{name: getattr(trial.train, name) for name in recipe},
+            "trial_id": trial_id,
+            "config_id": trial.config_id,
+            "seed": trial.seed,
+            "study": self.study,
+            "sweeps": list(trial.sweeps),
+            "lr_status": trial.lr_status,
+            "recipe_version": RECIPE_VERSION,
+            "unique_tokens": unique,
+            "restarts": 0,
+        }
+
+    def _write(self, row: dict[str, Any], curve: Rows, samples: Rows) -> None:
+        trial_id = row["trial_id"]
+        row["flops"] = float(row["flops_per_token"]) * row["n_tokens"]
+        row["epochs"] = row["n_tokens"] / row["unique_tokens"]
+        for table, rows in (("curves", curve), ("samples", samples), ("trials", [row])):
+            tagged = [{"trial_id": trial_id, **line} for line in rows]
+            path = self.out / table / f"{trial_id}.parquet"
+            _patiently(lambda path=path, table=table, tagged=tagged: records.write(path, table, tagged, self.study, self.code_version))
+        self.rows[trial_id] = row
+
+
+def _place(where: Where) -> dict[str, Any]:
+    return {
+        "started_at": records.utc(where.started_at),
+        "finished_at": records.utc(time.time()),
+        "wall_s": time.time() - where.started_at,
+        "gpu_fraction": where.gpu_fraction,
+        "bundle_size": where.bundle_size,
+        "exclusive_timing": where.exclusive,
+        "host": where.host,
+    }
+
+
+def _patiently(write: Callable[[], None]) -> None:
+    """Try a write again after short pauses, then let the error through."""
+    for pause in PATIENCE_S:
+        try:
+            return write()
+        except OSError:
+            time.sleep(pause)
+    write()
