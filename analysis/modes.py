@@ -58,8 +58,9 @@ def huber(objective: Objective, theta: Array, delta: Array | float) -> Minimum:
     """Huber at width `delta` (a number or (R, 1)) from rough coordinates, through widths that shrink fourfold from the residual spread."""
     target = np.broadcast_to(np.asarray(delta, dtype=float), (theta.shape[1], 1))
     width = np.maximum(spread(objective, theta), target)
+    near = min(1e-2, 0.5 / objective.log_loss.shape[1])  # half the pull of one point: enough for the next width
     while (width > 1.001 * target).any():
-        theta = minimize(objective.at(width), theta, tolerance=1e-2, max_steps=8).theta
+        theta = minimize(objective.at(width), theta, tolerance=near, max_steps=30).theta
         width = np.maximum(width / 4, target)
     return minimize(objective.at(target), theta)
 
