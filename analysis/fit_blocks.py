@@ -1,0 +1,298 @@
+"""One fit as a block of fits.json: parameters or refusals, the local slope, residuals, the curve with its band, and how it was obtained.
+
+block = build("joint", "All configurations", POWER_FLOOR, cells, noise, options)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis import fits, intervals, selection, verdicts
+from analysis.fits import FitResult
+from analysis.laws import Law, Power
+from analysis.refusals import Code, Refusal
+from analysis.replicates import LEVEL, Configurations, Noise, f_p_value, t_quantile
+
+SIZE = "params_non_embedding"
+CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")
+CURVE_POINTS = 60
+REACH = 2.0
+"""The drawn curve goes this factor beyond the data on either side, and never beyond one observed log-range."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How intervals are computed.
+
+    Args:
+        n_bootstrap: configuration-level bootstrap replicates; 0 leaves the cross-check out.
+        seed: of the bootstrap.
+        level: of every interval.
+    """
+
+    n_bootstrap: int = 1000
+    seed: int = 0
+    level: float = LEVEL
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fit with the configurations that it used: what structure, diagnostics and forecasts start from.
+
+    Args:
+        fit_id: key in fits.json.
+        result: the fit on configuration means.
+        cells: those configurations.
+        column: how N is counted.
+        sweep: the one sweep whose configurations were used, or None.
+        title: for people.
+    """
+
+    fit_id: str
+    title: str
+    result: FitResult
+    cells: Configurations
+    column: str
+    sweep: str | None = None
+
+    @property
+    def df(self) -> int:
+        """Configurations less parameters."""
+        return len(self.cells) - len(self.result.params)
+
+    def at(self, size: Any, **other: Any) -> dict[str, NDArray[np.float64]]:
+        """Columns at sizes, everything else at the fit's reference."""
+        n = np.atleast_1d(np.asarray(size, dtype=float))
+        fixed = {**self.result.reference, **other}
+        return {name: n if name == self.column else np.full(len(n), fixed[name]) for name in self.result.law.columns}
+
+    def slope(self, size: float) -> float:
+        """Local slope dlnL/dlnN at a size (negative where larger is better)."""
+        step = 1e-5
+        up, down = self.result.predict(self.at([size * math.exp(step), size * math.exp(-step)]))
+        return float((math.log(up) - math.log(down)) / (2 * step))
+
+    def jacobian(self, points: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """d ln L / d coordinates at points, (points, parameters), by central differences."""
+        theta, step = self.result.theta, 1e-6
+        offsets = step * np.eye(len(theta))
+        shifted = np.concatenate([theta[:, None] + offsets, theta[:, None] - offsets], axis=1)
+        values = self.result.design.log_predict(shifted, dict(points))
+        half = len(theta)
+        return ((values[:half] - values[half:]) / (2 * step)).T
+
+    def log_error(self, points: Mapping[str, NDArray[np.float64]], variance: float) -> NDArray[np.float64]:
+        """Standard error of ln L at points for a residual variance of configuration means (delta method)."""
+        own = self.jacobian({name: self.cells.columns[name] for name in self.result.law.columns})
+        free = self.jacobian(points)
+        spread = np.linalg.pinv(own.T @ own, rcond=1e-12)
+        return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", free, spread, free), 0) * variance)
+
+
+def fit_size_law(
+    fit_id: str, title: str, cells: Configurations, column: str = SIZE, sweep: str | None = None, law: Law | None = None
+) -> Fitted | Refusal:
+    """Fit L(N), or L(N, D) where the training tokens vary too, to configuration means; the law is AICc's choice where none is given."""
+    if verdicts.sizes(cells, column) < 2:
+        return Refusal(
+            Code.NO_VARIATION, f"{title}: N takes one value, so the data say nothing about what parameters buy; add a second size"
+        )
+    chosen = law or choose_size_law(cells)
+    if chosen is None:
+        return Refusal(Code.TOO_FEW_SIZES, f"{title}: too few sizes for any law in N; add sizes")
+    try:
+        result = fits.fit(chosen.on(**{SIZE: column}), cells.columns, cells.loss)
+    except fits.FitError as error:
+        return Refusal(Code.TOO_FEW_SIZES, f"{title}: {error}")
+    return Fitted(fit_id, title, result, cells, column, sweep)
+
+
+def choose_size_law(cells: Configurations) -> Law | None:
+    """M1 (M2 with varying tokens), or what AICc prefers of the laws in N and D; None where nothing fits."""
+    names = ("M2", "M1") if selection.varies(cells, "n_tokens", 3) else ("M1", "M0")
+    laws = {name: law for name, law in selection.candidate_laws(cells).items() if name in names}
+    ranked = selection.rank(cells, laws)
+    if not ranked:
+        ranked = selection.rank(cells, {k: v for k, v in selection.candidate_laws(cells).items() if k == "M0"})
+    return next((c.law for c in ranked if math.isfinite(c.aicc)), ranked[0].law if ranked else None)
+
+
+# ---- the block ----
+
+
+def build(fitted: Fitted, noise: Noise | Refusal, options: Options) -> dict[str, Any]:
+    """The JSON block of a fit."""
+    result, cells = fitted.result, fitted.cells
+    card = result.to_dict()
+    found = profile_all(fitted, options)
+    parameters = {name: parameter(fitted, name, found.get(name)) for name in result.params}
+    block = {
+        "title": fitted.title,
+        "law": result.law.name,
+        "equation": result.law.equation,
+        "source": result.law.source,
+        "convention": fitted.column,
+        "sweep": fitted.sweep,
+        "n_rows": len(cells.cell_loss),
+        "n_configurations": len(cells),
+        "n_seeds": int(np.max(cells.n_seeds)),
+        "n_sizes": verdicts.sizes(cells, fitted.column),
+        "decades": verdicts.decades(cells, fitted.column),
+        "df": fitted.df,
+        "reference": result.reference,
+        "parameters": parameters,
+        "slope": slope_block(fitted, found.get("slope")),
+        "loss_at_reference": _cell(float(result.predict(result.reference)[0]), found.get("loss"), "nats/token"),
+        "status": result.status.name,
+        "status_text": result.message,
+        **{k: card[k] for k in ("gradient_norm", "n_starts", "starts_agreeing", "inlier_fraction", "condition", "delta")},
+        "objective": result.objective_value,
+        "objective_name": result.objective,
+        "r2": r_squared(fitted),
+        "aicc": selection.aicc(result),
+        "residual_sd": residual_sd(fitted),
+        "residuals": residual_rows(fitted, noise),
+        "curve": curve(fitted, noise),
+    }
+    return block | cross_check(fitted, found, options)
+
+
+def r_squared(fitted: Fitted) -> float:
+    """1 - residual over total sum of squares of configuration means, in nats."""
+    loss = fitted.cells.loss
+    total = float(np.sum((loss - loss.mean()) ** 2))
+    return 1 - float(np.sum((loss - fitted.result.fitted) ** 2)) / total if total > 0 else float("nan")
+
+
+def residual_sd(fitted: Fitted) -> float | None:
+    """Residual standard deviation of configuration means, log loss, df = configurations - parameters."""
+    return float(np.sqrt(np.sum(fitted.result.residuals**2) / fitted.df)) if fitted.df > 0 else None
+
+
+def residual_rows(fitted: Fitted, noise: Noise | Refusal) -> list[dict[str, Any]]:
+    """Residual of each configuration in nats, with the interval that its seeds give."""
+    cells = fitted.cells
+    left = cells.loss - fitted.result.fitted
+    rows = []
+    for i in range(len(cells)):
+        half = noise.half_width(int(cells.n_seeds[i])) if isinstance(noise, Noise) else None
+        ends = {"low": None, "high": None} if half is None else {"low": left[i] - half, "high": left[i] + half}
+        rows.append({"config_id": str(cells.config_id[i]), "x": float(cells.columns[fitted.column][i]), "residual": float(left[i]), **ends})
+    return rows
+
+
+def curve(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
+    """The law over N, tokens at their reference, with a pointwise band (delta method, residual scatter of configuration means)."""
+    sizes = fitted.cells.columns[fitted.column]
+    low, high = float(sizes.min()), float(sizes.max())
+    reach = min(REACH, high / low)
+    x = np.geomspace(low / reach, high * reach, CURVE_POINTS)
+    points = fitted.at(x)
+    y = fitted.result.predict(points)
+    block: dict[str, Any] = {"x": x, "y": y, "inside": [bool(low * (1 - 1e-9) <= v <= high * (1 + 1e-9)) for v in x]}
+    variance, df = mean_variance(fitted, noise)
+    if variance is None:
+        return block | {"low": None, "high": None}
+    half = t_quantile(df) * fitted.log_error(points, variance)
+    return block | {"low": y * np.exp(-half), "high": y * np.exp(half)}
+
+
+def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None, int]:
+    """Variance of a configuration mean about the curve in log loss, and its degrees of freedom.
+
+    Residual scatter alone where the lack of fit exceeds the seeds' noise (F test at 5 %); otherwise residuals and seed noise pooled, which
+    is what lets a four-level sweep with seeds say anything (Draper and Smith 1998, chapter 2).
+    """
+    rss, df = float(np.sum(fitted.result.residuals**2)), fitted.df
+    if isinstance(noise, Refusal):
+        return (rss / df, df) if df > 0 else (None, 0)
+    pure = float(np.mean((noise.difference_sd / fitted.cells.loss) ** 2 / fitted.cells.n_seeds))
+    if df > 0 and f_p_value(rss / df / pure, df, noise.difference_df) < 0.05:
+        return rss / df, df
+    return (rss + pure * noise.difference_df) / (df + noise.difference_df), df + noise.difference_df
+
+
+# ---- parameters ----
+
+
+def observations(fitted: Fitted) -> intervals.Observations:
+    """The fit's rows, one per configuration and seed, for intervals: seeds of one configuration are grouped, never independent."""
+    cells, law = fitted.cells, fitted.result.law
+    columns = {name: cells.columns[name][cells.cell_config] for name in law.columns}
+    return intervals.Observations(law, columns, cells.cell_loss, cells.cell_config, fitted.result.reference)
+
+
+def quantities_of(fitted: Fitted) -> dict[str, intervals.Quantity]:
+    """What every fit reports: its parameters, and slope and loss at the reference."""
+    at = {name: float(value) for name, value in fitted.result.reference.items()}
+    named: dict[str, intervals.Quantity] = {name: intervals.Parameter(name) for name in fitted.result.params}
+    return named | {"slope": intervals.Slope(at, fitted.column), "loss": intervals.Loss(at)}
+
+
+def profile_all(fitted: Fitted, options: Options) -> dict[str, intervals.Interval]:
+    """Profile-likelihood intervals; empty where the fit leaves no degree of freedom."""
+    if fitted.df < 1:
+        return {}
+    return intervals.profiles(observations(fitted), quantities_of(fitted), level=options.level)
+
+
+def parameter(fitted: Fitted, name: str, interval: intervals.Interval | None) -> dict[str, Any]:
+    """A parameter's value with interval, or the refusal that stands in its place."""
+    result, law = fitted.result, fitted.result.law
+    exponents = [f.exponent for term in law.terms for f in term.factors if isinstance(f, Power)]
+    guarded = name == law.floor or name in exponents or (law.has_floor and name in law.amplitudes)
+    refusal = (verdicts.data_refusal(name, result, fitted.cells, fitted.column) if guarded else None) or verdicts.status_refusal(
+        name, result
+    )
+    if refusal is None and guarded:
+        refusal = verdicts.interval_refusal(name, interval, name in exponents)
+    if refusal is not None:
+        return refusal.to_dict()
+    return _cell(result.params[name], interval, "nats/token" if name == law.floor or name in law.amplitudes else "")
+
+
+def slope_block(fitted: Fitted, interval: intervals.Interval | None) -> dict[str, Any]:
+    """Local slope dlnL/dlnN at the reference size, and what a doubling of N buys there in nats."""
+    size = float(fitted.result.reference[fitted.column])
+    slope, loss = fitted.slope(size), float(fitted.result.predict(fitted.result.reference)[0])
+    cell = _cell(slope, interval, "dlnL/dlnN")
+    doubling = loss - float(fitted.result.predict(fitted.at(2 * size))[0])
+    return cell | {"at": size, "loss": loss, "nats_per_e_fold": slope * loss, "gain_per_doubling": doubling}
+
+
+def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[str, Any]:
+    ends: dict[str, Any] = {"low": None, "high": None, "level": LEVEL, "method": "none: no degree of freedom"}
+    if interval is not None:
+        ends = {"low": interval.low, "high": interval.high, "level": interval.level, "method": interval.method, "interval": interval.status}
+    return {"value": value, **ends, "unit": unit}
+
+
+def cross_check(fitted: Fitted, found: Mapping[str, intervals.Interval], options: Options) -> dict[str, Any]:
+    """Configuration-level bootstrap beside the profile, and a sentence where their widths differ by more than 25 %."""
+    if not options.n_bootstrap or fitted.df < 1:
+        return {"bootstrap": {}, "disagreement": None}
+    rng = np.random.default_rng(options.seed)
+    wanted = quantities_of(fitted)
+    resampled = intervals.bootstrap(observations(fitted), wanted, rng=rng, n=options.n_bootstrap, level=options.level, start=fitted.result)
+    ends = {name: {"low": v.low, "high": v.high, "status": v.status} for name, v in resampled.items()}
+    apart = [name for name in wanted if name in found and _widths_differ(found[name], resampled[name])]
+    if not apart:
+        return {"bootstrap": ends, "disagreement": None}
+    sentence = (
+        f"profile and bootstrap intervals of {', '.join(apart)} differ in width by more than 25 %; "
+        "the profile is reported: with few configurations the bootstrap is too short"
+    )
+    return {"bootstrap": ends, "disagreement": sentence}
+
+
+def _widths_differ(profile: intervals.Interval, resampled: intervals.Interval) -> bool:
+    widths = (profile.high - profile.low, resampled.high - resampled.low)
+    if not all(math.isfinite(w) and w > 0 for w in widths):
+        return math.isfinite(widths[0]) != math.isfinite(widths[1])
+    return max(widths) / min(widths) > 1.25

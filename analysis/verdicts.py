@@ -1,0 +1,87 @@
+"""Which numbers of a fit may be reported: the rules that refuse a parameter, in the order in which they are tried.
+
+refusal = parameter_refusal("alpha", result, interval, cells, "params_non_embedding")
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from analysis.fits import FitResult, FitStatus
+from analysis.intervals import Interval
+from analysis.refusals import Code, Refusal
+from analysis.replicates import Configurations
+
+MIN_SIZES = 5
+MIN_DF = 2
+MIN_DECADES = 1.5
+MAX_RATIO = 2.0
+"""An exponent whose interval spans more than this factor is not determined."""
+SAME_SIZE = 0.02
+"""Relative difference of N below which two configurations have the same size."""
+
+
+def sizes(cells: Configurations, column: str = "params_non_embedding") -> int:
+    """Number of distinct sizes: values of N that differ by more than SAME_SIZE."""
+    values = np.sort(cells.columns[column])
+    return int(1 + np.sum(np.diff(np.log(values)) > math.log1p(SAME_SIZE))) if len(values) else 0
+
+
+def decades(cells: Configurations, column: str = "params_non_embedding") -> float:
+    """Range of N in decades."""
+    values = cells.columns[column]
+    return float(np.log10(values.max() / values.min())) if len(values) else 0.0
+
+
+def data_refusal(name: str, result: FitResult, cells: Configurations, column: str) -> Refusal | None:
+    """Refusals that need no interval: too few sizes or configurations, too narrow a range."""
+    n_sizes, df, span = sizes(cells, column), len(cells) - len(result.params), decades(cells, column)
+    what = "the irreducible loss E" if name == "E" else f"the parameter {name}"
+    if n_sizes < MIN_SIZES:
+        return Refusal(Code.TOO_FEW_SIZES, f"{what} needs at least {MIN_SIZES} sizes, this fit has {n_sizes}; add sizes")
+    if df < MIN_DF:
+        reason = f"{what} needs {MIN_DF} more configurations than the law has parameters, this fit has {df} more; add configurations"
+        return Refusal(Code.TOO_FEW_DF, reason)
+    if span < MIN_DECADES:
+        reason = f"{what} needs sizes over at least {MIN_DECADES} decades of N, these span {span:.2f}; add smaller or larger sizes"
+        return Refusal(Code.NARROW_RANGE, reason)
+    return None
+
+
+def status_refusal(name: str, result: FitResult) -> Refusal | None:
+    """Refusals of a fit that is not at a well-determined optimum."""
+    codes = {
+        FitStatus.BOUND_HIT: Code.AT_BOUND,
+        FitStatus.STARTS_DISAGREE: Code.STARTS_DISAGREE,
+        FitStatus.NOT_CONVERGED: Code.NOT_CONVERGED,
+        FitStatus.SATURATED: Code.TOO_FEW_DF,
+        FitStatus.ILL_CONDITIONED: Code.WIDE_INTERVAL,
+        FitStatus.NO_OPTIMUM: Code.AT_BOUND,
+    }
+    if result.status is FitStatus.CONVERGED:
+        return None
+    return Refusal(codes[result.status], f"{name} is not reported: {result.message}")
+
+
+def interval_refusal(name: str, interval: Interval | None, exponent: bool) -> Refusal | None:
+    """Refusals that the interval itself gives: an exponent known to no better than a factor of two, a floor that may be zero."""
+    if interval is None:
+        return Refusal(Code.NOT_CONVERGED, f"no interval of {name} could be computed")
+    low, high = interval.low, interval.high
+    shown = f"[{number_text(low)}, {number_text(high)}]"
+    if name == "E" and not low > 0:
+        bound = {"upper": high, "level": interval.level} if math.isfinite(high) else None
+        return Refusal(
+            Code.FLOOR_REACHES_ZERO, f"the interval of E, {shown} nats, reaches 0; use the local slope, and E < {high:.3g}", bound
+        )
+    if exponent and not (low > 0 and math.isfinite(high) and high / low <= MAX_RATIO):
+        reason = f"the {interval.level:.0%} interval of {name}, {shown}, spans more than a factor of {MAX_RATIO:g}; use the local slope"
+        return Refusal(Code.WIDE_INTERVAL, reason, {"low": low, "high": high, "level": interval.level})
+    return None
+
+
+def number_text(value: float) -> str:
+    """Three significant digits, or "unbounded"."""
+    return f"{value:.3g}" if math.isfinite(value) else "unbounded"
