@@ -1,0 +1,59 @@
+"""The texts a trial generates: the same prompts, the same noise and the same lengths for every model of a study.
+
+Prompts are openings of validation documents (or, in a text without separators, of evenly spaced passages).
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from models.generate import generate
+from models.transformer import Transformer
+
+END_OF_TEXT_ID, UNKNOWN_ID = 0, 1
+PROMPT_TOKENS = 24
+SAMPLE_SEED = 20_231
+
+
+def prompts_from(val_tokens: np.ndarray, n_prompts: int, length: int) -> np.ndarray:
+    """Openings of validation documents, spread evenly over them, (n_prompts, length) token ids without separators."""
+    ends = np.flatnonzero(np.asarray(val_tokens[:4_000_000]) == END_OF_TEXT_ID)
+    starts = ends[:-1] + 1
+    whole = starts[np.diff(ends) > length]
+    if len(whole) < n_prompts:
+        whole = np.arange(n_prompts) * max(0, len(val_tokens) - length) // max(1, n_prompts)
+    chosen = whole[np.arange(n_prompts) * len(whole) // n_prompts]
+    return np.stack([np.asarray(val_tokens[start : start + length]) for start in chosen]).astype(np.int64)
+
+
+def draw_samples(
+    model: Transformer,
+    val_tokens: np.ndarray,
+    characters: tuple[str, ...],
+    n_prompts: int = 8,
+    n_tokens: int = 256,
+    temperatures: tuple[float, ...] = (0.7, 1.0),
+    repeats: int = 2,
+) -> list[list[dict[str, Any]]]:
+    """Texts of every replica as `samples` rows without trial_id and step: n_prompts x temperatures x repeats, n_tokens each.
+
+    The end-of-text token may appear inside a text: it shows where the model ends a story.
+    """
+    length = min(PROMPT_TOKENS, model.config.block_size)
+    prompts = prompts_from(val_tokens, n_prompts, length)
+    plan = [(p, t, i) for p in range(n_prompts) for t in temperatures for i in range(repeats)]
+    batch = torch.from_numpy(prompts[[p for p, _, _ in plan]]).to(model.flat.device)  # (B, P)
+    warmth = torch.tensor([t for _, t, _ in plan])
+    tokens = generate(model, batch.expand(model.replicas, *batch.shape), n_tokens, warmth, SAMPLE_SEED, forbidden=(UNKNOWN_ID,)).cpu()
+
+    def text(ids: Any) -> str:
+        return "".join(characters[i] for i in ids)
+
+    return [
+        [
+            {"prompt": text(prompts[p].tolist()), "index": i, "temperature": t, "text": text(row.tolist()), "n_tokens": n_tokens}
+            for (p, t, i), row in zip(plan, rows, strict=True)
+        ]
+        for rows in tokens
+    ]

@@ -1,0 +1,395 @@
+"""Training: one bundle of trials of one shape, plain PyTorch, no Ray.
+
+A bundle is one program: every replica has its own weights, data order, learning rate, clipping and end, and all share each kernel launch.
+Everything random is a function of (seed, step), so a checkpoint is weights, moments and counters, and a resumed run equals the unbroken
+one bit for bit on a CPU.
+
+    bundle = Bundle([trial], corpus.train, corpus.val, corpus.vocab_size, corpus.characters)
+    while not bundle.done: rows = bundle.advance()
+    outcome = bundle.finish()[0]
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.transformer import Transformer, count_decayed
+from study import checkpoint, data
+from study.device import Execution, choose_device, choose_precision, device_name, peak_memory_bytes, prepare_process, synchronize
+from study.samples import draw_samples
+from study.spec import RECIPE_VERSION, Trial
+
+EVAL_TOKENS = 16_384
+"""Tokens per evaluation batch: large enough to be efficient, small enough to stay in a CPU's cache and any GPU's memory."""
+ANYWHERE = Execution()
+DROPOUT_STREAM = 0x5CA1_AB1E
+"""Keeps the dropout masks' stream apart from those of initialization and data."""
+
+
+@dataclass
+class Outcome:
+    """What one trial leaves: the columns of its `trials` row that training knows, its curve and its generated texts."""
+
+    row: dict[str, Any]
+    curve: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+
+
+@dataclass
+class _Replica:
+    """One trial inside a bundle."""
+
+    trial: Trial
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    diverged_at: int | None = None
+
+
+def bundle_key(trial: Trial) -> tuple[Any, ...]:
+    """Trials may share a bundle where this is equal: one shape, one batch, one length, one evaluation rhythm.
+
+    Seeds, learning rates, weight decay, betas, clipping, schedules and the share of unique data may differ. Dropout draws from one stream
+    per process, so a trial with dropout is bundled with none but itself.
+    """
+    train = trial.train
+    alone = trial.trial_id if train.dropout else ""
+    return trial.shape, train.batch_size, train.n_steps, train.eval_interval, train.eval_windows, alone
+
+
+class Bundle:
+    """Replicas training together. `advance` goes to the next evaluation; `save` and `restore` make it exact across interruptions.
+
+    Args:
+        trials: of one `bundle_key`.
+        train_tokens, val_tokens: (n,) integer arrays, memory-mapped or not.
+        vocab_size: number of token ids.
+        characters: token id -> text, for generated samples; None generates none.
+        execution: device, precision, threads.
+
+    Raises:
+        ValueError: the trials cannot share a bundle, or the data are too short for the block size.
+    """
+
+    def __init__(
+        self,
+        trials: Sequence[Trial],
+        train_tokens: np.ndarray,
+        val_tokens: np.ndarray,
+        vocab_size: int,
+        characters: tuple[str, ...] | None = None,
+        execution: Execution = ANYWHERE,
+    ) -> None:
+        if len({bundle_key(trial) for trial in trials}) != 1:
+            raise ValueError(
+                f"{len(trials)} trials of different shape, batch, length or evaluation cannot share a bundle; train them apart"
+            )
+        self.replicas = [_Replica(trial) for trial in trials]
+        self.recipe, shape = trials[0].train, trials[0].shape
+        self.device = choose_device(execution.device)
+        prepare_process(execution, self.device)
+        self.characters, self.vocab_size, self.val_tokens = characters, vocab_size, val_tokens
+        self.train_tokens = [data.first_tokens(train_tokens, trial.train.unique_tokens) for trial in trials]
+        self.model = Transformer(trials[0].model(vocab_size), [t.seed for t in trials], self.recipe.dropout, str(self.device))
+        self.model.precision = choose_precision(execution.precision, self.device)
+        self.optimizer = self._make_optimizer()
+        self.val_windows = self._windows(val_tokens)
+        self.train_windows = self._windows(self.train_tokens[0])
+        self.step, self.restarts, self.notes = 0, 0, list[str]()
+        self.train_s, self.eval_s, self.wall_s, self.step_ms = 0.0, 0.0, 0.0, list[float]()
+        self.block_size = shape.block_size
+
+    # ---- progress ----
+
+    @property
+    def done(self) -> bool:
+        """Every replica has reached its last step or has diverged."""
+        finished = self.step >= self.recipe.n_steps and bool(self.replicas[0].curve)
+        return finished or all(r.diverged_at is not None for r in self.replicas)
+
+    def advance(self) -> list[dict[str, Any]]:
+        """Train to the next evaluation and evaluate; returns one `curves` row per replica that is still alive.
+
+        The first call of a new bundle evaluates the untrained model (step 0).
+        """
+        began = time.perf_counter()
+        batch_loss = grad_norm = None
+        if self.replicas[0].curve:
+            goal = min(self.recipe.n_steps, (self.step // self.recipe.eval_interval + 1) * self.recipe.eval_interval)
+            batch_loss, grad_norm = self._train_until(goal)
+        trained = time.perf_counter()
+        rows = self._evaluate(batch_loss, grad_norm, trained - began)
+        self._sample_on_the_way()
+        self.eval_s += time.perf_counter() - trained
+        self.train_s += trained - began
+        self.wall_s += time.perf_counter() - began
+        for row in rows:
+            row["wall_s"] = self.wall_s
+        return rows
+
+    def _train_until(self, goal: int) -> tuple[Tensor, Tensor]:
+        """Optimizer steps up to `goal`; returns mean batch loss and mean gradient norm per replica, (K,) each."""
+        losses, norms = [], []
+        first = self.step
+        self.model.train()
+        while self.step < goal:
+            began = time.perf_counter()
+            loss, norm = self._train_step()
+            losses.append(loss)
+            norms.append(norm)
+            self.step += 1
+            if self.device.type == "cpu":
+                self.step_ms.append((time.perf_counter() - began) * 1e3)
+                self._note_divergence(loss, self.step - 1)
+                if self.done:
+                    break
+        table = torch.stack(losses).cpu()  # (steps, K): the only host synchronization on a GPU
+        if self.device.type != "cpu":
+            synchronize(self.device)
+            for offset, loss in enumerate(table):
+                self._note_divergence(loss, first + offset)
+        return table.mean(0), torch.stack(norms).cpu().mean(0)
+
+    def _train_step(self) -> tuple[Tensor, Tensor]:
+        """One optimizer step of every replica; returns losses and gradient norms before clipping, (K,) each."""
+        tokens, targets = self._batch()
+        if self.recipe.dropout:
+            torch.manual_seed(hash((DROPOUT_STREAM, self.replicas[0].trial.seed, self.step)) % 2**63)
+        self.model.flat_grad.zero_()
+        losses = self.model.loss(tokens, targets)
+        losses.sum().backward()
+        norms = self._clip()
+        for replica, (matrices, scales) in zip(self.replicas, self._group_pairs(), strict=True):
+            matrices["lr"] = scales["lr"] = 0.0 if replica.diverged_at is not None else replica.trial.train.lr_at(self.step)
+        self.optimizer.step()
+        return losses.detach(), norms
+
+    def _clip(self) -> Tensor:
+        """Scale each replica's gradient to its own largest norm (Pascanu et al. 2013); returns the norms before, (K,)."""
+        norms = torch.linalg.vector_norm(self.model.flat_grad, dim=1)
+        limits = torch.tensor([r.trial.train.grad_clip or math.inf for r in self.replicas], device=self.device)
+        self.model.flat_grad.mul_((limits / (norms + 1e-6)).clamp_(max=1.0).unsqueeze(1))
+        return norms
+
+    def _note_divergence(self, losses: Tensor, step: int) -> None:
+        """Mark replicas whose loss is not finite and silence them: no gradient of theirs can reach a neighbor, and none is applied."""
+        if bool(torch.isfinite(losses).all()):
+            return
+        for index, replica in enumerate(self.replicas):
+            if replica.diverged_at is None and not math.isfinite(float(losses[index])):
+                replica.diverged_at = step
+                self.model.flat[index].zero_()
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """The batch of this step for every replica, (K, B, T) inputs and targets; a function of (seed, step) alone."""
+        pairs = [
+            data.window(tokens, r.trial.seed, self.step, self.recipe.batch_size, self.block_size)
+            for r, tokens in zip(self.replicas, self.train_tokens, strict=True)
+        ]
+        return self._to_device(np.stack([x for x, _ in pairs])), self._to_device(np.stack([y for _, y in pairs]))
+
+    # ---- evaluation ----
+
+    def _windows(self, tokens: np.ndarray) -> tuple[Tensor, Tensor]:
+        x, y = data.evaluation_windows(tokens, self.recipe.eval_windows, self.replicas[0].trial.shape.block_size)
+        return self._to_device(x), self._to_device(y)
+
+    def _evaluate(self, batch_loss: Tensor | None, grad_norm: Tensor | None, seconds: float) -> list[dict[str, Any]]:
+        last = self.step >= self.recipe.n_steps
+        val = self._window_losses(*self.val_windows)  # (K, windows)
+        train = self._window_losses(*self.train_windows) if last else None
+        tokens_per_step = self.recipe.batch_size * self.block_size
+        rows = []
+        for index, replica in enumerate(self.replicas):
+            if replica.diverged_at is not None:
+                continue
+            steps = self.step - (replica.curve[-1]["step"] if replica.curve else 0)
+            val_loss = float(val[index].mean())
+            row: dict[str, Any] = {
+                "trial_id": replica.trial.trial_id,
+                "step": self.step,
+                "tokens": self.step * tokens_per_step,
+                "train_loss": float(train[index].mean()) if train is not None else None,
+                "val_loss": val_loss,
+                "val_loss_se": float(val[index].std() / math.sqrt(val.shape[1])) if val.shape[1] > 1 else None,
+                "batch_loss": float(batch_loss[index]) if batch_loss is not None else None,
+                "lr": replica.trial.train.lr_at(max(0, self.step - 1)),
+                "grad_norm": float(grad_norm[index]) if grad_norm is not None else None,
+                "tokens_per_s": steps * tokens_per_step / seconds if steps and seconds else None,
+                "wall_s": self.wall_s,
+            }
+            if not math.isfinite(val_loss):
+                replica.diverged_at = self.step
+                continue
+            replica.curve.append(row)
+            rows.append(row)
+        return rows
+
+    @torch.inference_mode()
+    def _window_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean loss of every window under every replica, (K, windows) in float64 on the CPU."""
+        self.model.eval()
+        size = max(1, EVAL_TOKENS // (self.block_size * len(self.replicas)))
+        parts = []
+        for x, y in zip(tokens.split(size), targets.split(size), strict=True):
+            shape = (len(self.replicas), *x.shape)
+            parts.append(self.model.token_losses(x.expand(shape), y.expand(shape)).double().mean(-1))
+        return torch.cat(parts, dim=1).cpu()
+
+    def _sample_on_the_way(self) -> None:
+        """A short text at an eighth, a quarter and half of the run: stories as they improve."""
+        marks = {self.recipe.n_steps // 8, self.recipe.n_steps // 4, self.recipe.n_steps // 2} - {0}
+        if self.characters and self.step in {
+            min(range(0, self.recipe.n_steps, self.recipe.eval_interval), key=lambda s: abs(s - m)) for m in marks
+        }:
+            self._collect_samples(n_prompts=2, n_tokens=100, temperatures=(0.8,), repeats=1)
+
+    def _collect_samples(self, **how: Any) -> None:
+        assert self.characters is not None
+        texts = draw_samples(self.model, self.val_tokens, self.characters, **how)
+        for replica, rows in zip(self.replicas, texts, strict=True):
+            if replica.diverged_at is None:
+                replica.samples += [{"trial_id": replica.trial.trial_id, "step": self.step, **row} for row in rows]
+
+    # ---- state ----
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint of every live replica (see `study.checkpoint`); valid between calls of `advance`."""
+        for index, replica in enumerate(self.replicas):
+            facts = {
+                "curve": replica.curve,
+                "samples": replica.samples,
+                "diverged_at": replica.diverged_at,
+                "restarts": self.restarts,
+                "seconds": {"train": self.train_s, "eval": self.eval_s, "wall": self.wall_s},
+                "ms_per_step": self.ms_per_step,
+            }
+            checkpoint.save(folder, replica.trial.trial_id, self.step, self._tensors(index), facts)
+
+    def restore(self, folder: Path) -> bool:
+        """Continue from the newest checkpoint that every replica has whole; False where there is none.
+
+        Damaged or foreign checkpoints are set aside and named in `notes`.
+        """
+        ids = [r.trial.trial_id for r in self.replicas]
+        common = set.intersection(*(set(checkpoint.steps(folder, trial_id)) for trial_id in ids))
+        for step in sorted(common, reverse=True):
+            shapes = {name: t.shape for name, t in self._tensors(0).items()}
+            states = [checkpoint.load(folder, trial_id, step, shapes, self.notes) for trial_id in ids]
+            whole = [state for state in states if state is not None]
+            if len(whole) == len(ids):
+                self._adopt(step, whole)
+                return True
+        return False
+
+    def _adopt(self, step: int, states: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
+        for index, (replica, (tensors, facts)) in enumerate(zip(self.replicas, states, strict=True)):
+            for name, tensor in self._tensors(index).items():
+                tensor.copy_(tensors[name])
+            replica.curve, replica.samples, replica.diverged_at = facts["curve"], facts["samples"], facts["diverged_at"]
+        for state in self.optimizer.state.values():
+            state["step"].fill_(step)
+        facts = states[0][1]
+        self.step, self.restarts = step, facts["restarts"] + 1
+        self.train_s, self.eval_s, self.wall_s = (facts["seconds"][name] for name in ("train", "eval", "wall"))
+        self.step_ms = [facts["ms_per_step"]] if facts["ms_per_step"] else []
+
+    def _tensors(self, index: int) -> dict[str, Tensor]:
+        """Views of everything that one replica's future depends on."""
+        matrices, scales = list(self._group_pairs())[index]
+        state = {"weights": self.model.flat[index]}
+        for part, group in (("matrices", matrices), ("scales", scales)):
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[f"{part}.{moment}"] = self.optimizer.state[group["params"][0]][moment]
+        return state
+
+    # ---- optimizer ----
+
+    def _make_optimizer(self) -> torch.optim.AdamW:
+        """Fused AdamW with two groups per replica, each one flat tensor: matrices with weight decay, norm scales without."""
+        decayed = count_decayed(self.model.config)
+        groups: list[dict[str, Any]] = []
+        for index, replica in enumerate(self.replicas):
+            recipe = replica.trial.train
+            for part, decay in ((slice(0, decayed), recipe.weight_decay), (slice(decayed, None), 0.0)):
+                weights = self.model.flat[index, part]
+                weights.grad = self.model.flat_grad[index, part]
+                groups.append({"params": [weights], "weight_decay": decay, "betas": (recipe.beta1, recipe.beta2), "lr": recipe.lr})
+        optimizer = torch.optim.AdamW(groups, fused=self.device.type in ("cpu", "cuda"))
+        for group in groups:  # made here, not at the first step, so that a checkpoint can be read into them
+            weights = group["params"][0]
+            counter = torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu")
+            optimizer.state[weights] = {"step": counter, "exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
+        return optimizer
+
+    def _group_pairs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """(matrices, scales) parameter groups of each replica."""
+        groups = self.optimizer.param_groups
+        return list(zip(groups[::2], groups[1::2], strict=True))
+
+    def _to_device(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
+
+    # ---- end ----
+
+    @property
+    def ms_per_step(self) -> float | None:
+        """Median time of an optimizer step (CPU), or the mean between evaluations (GPU)."""
+        if self.step_ms:
+            return float(np.median(self.step_ms))
+        return self.train_s / self.step * 1e3 if self.step else None
+
+    def finish(self) -> list[Outcome]:
+        """Generate the final texts and return what each trial leaves, in the order given."""
+        if self.characters and any(r.diverged_at is None for r in self.replicas):
+            self._collect_samples()
+        return [Outcome(self._row(replica), replica.curve, replica.samples) for replica in self.replicas]
+
+    def _row(self, replica: _Replica) -> dict[str, Any]:
+        trial, curve = replica.trial, replica.curve
+        model = trial.model(self.vocab_size)
+        steps = self.step if replica.diverged_at is None else replica.diverged_at
+        n_tokens = steps * self.recipe.batch_size * self.block_size
+        unique = len(self.train_tokens[self.replicas.index(replica)])
+        diverged = replica.diverged_at is not None
+        names = ("params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token", "d_ff")
+        shape_names = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
+        recipe_names = ("batch_size", "lr", "weight_decay", "dropout", "schedule")
+        return {
+            "trial_id": trial.trial_id,
+            "config_id": trial.config_id,
+            "seed": trial.seed,
+            "sweeps": list(trial.sweeps),
+            "lr_status": trial.lr_status,
+            "recipe_version": RECIPE_VERSION,
+            **{name: getattr(model, name) for name in names + shape_names},
+            **{name: getattr(trial.train, name) for name in recipe_names},
+            "status": "DIVERGED" if diverged else "COMPLETED",
+            "reason": f"the loss was not finite at step {replica.diverged_at}" if diverged else None,
+            "n_steps": steps,
+            "n_tokens": n_tokens,
+            "unique_tokens": unique,
+            "epochs": n_tokens / unique,
+            "flops": float(model.flops_per_token) * n_tokens,
+            "val_loss": None if diverged else curve[-1]["val_loss"],
+            "val_loss_se": None if diverged else curve[-1]["val_loss_se"],
+            "train_loss": None if diverged else curve[-1]["train_loss"],
+            "best_val_loss": min((row["val_loss"] for row in curve), default=None),
+            "ms_per_step": self.ms_per_step,
+            "tokens_per_s": n_tokens / self.train_s if self.train_s else None,
+            "bundle_size": len(self.replicas),
+            "device": device_name(self.device),
+            "precision": self.model.precision,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "train_s": self.train_s,
+            "eval_s": self.eval_s,
+            "wall_s": self.wall_s,
+            "restarts": self.restarts,
+            "torch_version": torch.__version__,
+        }
