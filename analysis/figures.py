@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis import style
-from analysis.cells import Fits, Row, value_of
+from analysis.cells import Fits, Row, is_refused, value_of
+from analysis.figures_shape import draw_contrasts, draw_shares
+from analysis.figures_training import draw_gap, draw_learning_curves, draw_learning_rates, draw_memory
 from analysis.style import AXIS_LABELS, BLUE, CONVENTIONS, FACTOR_COLUMNS, INK, LOSS, MUTED
 
 
@@ -199,3 +202,51 @@ def _speed_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color
     ax.set_ylim(0, 1.15 * max([k[1] for k in known], default=1.0))
     if not known:
         ax.text(0.5, 0.5, "no timing recorded", transform=ax.transAxes, ha="center", color=MUTED)
+
+
+# ---- all of them ----
+
+
+def slug(name: object) -> str:
+    """A sweep's name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in str(name))[:40]
+
+
+def study_figures(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] = ()) -> dict[str, Figure]:
+    """Every figure that a study's conclusions and rows allow, by file name; also drawn while a study runs.
+
+    Args:
+        fits: the conclusions (`fits.json`); parts may be missing.
+        trials: COMPLETED rows of the table `trials`, for memory, learning rates and the gap between training and validation.
+        curves: rows of the table `curves`.
+    """
+    axes: dict[str, Axes] = {}
+    if any(levels for _, levels in sweep_levels(fits)) or fits.get("fits"):
+        axes["loss"] = draw_loss_against_parameters(fits)
+    if ((fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}).get("residuals"):
+        axes["residuals"] = draw_residuals(fits)
+    for sweep in fits.get("sweeps") or []:
+        if sweep.get("levels"):
+            axes[f"sweep_{slug(sweep['name'])}"] = draw_sweep(fits, sweep["name"])
+            axes[f"speed_{slug(sweep['name'])}"] = draw_sweep_speed(fits, sweep["name"])
+    axes |= _structure_axes(fits)
+    ids = {t["trial_id"] for t in trials}
+    if any(row["trial_id"] in ids for row in curves):
+        axes["learning_curves"] = draw_learning_curves(curves, trials)
+    if len({t.get("lr") for t in trials} - {None}) > 1:
+        axes["learning_rates"] = draw_learning_rates(trials)
+    if any(value_of(t.get("train_loss")) is not None for t in trials):
+        axes["gap"] = draw_gap(trials)
+    if any(value_of(t.get("peak_memory_bytes")) for t in trials):
+        axes["memory"] = draw_memory(trials)
+    return {name: ax.get_figure(root=True) for name, ax in axes.items()}  # type: ignore[misc]
+
+
+def _structure_axes(fits: Fits) -> dict[str, Axes]:
+    found, axes = fits.get("structure"), {}
+    if not is_refused(found):
+        if found.get("shares") and not is_refused(found["shares"]):
+            axes["shares"] = draw_shares(fits)
+        if found.get("contrasts") and not is_refused(found["contrasts"]):
+            axes["contrasts"] = draw_contrasts(fits)
+    return axes

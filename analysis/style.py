@@ -28,6 +28,9 @@ BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
 ORANGE, SKY = "#e69f00", "#56b4e9"
 INK, MUTED, FAINT, PAPER = "#1f2328", "#6b7280", "#d6dae0", "#ffffff"
 
+SHADES = ["#a3c8e4", "#7fafd4", "#5b95c1", "#3b7cae", "#206599", "#0d4f80", "#003866"]
+"""Light to dark blue, for an ordered quantity such as size."""
+
 FACTORS = {"depth": (BLUE, "o"), "width": (VERMILLION, "s"), "heads": (GREEN, "^")}
 """Color and marker of the sweeps that most studies hold; other sweeps take EXTRAS in order."""
 EXTRAS = [(PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (MUTED, "X")]
@@ -51,7 +54,8 @@ RC = {
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.linewidth": 0.8, "lines.linewidth": 1.6, "lines.markersize": 5.5, "axes.axisbelow": True, "axes.grid": False, "grid.color": FAINT,
     "grid.linewidth": 0.6, "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "svg.fonttype": "none",
-    "svg.hashsalt": "scaling-study", "text.hinting": "none", "figure.dpi": 160.0, "pdf.fonttype": 42, "axes.unicode_minus": True, "axes.titlelocation": "left",
+    "svg.hashsalt": "scaling-study", "text.hinting": "none", "figure.dpi": 160.0,
+    "pdf.fonttype": 42, "axes.unicode_minus": True, "axes.titlelocation": "left",
 }  # fmt: skip
 
 

@@ -1,0 +1,200 @@
+"""What a report is made of: cells, listings, pictures, sections. One content, rendered as HTML, Markdown, LaTeX, CSV and notebook output.
+
+Every number carries the JSON pointer (RFC 6901) of its place in `fits.json`, so that a reader can trace it and a test can check it.
+Text that a model generated or a file named is untrusted: `visible` makes its control characters visible before anything renders it.
+
+    number({"value": 0.34, "low": 0.29, "high": 0.41}, "/fits/joint/parameters/alpha").text   # '0.34 [0.29, 0.41]'
+"""
+
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.cells import interval_of, reason_of, value_of
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a listing: its text, where in `fits.json` it stands, and a remark shown on demand."""
+
+    text: str
+    source: str = ""
+    note: str = ""
+    numeric: bool = False
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A table for readers: `columns` are headings, `rows` hold one Cell per column."""
+
+    name: str
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure by file name, with the caption under it and the alternative text that replaces it for those who cannot see it."""
+
+    name: str
+    caption: str
+    alt: str
+    narrow: bool = False
+
+
+@dataclass(frozen=True)
+class Story:
+    """One generated text, side by side with others that continue the same prompt."""
+
+    label: str
+    detail: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of the report, in reading order: prose, pictures, listings, stories, and what was refused."""
+
+    id: str
+    title: str
+    prose: Sequence[Cell] = ()
+    pictures: Sequence[Picture] = ()
+    listings: Sequence[Listing] = ()
+    refused: Sequence[Cell] = ()
+    prompt: str = ""
+    stories: Sequence[Story] = field(default_factory=tuple)
+
+
+# ---- untrusted text ----
+
+_INVISIBLE = {"Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
+
+
+def visible(text: str) -> str:
+    """Text in which nothing acts: control characters become their pictures (ESC is shown as one sign), bidi overrides their code.
+
+    Line feeds stay; carriage returns before them are dropped. HTML and Markdown are not touched: their renderers escape them.
+    """
+    return "".join(_shown(c) for c in text.replace("\r\n", "\n"))
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if character in "\n" or (code >= 32 and code != 127 and unicodedata.category(character) not in _INVISIBLE | {"Cc"}):
+        return character
+    if character == "\t":
+        return "    "
+    if code < 32:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 127 else f"<U+{code:04X}>"
+
+
+# ---- numbers ----
+
+
+def decimals_for(width: float) -> int:
+    """Decimals that show an interval of this half-width with two significant digits (0 to 5)."""
+    return int(np.clip(1 - np.floor(np.log10(width)), 0, 5)) if width > 0 and np.isfinite(width) else 4
+
+
+def plain(value: Any, digits: int = 4) -> str:
+    """A value without an interval: four significant digits, whole numbers with separators, an en dash for nothing."""
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return ", ".join(plain(v) for v in value) if isinstance(value, list | tuple) else str(value)
+    if value == int(value) and abs(value) < 1e15 and abs(value) >= 1000:
+        return f"{int(value):,}"
+    return f"{value:.{digits}g}".replace("-", "\u2212")
+
+
+def spanned(value: float | None, low: float | None, high: float | None, scale: float = 1.0, unit: str = "") -> str:
+    """'0.34 [0.29, 0.41]': as many decimals as the interval supports."""
+    if value is None:
+        return "–"
+    if low is None or high is None:
+        return plain(value * scale) + unit
+    value, low, high = value * scale, low * scale, high * scale
+    places = decimals_for((high - low) / 2)
+    return f"{value:.{places}f}{unit} [{low:.{places}f}, {high:.{places}f}]".replace("-", "\u2212")
+
+
+def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
+    """A cell of `fits.json` as text: with its interval, or "refused" with the reason as the note."""
+    reason = reason_of(cell)
+    if reason:
+        bound = value_of(cell.get("bound")) if isinstance(cell, Mapping) else None
+        return Cell(f"refused (at most {plain(bound)})" if bound is not None else "refused", source, reason)
+    low, high = interval_of(cell) or (None, None)
+    text = spanned(value_of(cell), low, high, scale, unit) if isinstance(cell, Mapping) else plain(cell)
+    note = str(cell.get("method", "")) if isinstance(cell, Mapping) else ""
+    return Cell(text, source, note, numeric=True)
+
+
+def span_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str, scale: float = 1.0) -> Cell:
+    """Value, low and high that stand as three fields of one row, as one cell."""
+    value, low, high = (value_of(row.get(name)) for name in names)
+    return Cell(spanned(value, low, high, scale), f"{source}/{names[0]}", reason_of(row.get(names[0])), numeric=True)
+
+
+def escape_pointer(part: Any) -> str:
+    """One reference token of a JSON pointer (RFC 6901, section 3)."""
+    return str(part).replace("~", "~0").replace("/", "~1")
+
+
+def at(document: Any, pointer: str) -> Any:
+    """The value at a JSON pointer, for tests and tools that trace a number.
+
+    Raises:
+        KeyError: the document has no such place.
+    """
+    for token in pointer.split("/")[1:]:
+        token = token.replace("~1", "/").replace("~0", "~")
+        try:
+            document = document[int(token)] if isinstance(document, list) else document[token]
+        except (IndexError, ValueError, TypeError) as error:
+            raise KeyError(f"{pointer} is not in fits.json") from error
+    return document
+
+
+def records_listing(name: str, title: str, rows: Iterable[Mapping[str, Any]], source: str, note: str = "", limit: int = 60) -> Listing:
+    """Rows of `fits.json` as they are: one column for each field that holds a plain value or an interval."""
+    kept = [row for row in rows if isinstance(row, Mapping)]
+    columns = list(dict.fromkeys(k for row in kept for k, v in row.items() if not isinstance(v, list) or len(v) < 8))
+    cells = [[_any_cell(row.get(c), f"{source}/{i}/{escape_pointer(c)}") for c in columns] for i, row in enumerate(kept[:limit])]
+    more = f" {len(kept) - limit} more rows are in fits.json." if len(kept) > limit else ""
+    return Listing(name, title, [c.replace("_", " ") for c in columns], cells, note + more)
+
+
+def facts_listing(name: str, title: str, facts: Mapping[str, Any], source: str, note: str = "") -> Listing:
+    """A mapping as two columns; mappings inside are flattened with a slash."""
+    rows = [[Cell(key.replace("_", " ")), _any_cell(value, pointer)] for key, value, pointer in _flat(facts, source)]
+    return Listing(name, title, ["", ""], rows, note)
+
+
+def _flat(facts: Mapping[str, Any], source: str, prefix: str = "") -> Iterable[tuple[str, Any, str]]:
+    for key, value in facts.items():
+        pointer = f"{source}/{escape_pointer(key)}"
+        if isinstance(value, Mapping) and not ({"value", "refused"} & set(value)):
+            yield from _flat(value, pointer, f"{prefix}{key} / ")
+        elif not isinstance(value, list) or len(value) <= 12:
+            yield f"{prefix}{key}", value, pointer
+
+
+def _any_cell(value: Any, source: str) -> Cell:
+    if isinstance(value, Mapping):
+        return (
+            number(value, source)
+            if {"value", "refused"} & set(value)
+            else Cell("; ".join(f"{k}: {plain(v)}" for k, v in value.items()), source)
+        )
+    return Cell(visible(plain(value)), source, numeric=isinstance(value, int | float) and not isinstance(value, bool))

@@ -1,0 +1,36 @@
+"""Build the report of a study: figures, one HTML page, Markdown, notebook, tables for a paper.
+
+Reads a results folder and its conclusions; writes `report/`: `figures/*.{svg,pdf,png,csv}`, `tables/*.{tex,csv}`, `report.html`, `report.md`,
+`report.ipynb`. Written files are equal, byte for byte, for equal inputs (the executed notebook excepted).
+
+    path = build(Path("results/quick"), fits)
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from analysis import figures, page, style
+from analysis.evidence import Evidence, load
+
+
+def build(results: Path, fits: Mapping[str, Any], out: Path | None = None) -> Path:
+    """Write everything under `report/` and return the path of `report.html`.
+
+    Args:
+        fits: the conclusions, as `analysis.conclusions` makes them.
+        out: another folder to write to instead of `<results>/report`.
+    """
+    evidence = load(results, fits)
+    folder = out or results / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = save_figures(evidence, folder / "figures")
+    path = folder / "report.html"
+    path.write_text(page.render(evidence, drawn), encoding="utf-8")
+    return path
+
+
+def save_figures(evidence: Evidence, folder: Path) -> dict[str, str]:
+    """Write every figure of the study in four formats; returns the SVG text of each by name."""
+    drawn = figures.study_figures(evidence.fits, evidence.trials, evidence.curves)
+    return {name: style.save(figure, folder, name) for name, figure in drawn.items()}

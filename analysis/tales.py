@@ -1,0 +1,88 @@
+"""The stories section: what the text measures say, and one prompt continued by every model, in order of size.
+
+Reads an `Evidence` (samples are untrusted text); writes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis import content
+from analysis.cells import is_refused, reason_of
+from analysis.content import Cell, Section, Story
+from analysis.evidence import Evidence
+from analysis.style import short_count
+
+SHOWN = 900
+"""Characters of a story shown side by side; the rest is in the samples table."""
+MODELS = 16
+"""Models shown side by side at most: the smallest, the largest, and evenly between."""
+
+
+def stories_section(evidence: Evidence) -> Section:
+    """Text measures with their relation to loss, and stories side by side."""
+    found = evidence.fits.get("stories")
+    prompt, stories = side_by_side(evidence)
+    if not stories and (is_refused(found) or not found):
+        return Section("stories", "Stories", [Cell(reason_of(found) or "No generated text was recorded.", "/stories")])
+    refused = [Cell(reason_of(found), "/stories")] if reason_of(found) else []
+    prose, listings = measures(found) if isinstance(found, Mapping) and not is_refused(found) else ([], [])
+    return Section("stories", "Stories", prose, (), listings, refused, prompt, stories)
+
+
+def measures(found: Mapping[str, Any]) -> tuple[list[Cell], list[content.Listing]]:
+    """The verdict on diversity and one row per measure: smallest and largest model, relation to loss, what it can and cannot say."""
+    prose = [Cell(content.visible(str(found["sentence"])), "/stories/sentence")] if found.get("sentence") else []
+    rows = []
+    for name, m in (found.get("measures") or {}).items():
+        here = f"/stories/measures/{content.escape_pointer(name)}"
+        title = Cell(str(m.get("title", name)), here, str(m.get("says", "")))
+        if is_refused(m):
+            rows.append([title, Cell("refused", here, reason_of(m)), Cell("–"), Cell("–"), Cell(reason_of(m), here)])
+            continue
+        ends = [content.number(m.get(end), f"{here}/{end}") for end in ("smallest", "largest", "spearman")]
+        rows.append([title, *ends, Cell(str(m.get("says", "")), f"{here}/says")])
+    columns = ["measure", "smallest model", "largest model", "Spearman with loss", "what it can and cannot say"]
+    return prose, [content.Listing("stories", "Measures of the generated text", columns, rows, str(found.get("note", "")))] if rows else []
+
+
+def side_by_side(evidence: Evidence) -> tuple[str, list[Story]]:
+    """One prompt (the first that most trials continued, at the lowest temperature), continued by one seed of each configuration."""
+    trials = {t["trial_id"]: t for t in evidence.trials}
+    rows = [s for s in evidence.samples if s["trial_id"] in trials]
+    if not rows:
+        return "", []
+    cold = min(s["temperature"] for s in rows)
+    last = {t: max(s["step"] or 0 for s in rows if s["trial_id"] == t) for t in {s["trial_id"] for s in rows}} if len(rows) < 20_000 else {}
+    rows = [s for s in rows if s["temperature"] == cold and (s["step"] or 0) == last.get(s["trial_id"], s["step"] or 0)]
+    counts: dict[str, int] = {}
+    for s in rows:
+        counts[s["prompt"]] = counts.get(s["prompt"], 0) + 1
+    prompt = min(counts, key=lambda p: (-counts[p], p))
+    chosen: dict[str, Story] = {}
+    by_size = sorted(
+        (s for s in rows if s["prompt"] == prompt), key=lambda s: (_size(trials, s), trials[s["trial_id"]]["seed"], s["index"])
+    )
+    for s in by_size:
+        trial = trials[s["trial_id"]]
+        if trial["config_id"] not in chosen:
+            chosen[trial["config_id"]] = _story(trial, s["text"])
+    return content.visible(prompt), _thin(list(chosen.values()))
+
+
+def _size(trials: Mapping[str, Any], sample: Mapping[str, Any]) -> tuple[int, str]:
+    trial = trials[sample["trial_id"]]
+    return trial["params_non_embedding"], trial["config_id"]
+
+
+def _story(trial: Mapping[str, Any], text: str) -> Story:
+    shape = f"{trial['n_layer']} × {trial['n_embd']}, {trial['n_head']} head{'s' if trial['n_head'] > 1 else ''}"
+    size = f"{short_count(trial['params_non_embedding'])} parameters, loss {trial['val_loss']:.3f}"
+    shown = content.visible(text)
+    return Story(shape, size, shown if len(shown) <= SHOWN else shown[:SHOWN] + " …")
+
+
+def _thin(stories: Sequence[Story]) -> list[Story]:
+    if len(stories) <= MODELS:
+        return list(stories)
+    step = (len(stories) - 1) / (MODELS - 1)
+    return [stories[round(i * step)] for i in range(MODELS)]
