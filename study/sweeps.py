@@ -112,7 +112,7 @@ def parse_sweep(text: str) -> Sweep:
     if kind not in KINDS:
         raise ValueError(f"sweep {name!r} has kind={kind!r}; allowed are {', '.join(KINDS)}")
     empty = [key for key, values in given.items() if not values]
-    if empty or not (given or kind == "one_factor"):
+    if empty or not given:
         raise ValueError(f"sweep {name!r} lists no values for {', '.join(empty) or 'any field'}; write it as {example}")
     special = {key: given.pop(key) for key in ("params", "aspects", "head_dims") if kind == "matched" and key in given}
     if kind == "matched" and len(special) < 3:

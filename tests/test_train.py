@@ -1,0 +1,203 @@
+"""Training is deterministic, resumes exactly, and a bundle gives every replica the losses of its lone run."""
+
+import json
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import Shape
+from study import checkpoint
+from study.device import Execution
+from study.spec import DataConfig, TrainConfig, Trial
+from study.train import Bundle, Outcome, bundle_key
+
+GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.txt"
+FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
+RECIPE = TrainConfig(batch_size=4, n_steps=60, lr=1e-2, warmup_steps=5, eval_interval=20, eval_windows=16)
+TINY = Shape(n_layer=2, n_embd=32, n_head=2, block_size=32)
+TEXT = "the cat sat on the mat. the dog saw the cat and ran to the red house. "
+CHARACTERS = ("<|endoftext|>", "<unk>", *sorted(set(TEXT)))
+
+
+def corpus() -> tuple[np.ndarray, np.ndarray]:
+    """A small learnable text as (train, val) token arrays."""
+    rng = np.random.default_rng(0)
+    words = TEXT.split()
+    text = " ".join(words[i] for i in rng.integers(len(words), size=4000))
+    ids = np.array([CHARACTERS.index(c) for c in text], dtype=np.uint8)
+    return ids[:12000], ids[12000:]
+
+
+def trial(seed: int = 1, shape: Shape = TINY, **changes: object) -> Trial:
+    return Trial(shape, replace(RECIPE, **changes), DataConfig(), seed)
+
+
+def bundle(*trials: Trial, execution: Execution = FLOAT32, characters: tuple[str, ...] | None = None) -> Bundle:
+    return Bundle(trials, *corpus(), len(CHARACTERS), characters, execution)
+
+
+def run(*trials: Trial, execution: Execution = FLOAT32) -> list[Outcome]:
+    whole = bundle(*trials, execution=execution)
+    while not whole.done:
+        whole.advance()
+    return whole.finish()
+
+
+def losses(outcome: Outcome) -> list[float]:
+    return [row["val_loss"] for row in outcome.curve]
+
+
+def test_losses_equal_the_golden_ones() -> None:
+    """One `step val_loss` per line. A change needs its reason in the same commit."""
+    curve = run(trial())[0].curve
+    golden = [line.split() for line in GOLDEN.read_text().splitlines()]
+    assert [row["step"] for row in curve] == [int(step) for step, _ in golden]
+    for row, (_, expected) in zip(curve, golden, strict=True):
+        assert row["val_loss"] == pytest.approx(float(expected), rel=2e-4)
+
+
+def test_two_equal_trials_give_bitwise_equal_curves_and_another_seed_does_not() -> None:
+    first, second, other = (run(trial(seed))[0] for seed in (1, 1, 2))
+    assert losses(first) == losses(second)
+    assert losses(first) != losses(other)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, precision: str, dropout: float) -> None:
+    how = Execution(device="cpu", precision=precision, n_threads=1)  # type: ignore[arg-type]
+    spec = trial(dropout=dropout)
+    unbroken = run(spec, execution=how)[0]
+    first = bundle(spec, execution=how)
+    for _ in range(2):
+        first.advance()
+    first.save(tmp_path)
+    torch.manual_seed(12345)  # whatever ran in this process since must not matter
+    second = bundle(spec, execution=how)
+    assert second.restore(tmp_path)
+    assert second.step == 20
+    while not second.done:
+        second.advance()
+    resumed = second.finish()[0]
+    assert losses(resumed) == losses(unbroken)
+    assert [row["grad_norm"] for row in resumed.curve] == [row["grad_norm"] for row in unbroken.curve]
+    assert resumed.row["restarts"] == 1
+    assert resumed.row["val_loss"] == unbroken.row["val_loss"]
+
+
+FACTORS = {
+    "seed": {"seed": 5}, "lr": {"lr": 3e-3}, "weight_decay": {"weight_decay": 0.5}, "beta1": {"beta1": 0.8}, "beta2": {"beta2": 0.95},
+    "grad_clip": {"grad_clip": 0.05}, "warmup_steps": {"warmup_steps": 30}, "schedule": {"schedule": "wsd"},
+    "min_lr_ratio": {"min_lr_ratio": 0.5}, "decay_fraction": {"schedule": "wsd", "decay_fraction": 0.5}, "unique_tokens": {"unique_tokens": 2000},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("factor", FACTORS)
+def test_a_bundled_replica_has_the_losses_of_its_lone_run(factor: str) -> None:
+    changed = trial(**{"seed": 2, **FACTORS[factor]})
+    together = run(trial(), changed, trial(seed=3))
+    lone = run(changed)[0]
+    for row, expected in zip(together[1].curve, lone.curve, strict=True):
+        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-5)
+    assert losses(together[1]) != losses(together[0])
+
+
+def test_bundled_losses_stay_equal_over_200_steps() -> None:
+    specs = [trial(seed, n_steps=200, eval_interval=50) for seed in (1, 2)]
+    for together, spec in zip(run(*specs), specs, strict=True):
+        assert losses(together) == pytest.approx(losses(run(spec)[0]), rel=1e-5)
+
+
+def test_a_diverging_replica_is_recorded_with_its_step_and_never_touches_its_neighbor() -> None:
+    wild = trial(seed=2, lr=1e30, grad_clip=0.0)
+    calm, broken = run(trial(), wild)
+    assert broken.row["status"] == "DIVERGED"
+    assert "at step" in broken.row["reason"]
+    assert broken.row["val_loss"] is None
+    assert losses(calm) == pytest.approx(losses(run(trial())[0]), rel=1e-5)
+    assert run(wild)[0].row["n_steps"] == broken.row["n_steps"]
+
+
+def test_a_bundle_resumes_each_replica_from_its_own_checkpoint(tmp_path: Path) -> None:
+    specs = [trial(seed) for seed in (1, 2)]
+    whole = run(*specs)
+    first = bundle(*specs)
+    for _ in range(3):
+        first.advance()
+        first.save(tmp_path)
+    second = bundle(specs[1])  # one of the two goes on alone
+    assert second.restore(tmp_path)
+    while not second.done:
+        second.advance()
+    assert losses(second.finish()[0]) == pytest.approx(losses(whole[1]), rel=1e-5)
+    assert checkpoint.steps(tmp_path, specs[0].trial_id) == [40, 20]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "not json", "missing part"])
+def test_a_damaged_checkpoint_is_named_set_aside_and_an_older_one_used(tmp_path: Path, damage: str) -> None:
+    spec = trial()
+    first = bundle(spec)
+    for _ in range(3):
+        first.advance()
+        first.save(tmp_path)
+    newest = tmp_path / spec.trial_id / "step-00000040"
+    tensors, facts = newest / "state.safetensors", newest / "state.json"
+    if damage == "truncated":
+        os.truncate(tensors, tensors.stat().st_size // 2)
+    elif damage == "empty":
+        tensors.write_bytes(b"")
+    elif damage == "foreign":
+        facts.write_text(json.dumps({**json.loads(facts.read_text()), "trial_id": "another"}))
+    elif damage == "not json":
+        facts.write_text("{")
+    else:
+        tensors.unlink()
+    second = bundle(spec)
+    assert second.restore(tmp_path)
+    assert second.step == 20
+    assert len(second.notes) == 1
+    assert "step-00000040" in second.notes[0]
+    assert list((tmp_path / spec.trial_id).glob("*.bad"))
+
+
+def test_trials_of_different_shape_or_length_cannot_share_a_bundle() -> None:
+    with pytest.raises(ValueError, match="train them apart"):
+        bundle(trial(), trial(shape=Shape(1, 32, 2, 32)))
+    assert bundle_key(trial(dropout=0.1)) != bundle_key(trial(seed=2, dropout=0.1))
+
+
+def test_every_trial_is_evaluated_on_the_same_windows_and_writes_from_the_same_prompts() -> None:
+    small, large = bundle(trial(), characters=CHARACTERS), bundle(trial(seed=9, shape=Shape(1, 64, 4, 32)), characters=CHARACTERS)
+    assert torch.equal(small.val_windows[0], large.val_windows[0])
+    texts = []
+    for one in (small, large):
+        while not one.done:
+            one.advance()
+        texts.append(one.finish()[0].samples)
+    final = [[row for row in rows if row["step"] == 60] for rows in texts]
+    assert len(final[0]) == 32
+    assert [row["prompt"] for row in final[0]] == [row["prompt"] for row in final[1]]
+    assert {row["n_tokens"] for row in final[0]} == {256}
+    assert {row["temperature"] for row in final[0]} == {0.7, 1.0}
+
+
+def test_the_row_holds_what_the_curve_and_the_shape_say() -> None:
+    outcome = run(trial())[0]
+    row, last = outcome.row, outcome.curve[-1]
+    assert row["status"] == "COMPLETED"
+    assert (row["val_loss"], row["train_loss"]) == (last["val_loss"], last["train_loss"])
+    assert row["n_tokens"] == 60 * 4 * 32 == last["tokens"]
+    assert row["flops"] == row["flops_per_token"] * row["n_tokens"]
+    assert row["epochs"] == pytest.approx(row["n_tokens"] / 12000)
+    assert math.isfinite(row["ms_per_step"])
+    assert last["val_loss"] < outcome.curve[0]["val_loss"] - 0.5, "training should have learned something"
+
+
+def test_a_text_shorter_than_a_block_is_refused() -> None:
+    with pytest.raises(ValueError, match="too short"):
+        Bundle([trial()], np.zeros(10, np.uint8), np.zeros(10, np.uint8), 5, None, FLOAT32)

@@ -1,0 +1,135 @@
+"""The network behaves like the model it claims to be, alone and in a bundle, in both precisions."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.arithmetic import causal_attention
+from models.config import ModelConfig
+from models.generate import generate
+from models.transformer import Transformer
+
+SMALL = ModelConfig(n_layer=2, n_embd=32, n_head=4, block_size=16, vocab_size=23)
+
+
+def batch(config: ModelConfig, K: int = 1, B: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randint(config.vocab_size, (K, B, config.block_size), generator=torch.Generator().manual_seed(seed))
+
+
+def reference_logits(model: Transformer, replica: int, tokens: torch.Tensor) -> torch.Tensor:
+    """The same model written out from its description with nothing shared: per-head loops, explicit mask and softmax."""
+    weight = {name: getattr(model, name)[replica].detach().double() for name in model.names}
+    config = model.config
+    x = weight["wte"][tokens] + weight["wpe"][: tokens.shape[1]]
+
+    def normalized(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        centred = x - x.mean(-1, keepdim=True)
+        return centred / (centred.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * scale
+
+    for layer in range(config.n_layer):
+        h = normalized(x, weight[f"norm1_{layer}"])
+        q, k, v = (h @ part.T for part in weight[f"qkv_{layer}"].chunk(3))
+        heads = []
+        for s in (slice(i * config.head_dim, (i + 1) * config.head_dim) for i in range(config.n_head)):
+            scores = q[..., s] @ k[..., s].mT / math.sqrt(config.head_dim)
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+            heads.append(scores.softmax(-1) @ v[..., s])
+        x = x + torch.cat(heads, -1) @ weight[f"proj_{layer}"].T
+        u = normalized(x, weight[f"norm2_{layer}"]) @ weight[f"up_{layer}"].T
+        x = x + (u * 0.5 * (1 + torch.erf(u / math.sqrt(2)))) @ weight[f"down_{layer}"].T
+    return normalized(x, weight["norm_f"]) @ weight["wte"].T
+
+
+@pytest.mark.parametrize("K", [1, 3])
+def test_logits_equal_a_written_out_reference(K: int) -> None:
+    model = Transformer(SMALL, seeds=list(range(K)))
+    tokens = batch(SMALL, K)
+    for replica, logits in enumerate(model(tokens)):
+        torch.testing.assert_close(logits.double(), reference_logits(model, replica, tokens[replica]), rtol=1e-4, atol=1e-5)
+
+
+def test_future_tokens_cannot_change_past_logits() -> None:
+    model = Transformer(SMALL)
+    tokens = batch(SMALL)
+    changed = tokens.clone()
+    changed[:, :, 9:] = (changed[:, :, 9:] + 1) % SMALL.vocab_size
+    before, after = model(tokens), model(changed)
+    assert torch.equal(before[:, :, :9], after[:, :, :9])
+    assert not torch.allclose(before[:, :, 9:], after[:, :, 9:])
+
+
+def test_initial_loss_is_near_log_vocabulary() -> None:
+    model = Transformer(SMALL, seeds=[3, 4])
+    tokens = batch(SMALL, K=2, B=64)
+    for loss in model.loss(tokens, tokens.roll(-1, -1)).tolist():
+        assert loss == pytest.approx(math.log(SMALL.vocab_size), abs=0.05)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_tiny_model_overfits_one_batch(precision: str) -> None:
+    model = Transformer(SMALL)
+    model.precision = precision
+    tokens = batch(SMALL, B=2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(120):
+        loss = model.loss(tokens[:, :, :-1], tokens[:, :, 1:]).sum()
+        loss.backward()
+        optimizer.step()
+        model.flat_grad.zero_()
+    assert loss.item() < 0.05
+
+
+def test_a_replicas_weights_depend_on_its_own_seed_only() -> None:
+    lone, bundle = Transformer(SMALL, seeds=[7]), Transformer(SMALL, seeds=[1, 7, 2])
+    assert torch.equal(lone.flat[0], bundle.flat[1])
+    assert not torch.equal(bundle.flat[0], bundle.flat[2])
+
+
+def test_bf16_operands_change_the_loss_by_less_than_their_rounding() -> None:
+    config = ModelConfig(n_layer=2, n_embd=64, n_head=4, block_size=256, vocab_size=50)
+    model, tokens = Transformer(config, seeds=[5]), batch(config)
+    exact = model.loss(tokens, tokens).item()
+    model.precision = "bf16"
+    assert model.loss(tokens, tokens).item() == pytest.approx(exact, rel=2e-3)
+
+
+@pytest.mark.parametrize("T", [192, 200, 256])
+def test_blocked_attention_and_its_gradients_equal_torchs_attention(T: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v, grad = (torch.randn(2, 3, T, 16, generator=generator) for _ in range(4))
+    results = []
+    for precision in ("float32", "bf16"):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = causal_attention(*inputs, precision)
+        out.backward(grad)
+        results.append([out, *(x.grad for x in inputs)])
+    for exact, rounded in zip(*results, strict=True):
+        error = (exact - rounded).norm() / exact.norm()
+        assert error < 0.01, f"relative error {error:.4f}"
+
+
+@pytest.mark.parametrize("n_tokens", [5, 60])
+def test_the_cache_gives_the_same_text_as_reading_everything_anew(n_tokens: int) -> None:
+    """60 tokens overflow the context of 16 several times; temperature 0 takes the likeliest token."""
+    model = Transformer(SMALL, seeds=[1, 2])
+    with torch.no_grad():
+        model.flat.mul_(4.0)  # sharper logits than an untrained model's, so that ties cannot decide
+    prompts = batch(SMALL, K=2)[:, :, :6]
+    for temperature in (0.0, 1.0):
+        warmth = torch.full((4,), temperature)
+        fast = generate(model, prompts, n_tokens, warmth, seed=3)
+        slow = generate(model, prompts, n_tokens, warmth, seed=3, cached=False)
+        assert torch.equal(fast, slow)
+    assert not torch.equal(fast[0], fast[1]), "replicas with different weights should write different texts"
+
+
+def test_sampling_follows_the_models_probabilities() -> None:
+    model = Transformer(SMALL)
+    prompt = batch(SMALL, B=1)[:, :, :3].expand(1, 4000, 3)
+    drawn = generate(model, prompt, 1, torch.ones(4000), seed=1, forbidden=(0,))[0, :, 0]
+    expected = F.softmax(model(prompt[:, :1])[0, 0, -1, 1:], -1)
+    observed = torch.bincount(drawn, minlength=SMALL.vocab_size)[1:] / 4000
+    assert (drawn != 0).all()
+    assert (observed - expected / expected.sum()).abs().max() < 0.02
