@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from analysis import modes
 from analysis.design import MAX_LOG_AMPLITUDE, MIN_LOG_AMPLITUDE, Array, Design, build
 from analysis.laws import Bowl, Law, column_values
-from analysis.newton import TOLERANCE, Minimum, Objective, minimize
+from analysis.newton import TOLERANCE, Basis, Minimum, Objective, minimize
 from analysis.starts import grid_starts
 
 N_STARTS = 12
@@ -231,8 +231,7 @@ def objective_of(design: Design, columns: Mapping[str, ArrayLike], losses: Array
     """Losses and weights (R or 1, n) over a design, as what Newton minimizes; width and scale are set by `Objective.at`."""
     low, high = design.bounds()
     return Objective(
-        blocks=design.blocks(columns),
-        has_floor=design.law.has_floor,
+        basis=Basis(design.blocks(columns), design.law.has_floor),
         log_loss=np.log(losses / design.loss_scale),
         weights=weights / weights.sum(axis=1, keepdims=True),
         delta=np.array([[np.inf]]),

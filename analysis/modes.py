@@ -21,6 +21,8 @@ OBJECTIVES = ("huber", "lad", "quantile", "least_squares")
 HUBER_EFFICIENT = 1.345  # 95 % efficient for normal noise (Huber 1981, section 4.5)
 NORMAL_MAD = 0.6745  # median of |z| for a standard normal z
 WIDTH_FLOOR = 1e-5  # of log loss: far below evaluation noise; keeps rounding (1e-16 / width) under the gradient tolerance
+TIGHT = 1e-7  # scaled gradient of the stages before LAD
+SHRINK = 5.0
 CREASE = 1e-6  # Huber width that stands in for LAD before its vertex is solved
 
 
@@ -36,7 +38,7 @@ def check_mode(objective: str, delta: float | None, tau: float) -> None:
 
 def residuals(objective: Objective, theta: Array) -> Array:
     """Log residuals (R, n)."""
-    return objective.log_loss - np.log(parts(objective, theta)[0])
+    return objective.log_loss - np.log(parts(objective.basis, theta)[0])
 
 
 def least_squares(objective: Objective, theta: Array, *, rough: bool = False) -> tuple[Minimum, Array]:
@@ -66,8 +68,20 @@ def huber(objective: Objective, theta: Array, delta: Array | float) -> Minimum:
 
 
 def least_absolute(objective: Objective, theta: Array) -> Minimum:
-    """Least absolute deviations, or a quantile where objective.tau is not 1/2: Huber at a crease, then the exact vertex."""
-    return _vertex(objective, huber(objective, theta, CREASE))
+    """Least absolute deviations, or a quantile where objective.tau is not 1/2: Huber at a crease, then the exact vertex.
+
+    Once the points in the crease are settled the optimum moves linearly with the width, so each stage starts from the line through the
+    last two. Starting from the last one instead puts every point outside the narrower crease, where the Hessian is singular.
+    """
+    width = np.maximum(spread(objective, theta), CREASE)
+    before, wider = theta, np.full_like(width, np.inf)
+    while (width > CREASE).any():
+        here = minimize(objective.at(width), theta, tolerance=TIGHT, max_steps=60).theta
+        narrower = np.maximum(width / SHRINK, CREASE)
+        share = np.where(np.isfinite(wider) & (wider > width), (width - narrower) / np.maximum(wider - width, CREASE), 0.0)
+        before, theta = here, here + (here - before) * share[:, 0]
+        wider, width = width, narrower
+    return _vertex(objective, minimize(objective.at(CREASE), theta))
 
 
 def _vertex(objective: Objective, near: Minimum) -> Minimum:
@@ -127,10 +141,10 @@ def _multipliers(objective: Objective, theta: Array, points: NDArray[np.intp]) -
 
 def _jacobian(objective: Objective, theta: Array) -> Array:
     """d ln(law) / d theta, (R, n, P)."""
-    shares = parts(objective, theta)[1]
-    columns = [shares[0][:, :, None]] if objective.has_floor else []
-    terms = shares[1:] if objective.has_floor else shares
-    columns += [share[:, :, None] * block.features for share, block in zip(terms, objective.blocks, strict=True)]
+    shares = parts(objective.basis, theta)[1]
+    columns = [shares[0][:, :, None]] if objective.basis.has_floor else []
+    terms = shares[1:] if objective.basis.has_floor else shares
+    columns += [share[:, :, None] * block.features for share, block in zip(terms, objective.basis.blocks, strict=True)]
     return np.concatenate(columns, axis=2)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,38 @@ Penalty = Callable[[Array, NDArray[np.intp]], tuple[Array, Array, Array]]  # (th
 
 
 @dataclass(frozen=True)
+class Basis:
+    """The features of a law at its points, and their products, which every Hessian needs."""
+
+    blocks: tuple[Block, ...]
+    has_floor: bool
+
+    @cached_property
+    def all_blocks(self) -> tuple[Block, ...]:
+        """The blocks, after one of ones for the floor if the law has one."""
+        if not self.has_floor:
+            return self.blocks
+        return (Block(np.ones((self.blocks[0].features.shape[0], 1)), None, 0, 1), *self.blocks)
+
+    @cached_property
+    def products(self) -> dict[tuple[int, int], Array]:
+        """For blocks i <= j: the outer products of their features, (n, q_i q_j)."""
+        features = [block.features for block in self.all_blocks]
+        return {
+            (i, j): (features[i][:, :, None] * features[j][:, None, :]).reshape(len(features[i]), -1)
+            for i in range(len(features))
+            for j in range(i, len(features))
+        }
+
+
+@dataclass(frozen=True)
 class Objective:
     """What a batch minimizes. Arrays are (R, n), or (1, n) where all replicates share them.
 
     `delta` and `scale` are (R, 1) or (1, 1); `weights` sum to 1 over points; `low`, `high` are (P, R) or (P, 1).
     """
 
-    blocks: tuple[Block, ...]
-    has_floor: bool
+    basis: Basis
     log_loss: Array
     weights: Array
     delta: Array
@@ -82,27 +107,27 @@ class Minimum:
 # ---- objective, gradient, Hessian ----
 
 
-def parts(objective: Objective, theta: Array) -> tuple[Array, list[Array]]:
+def parts(basis: Basis, theta: Array) -> tuple[Array, list[Array]]:
     """Law value f (R, n) and the shares [1/f, t_1/f, ...] (the first only with a floor), each (R, n)."""
     terms = []
-    for block in objective.blocks:
+    for block in basis.blocks:
         predictor = theta[block.start : block.stop].T @ block.features.T
         if block.offset is not None:
             predictor += block.offset
         terms.append(np.exp(predictor, out=predictor))
-    value = terms[0] + theta[0][:, None] if objective.has_floor else terms[0].copy()
+    value = terms[0] + theta[0][:, None] if basis.has_floor else terms[0].copy()
     for term in terms[1:]:
         value += term
     inverse = 1.0 / value
     for term in terms:
         term *= inverse
-    return value, [inverse, *terms] if objective.has_floor else terms
+    return value, [inverse, *terms] if basis.has_floor else terms
 
 
 def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, Array]:
     """Objective (R,), gradient (P, R) and exact Hessian (P, P, R); infinite objective where the law is not positive."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        value, shares = parts(objective, theta)
+        value, shares = parts(objective.basis, theta)
         residual = objective.log_loss - np.log(value)
         clipped = np.clip(residual, -objective.delta, objective.delta)
         inside = clipped == residual
@@ -113,7 +138,7 @@ def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tupl
         height = np.einsum("rn,rn->r", force, residual - 0.5 * clipped)
         curvature = pull * inside
         curvature += force
-        gradient, hessian = reduce_points(objective, theta.shape, shares, force, curvature)
+        gradient, hessian = reduce_points(objective.basis, theta.shape, shares, force, curvature)
     height = np.where(np.isfinite(height) & (value.min(axis=1) > 0), height, np.inf)
     if objective.penalty is not None:
         extra = objective.penalty(theta, rows)
@@ -121,33 +146,30 @@ def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tupl
     return height, gradient, hessian
 
 
-def reduce_points(objective: Objective, shape: tuple[int, ...], shares: list[Array], force: Array, curvature: Array) -> tuple[Array, Array]:
-    """Sum point contributions into gradient and Hessian, one matrix product for each pair of blocks."""
+def reduce_points(basis: Basis, shape: tuple[int, ...], shares: list[Array], force: Array, curvature: Array) -> tuple[Array, Array]:
+    """Sum point contributions into gradient and Hessian, one matrix product for each pair of blocks.
+
+    With `force` w psi and `curvature` w psi' + w psi these are the derivatives of sum w rho(log_loss - ln f).
+    """
     gradient = np.empty(shape)
     hessian = np.empty((shape[0], *shape))
-    blocks = _all_blocks(objective)
+    blocks = basis.all_blocks
     for i, (share, first) in enumerate(zip(shares, blocks, strict=True)):
         here = slice(first.start, first.stop)
         pulled = force * share
         gradient[here] = -(pulled @ first.features).T
         bent = curvature * share
-        for other, second in zip(shares[i:], blocks[i:], strict=True):
+        for j in range(i, len(blocks)):
+            second = blocks[j]
             there = slice(second.start, second.stop)
-            mixed = bent * other
-            if second is first and not (objective.has_floor and i == 0):
+            mixed = bent * shares[j]
+            if j == i and not (basis.has_floor and i == 0):
                 mixed -= pulled
-            products = (first.features[:, :, None] * second.features[:, None, :]).reshape(len(first.features), -1)
-            summed = (mixed @ products).T.reshape(first.features.shape[1], second.features.shape[1], -1)
+            summed = (mixed @ basis.products[i, j]).T.reshape(here.stop - here.start, there.stop - there.start, -1)
             hessian[here, there] = summed
-            hessian[there, here] = summed.transpose(1, 0, 2)
+            if j != i:
+                hessian[there, here] = summed.transpose(1, 0, 2)
     return gradient, hessian
-
-
-def _all_blocks(objective: Objective) -> tuple[Block, ...]:
-    if not objective.has_floor:
-        return objective.blocks
-    ones = np.ones((objective.blocks[0].features.shape[0], 1))
-    return (Block(ones, None, 0, 1), *objective.blocks)
 
 
 # ---- linear algebra over the last axis ----
@@ -251,26 +273,37 @@ def _write(result: Minimum, damping: Array, state: _State) -> None:
     damping[state.rows] = state.damping
 
 
+def _at_bound(objective: Objective, theta: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    return theta <= objective.low, theta >= objective.high
+
+
 def _free_gradient(objective: Objective, theta: Array, gradient: Array) -> Array:
     """The gradient without the components that push a coordinate out of its bounds."""
-    outward = ((theta <= objective.low) & (gradient > 0)) | ((theta >= objective.high) & (gradient < 0))
-    return np.where(outward, 0.0, gradient)
+    low, high = _at_bound(objective, theta)
+    if not (low.any() or high.any()):
+        return gradient
+    return np.where((low & (gradient > 0)) | (high & (gradient < 0)), 0.0, gradient)
 
 
 def _direction(objective: Objective, state: _State) -> tuple[Array, Array]:
     """Damped Newton step within the bounds, and the decrease that the quadratic model promises."""
     free_gradient = _free_gradient(objective, state.theta, state.gradient)
-    held = (free_gradient == 0) & ((state.theta <= objective.low) | (state.theta >= objective.high))
-    hessian = np.where(held[:, None] | held[None, :], 0.0, state.hessian)
+    hessian = state.hessian.copy()
     index = np.arange(len(hessian))
-    diagonal = hessian[index, index]
-    hessian[index, index] = np.where(held, 1.0, diagonal + state.damping * (np.abs(diagonal) + 1e-9))
+    diagonal = state.hessian[index, index]
+    hessian[index, index] += state.damping * (np.abs(diagonal) + 1e-9)
+    if free_gradient is not state.gradient:
+        low, high = _at_bound(objective, state.theta)
+        held = (free_gradient == 0) & (low | high)
+        hessian = np.where(held[:, None] | held[None, :], 0.0, hessian)
+        hessian[index, index] += held
     step = -solve(hessian, free_gradient)
     longest = np.abs(step).max(axis=0)
-    step *= np.minimum(1.0, MAX_STEP / np.maximum(longest, 1e-300))
+    if longest.max() > MAX_STEP:
+        step *= np.minimum(1.0, MAX_STEP / np.maximum(longest, 1e-300))
     step = np.clip(state.theta + step, objective.low, objective.high) - state.theta
-    bent = np.einsum("ir,ijr,jr->r", step, state.hessian, step)
-    promised = -np.einsum("ir,ir->r", step, free_gradient) - 0.5 * bent
+    bent = (step * (state.hessian * step).sum(axis=1)).sum(axis=0)
+    promised = -(step * free_gradient).sum(axis=0) - 0.5 * bent
     return step, promised
 
 
@@ -284,13 +317,18 @@ def _step(objective: Objective, state: _State, tolerance: float) -> tuple[_State
     level = value <= state.value + 1e-14 * np.abs(state.value)
     better = (value < state.value - 1e-14 * np.abs(state.value)) | (level & (norm < state.norm))
     gain = (state.value - value) / np.maximum(promised, 1e-300)
-    polished = (state.norm <= tolerance) & ~(better & (norm < 0.5 * state.norm))
+    if tolerance > TOLERANCE:  # an intermediate stage: near enough is done
+        polished = np.where(better, norm, state.norm) <= tolerance
+    else:
+        polished = (state.norm <= tolerance) & ~(better & (norm < 0.5 * state.norm))
     damping = np.where(
         ~better,
         np.maximum(state.damping, 1e-4) * 8,
         np.where(gain > 0.5, state.damping * 0.1, np.where(gain < 0.1, state.damping * 4, state.damping)),
     )
     damping = np.where(damping < 1e-9, 0.0, damping)
+    if better.all():
+        return _State(state.rows, theta, value, gradient, hessian, damping, norm, state.steps + 1), polished
     new = _State(
         state.rows,
         np.where(better, theta, state.theta),

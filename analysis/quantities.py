@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.design import Array, Block, Design
+from analysis.design import Array, Design
 from analysis.laws import SIZE, Bowl, Power, column_values
-from analysis.newton import Objective, parts, reduce_points
+from analysis.newton import Basis, parts, reduce_points
 
 SLOPE_STEP = 0.01  # of ln x; the five-point formula then errs by about 1e-9 of the slope and rounding by 1e-14
 
@@ -131,21 +131,17 @@ class _BowlAmplitude:
 class _Combination:
     """sum_j coefficient_j ln f(x_j) + constant; reported as it is, or its exp."""
 
-    blocks: tuple[Block, ...]
-    has_floor: bool
+    basis: Basis
     coefficients: Array
     constant: float
     exponential: bool
 
     def evaluate(self, theta: Array) -> tuple[Array, Array, Array]:
-        empty = np.zeros((1, 1))
-        points = np.zeros((1, len(self.coefficients)))
-        frame = Objective(self.blocks, self.has_floor, points, points, empty, empty, empty, empty)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            value, shares = parts(frame, theta)
+            value, shares = parts(self.basis, theta)
             logs = np.log(value)
         force = np.broadcast_to(-self.coefficients, value.shape)
-        gradient, hessian = reduce_points(frame, theta.shape, shares, force, force)
+        gradient, hessian = reduce_points(self.basis, theta.shape, shares, force, force)
         return logs @ self.coefficients + self.constant, gradient, hessian
 
     def report(self, value: ArrayLike) -> Array:
@@ -175,7 +171,7 @@ def _combine(
     design: Design, places: Sequence[Mapping[str, float]], coefficients: ArrayLike, constant: float, exponential: bool
 ) -> _Combination:
     columns = {name: np.array([float(column_values(place, name)) for place in places]) for name in design.law.columns}
-    return _Combination(design.blocks(columns), design.law.has_floor, np.asarray(coefficients, dtype=float), constant, exponential)
+    return _Combination(Basis(design.blocks(columns), design.law.has_floor), np.asarray(coefficients, dtype=float), constant, exponential)
 
 
 def _read_parameter(name: str, design: Design) -> Reading:

@@ -59,7 +59,7 @@ def _basis(design: Design, objective: Objective, nodes: list[Array]) -> tuple[Ar
     rows, used, first = [], [], int(design.law.has_floor)
     if design.law.has_floor:
         rows.append(np.ones((1, objective.log_loss.shape[1])))
-    for block, values in zip(objective.blocks, nodes, strict=True):
+    for block, values in zip(objective.basis.blocks, nodes, strict=True):
         predictor = values @ block.features[:, 1:].T
         rows.append(np.exp(predictor if block.offset is None else predictor + block.offset))
         used.append(np.arange(first, first + len(values)))
