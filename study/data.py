@@ -130,6 +130,15 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progr
     return _open(folder, meta)
 
 
+def find(config: "DataConfig", cache_dir: Path | None = None) -> Corpus | None:
+    """The corpus if the cache has it, else None: nothing is made and nothing downloaded."""
+    root = cache_dir or default_cache_dir()
+    key = hashlib.sha256(json.dumps({**data_identity(config), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
+    folder = root / "corpora" / key[:20]
+    meta = _read_meta(folder, key)
+    return _open(folder, meta) if meta else None
+
+
 def default_cache_dir() -> Path:
     """The cache folder: $SCALING_STUDY_CACHE, else ~/.cache/scaling-study."""
     return Path(os.environ.get("SCALING_STUDY_CACHE") or Path.home() / ".cache" / "scaling-study")

@@ -7,6 +7,7 @@ below the cache. The text's licence is CDLA-Sharing-1.0; nothing of it is part o
 """
 
 import contextlib
+import errno
 import hashlib
 import http.client
 import os
@@ -28,6 +29,7 @@ REACH_S = 0.9  # longest wait for a first connection before we say that there is
 SILENCE_S = 30.0  # longest silence during a transfer
 ATTEMPTS = 4  # connections per file before giving up; each goes on where the last one broke off
 BLOCK = 1 << 20
+_DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO))
 _STORY_END = b"<|endoftext|>"
 Progress = Callable[[str, int, int], None]
 
@@ -162,6 +164,10 @@ def _transfer(wanted: RemoteFile, part: Path, progress: Progress) -> None:
                 raise DownloadError(_ways_on(wanted, part, f"{address} answered {error.code} {error.reason}")) from error
             reason = f"the server answered {error.code}"
         except (OSError, http.client.HTTPException) as error:  # includes URLError and timeouts
+            if getattr(error, "errno", None) in _DISK_ERRORS or getattr(error, "filename", None):
+                raise DownloadError(
+                    f"{part} cannot be written ({error}); free some space or name another cache: SCALING_STUDY_CACHE=FOLDER."
+                ) from error
             reason = str(getattr(error, "reason", "") or error) or type(error).__name__
         have = part.stat().st_size if part.exists() else 0
         if have == wanted.n_bytes:
@@ -189,7 +195,7 @@ def _receive(address: str, wanted: RemoteFile, part: Path, progress: Progress) -
         # Without Range support the server sends the whole file; when a prefix is wanted we stop reading there. A file with a
         # checksum is read to its end, so that a longer file shows as one.
         limit = wanted.n_bytes if wanted.sha256 is None else wanted.n_bytes + 1
-        with part.open("r+b" if resumed else "wb") as file:
+        with part.open("r+b" if have else "wb") as file:
             file.seek(have)
             while have < limit and (block := answer.read(min(BLOCK, limit - have))):
                 file.write(block)

@@ -79,7 +79,8 @@ cool clean brighten gather chase scare bless cross mend share shake trap""".spli
 NOUNS = """apple river moon star bird stone flower cloud song road bell boat tree king lamp door horse rain candle garden
 shadow winter summer letter mountain feather window fire ocean dream basket ladder mirror kitten needle whistle pillow blanket morning
 evening island sparrow pebble lantern thread button castle valley rose seed wave nest bridge bee crown shoe field barrel""".split()
-ADVERB_TAIL = """angrily awkwardly badly barely briefly brightly busily certainly cleverly clumsily coldly correctly cruelly curiously daintily
+ADVERB_TAIL = """angrily awkwardly badly barely briefly brightly busily certainly cleverly
+clumsily coldly correctly cruelly curiously daintily
 dearly deeply dreamily easily exactly faintly fairly firmly foolishly freely fully gravely greedily hardly hastily heartily honestly
 hopefully innocently keenly lazily lightly merrily mostly neatly oddly openly patiently perfectly plainly promptly rapidly rarely
 readily rudely safely sharply sleepily smoothly solemnly sternly strangely sweetly swiftly tenderly thoughtfully tightly truly vaguely

@@ -44,16 +44,16 @@ class Split:
 
 def check_text_file(path: Path) -> int:
     """Return the size of a text file in bytes; raise ValueError with one clear sentence for what cannot be a corpus."""
-    if not path.exists():
-        raise ValueError(f"data.path={path} does not exist; give the path of a UTF-8 text file.")
-    if path.is_dir():
-        raise ValueError(f"data.path={path} is a folder; give one UTF-8 text file (join several with cat).")
     try:
+        if path.is_dir():
+            raise ValueError(f"data.path={path} is a folder; give one UTF-8 text file (join several with cat).")
         with path.open("rb") as file:
             head = file.read(BLOCK)
             size = file.seek(0, io.SEEK_END)
+    except FileNotFoundError as error:
+        raise ValueError(f"data.path={path} does not exist; give the path of a UTF-8 text file.") from error
     except OSError as error:
-        raise ValueError(f"data.path={path} cannot be read ({error.strerror}); check its permissions.") from error
+        raise ValueError(f"data.path={path} cannot be read ({error.strerror or error}); give a regular file that you may read.") from error
     if not head.strip():
         raise ValueError(f"data.path={path} is empty; give a file with text in it.")
     if head.startswith(_UTF16_MARKS):

@@ -1,0 +1,366 @@
+"""Data preparation: splitting, vocabulary, cache, batches, and one clear sentence for each text that cannot be used."""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from study import data, stories, text_tokens
+from study.spec import DataConfig
+
+SHARED = Path(os.environ.get("SCALING_STUDY_SHARED") or Path(__file__).parents[2] / "shared")
+SAMPLE = SHARED / "data" / "tinystories_sample.txt"
+FIRST_STARTS = [4334, 4098, 709, 8619, 9141, 1089, 4243, 478]
+CHILD = (
+    "import sys; from pathlib import Path; from study.data import prepare; from study.spec import DataConfig; "
+    "print(prepare(DataConfig(train_chars=300_000, seed=5), Path(sys.argv[1])).sha256)"
+)
+
+
+def own(tmp_path: Path, text: str | bytes, name: str = "mine.txt") -> DataConfig:
+    """A configuration for a text of one's own."""
+    path = tmp_path / name
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return DataConfig(path=str(path))
+
+
+def lines(n: int, end: str = "\n") -> str:
+    return "".join(f"line {i} says {i * i}{end}" for i in range(n))
+
+
+# ---- stories ----
+
+
+def test_the_prepared_stories_are_the_generated_ones_with_their_floor(tmp_path: Path) -> None:
+    corpus = data.prepare(DataConfig(train_chars=50_000, seed=2), tmp_path)
+    made = stories.build(50_000, 2)
+    for tokens, part in ((corpus.train, made.train), (corpus.val, made.val)):
+        assert tokens.dtype == np.uint8
+        assert isinstance(tokens, np.memmap)
+        assert corpus.decode(tokens[:3000]) == "".join(story + "<|endoftext|>" for story in part)[: len(corpus.decode(tokens[:3000]))]
+        assert len(tokens) == sum(len(story) + 1 for story in part)
+    assert (corpus.floor, corpus.floor_se) == (made.floor, made.floor_se)
+    nats = -sum(stories.log_probability(story) for story in made.val)
+    assert corpus.floor == pytest.approx(nats / len(corpus.val))
+    assert corpus.characters[:2] == ("<|endoftext|>", "<unk>")
+    assert int(np.count_nonzero(corpus.val == 0)) == len(made.val)
+
+
+def test_no_window_of_validation_text_of_a_story_s_length_occurs_in_training(tmp_path: Path) -> None:
+    corpus = data.prepare(DataConfig(train_chars=200_000), tmp_path)
+    train = corpus.train.tobytes()
+    ends = np.flatnonzero(corpus.val[:100_000] == 0)
+    assert not any(corpus.val[begin:end].tobytes() in train for begin, end in itertools.pairwise(ends))
+
+
+# ---- own text ----
+
+
+def test_encode_and_decode_are_inverse_and_the_marker_is_one_token(tmp_path: Path) -> None:
+    corpus = data.prepare(own(tmp_path, "Hello wörld. € 🙂\n<|endoftext|>Bye <|endo\n" * 50), tmp_path / "cache")
+    text = "Bye wörld<|endoftext|>🙂 <|endo"
+    ids = corpus.encode(text)
+    assert corpus.decode(ids) == text
+    assert len(ids) == len(text) - len("<|endoftext|>") + 1
+    assert list(corpus.encode("Zz")) == [1, 1]
+    assert corpus.decode([1]) == "<unk>"
+
+
+@pytest.mark.parametrize(
+    ("end", "boundary"),
+    [("\n<|endoftext|>", "the <|endoftext|> markers"), ("\n\n", "blank lines"), ("\n", "line ends"), (" ", "a character")],
+)
+def test_a_text_is_split_90_to_10_at_the_best_boundary_it_has(tmp_path: Path, end: str, boundary: str) -> None:
+    text = lines(500, end)
+    corpus = data.prepare(own(tmp_path, text), tmp_path / "cache")
+    assert boundary in corpus.source
+    assert corpus.decode(corpus.train) + corpus.decode(corpus.val) == text
+    assert 0.85 <= len(corpus.train) / (len(corpus.train) + len(corpus.val)) <= 0.95
+    if end != " ":
+        assert corpus.decode(corpus.train).endswith(end)
+    assert corpus.floor is None
+
+
+def test_windows_line_ends_and_a_byte_order_mark_leave_no_trace(tmp_path: Path) -> None:
+    plain = data.prepare(own(tmp_path, lines(300)), tmp_path / "cache")
+    windows = data.prepare(own(tmp_path, b"\xef\xbb\xbf" + lines(300, "\r\n").encode(), "other.txt"), tmp_path / "cache")
+    assert plain.characters == windows.characters
+    assert np.array_equal(np.concatenate([plain.train, plain.val]), np.concatenate([windows.train, windows.val]))
+
+
+def test_characters_unseen_in_training_become_one_unknown_id_and_are_counted(tmp_path: Path) -> None:
+    corpus = data.prepare(own(tmp_path, "abc\n" * 300 + "aéüb\n" * 10), tmp_path / "cache")
+    assert corpus.n_unknown == 20
+    assert int(np.count_nonzero(corpus.val == 1)) == 20
+    assert not np.any(corpus.train == 1)
+
+
+def test_more_than_256_characters_take_two_bytes_each(tmp_path: Path) -> None:
+    text = "".join(chr(0x4E00 + i) for i in range(400)) * 20
+    corpus = data.prepare(own(tmp_path, text), tmp_path / "cache")
+    assert corpus.train.dtype == np.uint16
+    assert corpus.decode(corpus.train) + corpus.decode(corpus.val) == text
+
+
+def test_blocks_cut_through_characters_markers_and_line_ends_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = own(tmp_path, "añb€c🙂<|endoftext|>\r\nx<|end\n\r\n" * 60)
+    whole = data.prepare(config, tmp_path / "one")
+    for size in (1, 2, 3, 7, 31):
+        monkeypatch.setattr(text_tokens, "BLOCK", size)
+        parts = data.prepare(config, tmp_path / f"cache{size}")
+        assert (parts.sha256, parts.n_unknown) == (whole.sha256, whole.n_unknown)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "is empty"),
+        (b" \n \n", "is empty"),
+        (b"text \x00\x01\x02 more", "binary file"),
+        ("ein Text".encode("utf-16"), "UTF-16"),
+        ("Größe und Maß\n".encode("latin-1") * 50, "not UTF-8.*LATIN1"),
+        (b"a", "too short"),
+    ],
+)
+def test_a_text_that_cannot_be_used_gets_one_clear_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        data.prepare(own(tmp_path, content), tmp_path / "cache")
+    assert "mine.txt" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        data.prepare(DataConfig(path=str(tmp_path / "nowhere.txt")), tmp_path)
+    with pytest.raises(ValueError, match="is a folder"):
+        data.prepare(DataConfig(path=str(tmp_path)), tmp_path)
+    with pytest.raises(ValueError, match="cannot be read"):
+        data.prepare(DataConfig(path=str(tmp_path / ("x" * 300))), tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read every file")
+def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
+    config = own(tmp_path, "text")
+    Path(config.path).chmod(0)
+    with pytest.raises(ValueError, match="cannot be read"):
+        data.prepare(config, tmp_path)
+
+
+@pytest.mark.skipif(not SAMPLE.exists(), reason="the shared TinyStories sample is not on this machine")
+def test_the_real_sample_with_its_wrongly_decoded_quotes_is_kept_letter_for_letter(tmp_path: Path) -> None:
+    corpus = data.prepare(DataConfig(path=str(SAMPLE)), tmp_path)
+    text = SAMPLE.read_text(encoding="utf-8")
+    both = corpus.decode(corpus.train) + corpus.decode(corpus.val)
+    assert len(both.replace("<unk>", "?")) == len(text)
+    assert corpus.decode(corpus.train) == text[: len(corpus.train)]
+    assert corpus.n_unknown == both.count("<unk>") < 20
+    assert "â" in corpus.characters
+    assert len(set(text)) == 75
+    assert 60 < corpus.vocab_size <= 77
+
+
+# ---- cache ----
+
+
+def test_the_cache_is_used_and_its_key_is_the_content_not_the_name(tmp_path: Path) -> None:
+    first = data.prepare(own(tmp_path, lines(300)), tmp_path / "cache")
+    stamp = (first.path / "train.bin").stat().st_mtime_ns
+    again = data.prepare(own(tmp_path, lines(300), "renamed.txt"), tmp_path / "cache")
+    assert (again.path, again.sha256) == (first.path, first.sha256)
+    assert (again.path / "train.bin").stat().st_mtime_ns == stamp
+    other = data.prepare(own(tmp_path, lines(301)), tmp_path / "cache")
+    assert other.path != first.path
+    assert other.sha256 != first.sha256
+
+
+def damage_truncate(folder: Path) -> None:
+    with (folder / "train.bin").open("r+b") as file:
+        file.truncate(100)
+
+
+def damage_flip(folder: Path) -> None:
+    tokens = np.fromfile(folder / "val.bin", dtype=np.uint8)
+    tokens[7] ^= 1
+    tokens.tofile(folder / "val.bin")
+
+
+def damage_foreign(folder: Path) -> None:
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps({**meta, "key": "another"}))
+
+
+def damage_meta(folder: Path) -> None:
+    (folder / "meta.json").write_text("[1, 2")
+
+
+def damage_missing(folder: Path) -> None:
+    (folder / "val.bin").unlink()
+
+
+@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_foreign, damage_meta, damage_missing])
+def test_a_damaged_cache_is_set_aside_and_made_anew(tmp_path: Path, damage, capsys: pytest.CaptureFixture[str]) -> None:
+    config = own(tmp_path, lines(300))
+    folder, sha256 = (found := data.prepare(config, tmp_path / "cache")).path, found.sha256
+    damage(folder)
+    again = data.prepare(config, tmp_path / "cache")
+    assert (again.path, again.sha256) == (folder, sha256)
+    assert again.decode(again.train) + again.decode(again.val) == lines(300)
+    assert len(list(folder.parent.glob("*.set-aside-*"))) == 1
+    assert "set aside" in capsys.readouterr().err
+
+
+def test_processes_that_prepare_at_once_agree_and_leave_no_scratch(tmp_path: Path) -> None:
+    children = [subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    answers = {child.communicate(timeout=60)[0].strip() for child in children}
+    assert [child.returncode for child in children] == [0, 0, 0]
+    assert len(answers) == 1
+    assert len(answers.pop()) == 64
+    assert len(list((tmp_path / "corpora").iterdir())) == 1
+
+
+def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not UTF-8"):
+        data.prepare(own(tmp_path, b"good text\n" * 200 + b"\xff\xfe bad"), tmp_path / "cache")
+    assert list((tmp_path / "cache" / "corpora").iterdir()) == []
+
+
+def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path / "elsewhere"))
+    assert data.prepare(own(tmp_path, lines(300))).path.is_relative_to(tmp_path / "elsewhere")
+
+
+# ---- identity ----
+
+
+def test_identity_names_what_fixes_the_data_and_nothing_else(tmp_path: Path) -> None:
+    config = own(tmp_path, lines(300))
+    assert data.data_identity(config) == {"name": "text", "sha256": hashlib.sha256(lines(300).encode()).hexdigest()}
+    moved = own(tmp_path, lines(300), "moved.txt")
+    assert data.data_key(moved) == data.data_key(config)
+    assert data.data_identity(DataConfig(train_chars=5000, seed=1)) == {
+        "name": "stories",
+        "generator": stories.VERSION,
+        "train_chars": 5000,
+        "seed": 1,
+    }
+    assert data.data_identity(DataConfig(name="tinystories"))["train_bytes"] is None
+    keys = {
+        data.data_key(c) for c in (config, DataConfig(), DataConfig(seed=1), DataConfig(train_chars=5000), DataConfig(name="tinystories"))
+    }
+    assert len(keys) == 5
+    assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
+
+
+def test_identity_notices_a_file_that_changed_in_place(tmp_path: Path) -> None:
+    before = data.data_key(own(tmp_path, lines(300)))
+    time.sleep(0.01)
+    assert data.data_key(own(tmp_path, lines(300).replace("9", "8"))) != before
+
+
+# ---- batches ----
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
+    tokens = np.arange(10_000, dtype=np.uint16)
+    x, y = data.window(tokens, 3, 17, 8, 64)
+    data.window(tokens, 3, 18, 8, 64)
+    np.random.default_rng(0).random()
+    x2, y2 = data.window(tokens, 3, 17, 8, 64)
+    assert np.array_equal(x, x2)
+    assert np.array_equal(y, y2)
+    assert (x.shape, x.dtype) == ((8, 64), np.int64)
+    assert np.array_equal(y, x + 1)
+    # Philox4x64-10 is a published algorithm: these numbers hold on every machine and with every version of NumPy.
+    assert x[:, 0].tolist() == FIRST_STARTS
+
+
+def test_steps_and_seeds_give_different_batches_and_larger_batches_begin_alike() -> None:
+    tokens = np.arange(50_000, dtype=np.uint16)
+    starts = {tuple(data.window(tokens, seed, step, 4, 16)[0][:, 0].tolist()) for seed in range(10) for step in range(50)}
+    assert len(starts) == 500
+    assert np.array_equal(data.window(tokens, 1, 2, 4, 16)[0], data.window(tokens, 1, 2, 8, 16)[0][:4])
+
+
+def test_starts_cover_the_split_evenly_from_its_first_to_its_last_window() -> None:
+    tokens = np.arange(74, dtype=np.uint8)  # ten possible starts for a block of 64
+    starts = np.concatenate([data.window(tokens, 0, step, 64, 64)[0][:, 0] for step in range(200)])
+    counts = np.bincount(starts, minlength=10)
+    assert len(counts) == 10
+    assert abs(counts - 1280).max() < 5 * np.sqrt(1280)
+
+
+def test_a_batch_costs_less_than_a_tenth_of_a_millisecond() -> None:
+    tokens = np.zeros(4_000_000, dtype=np.uint8)
+
+    def best_of(n: int) -> float:
+        times = []
+        for step in range(n):
+            begin = time.perf_counter()
+            data.window(tokens, 1, step, 8, 64)
+            times.append(time.perf_counter() - begin)
+        return sorted(times)[n // 4]  # the lower quartile: other programs share the machine
+
+    assert best_of(400) < 100e-6
+
+
+def test_evaluation_windows_are_fixed_evenly_spaced_and_do_not_overlap() -> None:
+    tokens = np.arange(10_001, dtype=np.uint16)
+    x, y = data.evaluation_windows(tokens, 100, 64)
+    assert x.shape == (100, 64)
+    assert np.array_equal(y, x + 1)
+    assert (x[0, 0], y[-1, -1]) == (0, 10_000)
+    gaps = np.diff(x[:, 0])
+    assert gaps.min() >= 64
+    assert gaps.max() - gaps.min() <= 1
+    assert data.eval_sha256(x, y) == data.eval_sha256(*data.evaluation_windows(tokens, 100, 64))
+    assert data.eval_sha256(x, y) != data.eval_sha256(*data.evaluation_windows(tokens, 99, 64))
+
+
+def test_evaluation_takes_what_fits_of_a_short_split() -> None:
+    tokens = np.arange(200, dtype=np.uint8)
+    x, _ = data.evaluation_windows(tokens, 100, 64)
+    assert x[:, 0].tolist() == [0, 67, 135]
+    assert data.evaluation_windows(tokens[:65], 100, 64)[0].shape == (1, 64)
+
+
+def test_a_split_shorter_than_one_block_is_refused_in_a_sentence() -> None:
+    for call in (lambda: data.window(np.zeros(64, np.uint8), 0, 0, 8, 64), lambda: data.evaluation_windows(np.zeros(64, np.uint8), 8, 64)):
+        with pytest.raises(ValueError, match="too short for block_size=64: a split has 64 characters and needs 65"):
+            call()
+
+
+def test_the_first_tokens_are_a_prefix_and_too_many_are_refused() -> None:
+    tokens = np.arange(100, dtype=np.uint8)
+    assert data.first_tokens(tokens, 10).tolist() == list(range(10))
+    assert len(data.first_tokens(tokens, 0)) == 100
+    with pytest.raises(ValueError, match="unique_tokens=101"):
+        data.first_tokens(tokens, 101)
+
+
+# ---- speed ----
+
+
+@pytest.mark.slow
+def test_a_hundred_megabytes_are_encoded_within_five_seconds_and_a_gigabyte(tmp_path: Path) -> None:
+    source = "".join(stories.build(1_000_000, 0, 1000).train) + " naïve café\n"
+    with (tmp_path / "large.txt").open("w", encoding="utf-8") as file:
+        for _ in range(100_000_000 // len(source) + 1):
+            file.write(source)
+    code = (
+        "import resource, sys, time; from pathlib import Path; from study.data import prepare; from study.spec import DataConfig; "
+        "begin = time.perf_counter(); prepare(DataConfig(path=sys.argv[1]), Path(sys.argv[2])); "
+        "print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "large.txt"), str(tmp_path / "cache")]
+    seconds, memory = map(float, subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.split())
+    print(f"{seconds:.2f} s, {memory / 2**20:.0f} MiB")
+    assert seconds <= 5
+    assert memory <= 2**30

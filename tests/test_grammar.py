@@ -1,0 +1,76 @@
+"""The grammar engine against brute force: probabilities, entropy and derivations of grammars small enough to list whole."""
+
+import math
+import random
+from collections import Counter
+
+import pytest
+
+from study.grammar import Choice, Grammar, Rule, Table, derivations, enumerate_texts, parse_template, sample
+
+
+def rule(*templates: str, weights: tuple[float, ...] | None = None) -> Rule:
+    return Rule(tuple(map(parse_template, templates)), weights or (1.0,) * len(templates))
+
+
+def tiny_grammar() -> Grammar:
+    cat, dog = {"": "cat", "sound": "meow", "he": "she"}, {"": "dog", "sound": "woof", "he": "he"}
+    homes = {"cat": Table(({"": "box"}, {"": "lap"}), (3.0, 1.0)), "dog": Table(({"": "box"},), (1.0,))}
+    rules = {
+        "story": rule("{+who} {+end}", "Hello. {+who}", weights=(2.0, 1.0)),
+        "who": rule("The {pet=pet} said {pet.sound}.", "A {pet=pet} has {+size} {home=home|pet}, and {pet.he} likes the {home}."),
+        "size": rule("a", "a big", weights=(0.9, 0.1)),
+        "end": rule("The end.", "{pet.sound}!", weights=(1.0, 4.0)),
+    }
+    return Grammar("story", rules, {"pet": Table((cat, dog), (2.0, 1.0))}, {"home": homes})
+
+
+def test_probabilities_of_all_texts_sum_to_one() -> None:
+    everything = list(enumerate_texts(tiny_grammar()))
+    assert len({d.text for d in everything}) == len(everything) == 24  # 3 forms x (2 + 2 x (2 + 1))
+    assert math.fsum(math.exp(d.log_p) for d in everything) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_each_text_is_taken_apart_into_the_choices_that_made_it() -> None:
+    for made in enumerate_texts(tiny_grammar()):
+        assert [(d.choices, d.facts) for d in derivations(tiny_grammar(), made.text)] == [(made.choices, made.facts)]
+
+
+def test_sampled_texts_come_as_often_as_their_probability_says() -> None:
+    rng, n = random.Random(0), 20_000
+    counts = Counter(sample(tiny_grammar(), rng).text for _ in range(n))
+    for made in enumerate_texts(tiny_grammar()):
+        p = math.exp(made.log_p)
+        assert abs(counts[made.text] / n - p) < 5 * math.sqrt(p * (1 - p) / n)
+
+
+def test_mean_surprise_of_samples_is_the_entropy_found_by_brute_force() -> None:
+    entropy = math.fsum(-d.log_p * math.exp(d.log_p) for d in enumerate_texts(tiny_grammar()))
+    rng, n = random.Random(1), 20_000
+    surprises = [-sample(tiny_grammar(), rng).log_p for _ in range(n)]
+    mean = sum(surprises) / n
+    se = math.sqrt(sum((s - mean) ** 2 for s in surprises)) / n
+    assert abs(mean - entropy) < 4 * se < 0.05
+
+
+def test_a_text_outside_the_grammar_has_no_derivation() -> None:
+    for text in (
+        "The cat said woof. The end.",
+        "A dog has a lap, and he likes the lap. The end.",
+        "The cat said meow. The end",
+        "Hello. ",
+        "",
+    ):
+        assert list(derivations(tiny_grammar(), text)) == []
+
+
+def test_an_ambiguous_text_shows_all_its_derivations() -> None:
+    grammar = Grammar("s", {"s": rule("{+x}b", "a{+y}"), "x": rule("a", "aa"), "y": rule("b", "c")}, {}, {})
+    found = [d.choices for d in derivations(grammar, "ab")]
+    half = math.log(0.5)
+    assert sorted(found, key=str) == [(Choice("s", 0, half), Choice("x", 0, half)), (Choice("s", 1, half), Choice("y", 0, half))]
+
+
+def test_a_table_with_two_equal_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="different texts"):
+        Table(({"": "cat"}, {"": "cat"}), (1.0, 1.0))
