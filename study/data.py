@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 CACHE_VERSION = 1  # raise it when the same source would give different tokens
 VERIFY_BYTES = 1 << 28  # caches up to this size are hashed whenever they are opened; above it only their sizes are checked
+ABANDONED_S = 6 * 3600.0  # a scratch folder that old was left behind
 Progress = Callable[[str, int, int], None]  # (what, bytes done, bytes in all)
 
 
@@ -123,7 +124,12 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progr
     folder = root / "corpora" / key[:20]
     meta = _read_meta(folder, key)
     if meta is None:
-        _make(config, root, folder, key, progress)
+        try:
+            _make(config, root, folder, key, progress)
+        except OSError as error:
+            raise ValueError(
+                f"the corpus cannot be written to {root} ({error}); name another folder: SCALING_STUDY_CACHE=FOLDER."
+            ) from error
         meta = _read_meta(folder, key)
         if meta is None:
             raise ValueError(f"the cache folder {folder} was changed while it was being written; run again or choose another cache.")
@@ -192,6 +198,9 @@ def _make(config: "DataConfig", root: Path, folder: Path, key: str, progress: Pr
     """Write a corpus beside its place and rename it there; whoever comes second throws his copy away."""
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     scratch.mkdir(parents=True)
+    for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
+        if time.time() - left.stat().st_mtime > ABANDONED_S:
+            shutil.rmtree(left, ignore_errors=True)
     try:
         meta = _fill(config, root, scratch, progress)
         meta |= {"key": key, "sha256": _hash_corpus(scratch, meta["characters"])}

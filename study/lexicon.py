@@ -111,6 +111,8 @@ JOBS = """a pilot|a dancer|a doctor|a singer|a farmer|a sailor|a painter|a baker
 a builder|a writer|a racer|a captain|a gardener|an astronaut|a drummer|a firefighter|a ranger|a clown|a judge|a diver|a poet""".replace(
     "\n", ""
 ).split("|")
+WEATHERS = """sunny rainy windy cold warm cloudy snowy foggy hot bright gray stormy quiet lovely fine wet frosty clear dark golden mild
+chilly breezy dry fresh hazy""".split()
 NUMBERS = "three four five six seven eight nine ten".split()
 _ONSETS = "b d f g h j k l m n p r s t v w z br dr fl gr pl st tr bl cl".split()
 _VOWELS = "a e i o u a e i o ee oo ai".split()
@@ -222,6 +224,7 @@ def tables() -> tuple[dict[str, Table], dict[str, dict[str, Table]]]:
     kinds = [{"": kind, **PRONOUNS[kind]} for kind in ("girl", "boy")]
     plain = {
         "a_trait": [with_article(word) for word in TRAITS],
+        "a_weather": [with_article(word) for word in WEATHERS],
         "trait": TRAITS,
         "a_look": [with_article(word) for word in LOOKS],
         "look": LOOKS,

@@ -23,7 +23,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "This is the story of {hero=name}, {=a_trait} {hero.kind}.",
         "In {=a_look} house on a {=look} hill lived {=a_trait} {kind=kind} called {hero=name|kind}.",
         "Everyone in town liked {hero=name}, the {=trait} {hero.kind}.",
-        "It was {=a_look} morning, and {hero=name} the {=trait} {hero.kind} could not wait to go out.",
+        "It was {=a_weather} morning, and {hero=name} the {=trait} {hero.kind} could not wait to go out.",
     ),
     "about": (
         "{hero.He} was {hero.age} years old and loved {hero.food}.",
@@ -31,7 +31,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "{hero.He} wanted to be {hero.job} one day.",
         "{hero.His} favorite color was {hero.color}.",
         "At {hero.age} years old, {hero} already knew that {hero.he} would be {hero.job}.",
-        "All {hero.he} ever ate was {hero.food}, and {hero.he} felt {=feeling} without them.",
+        "All {hero.he} ever ate was {hero.food}, and {hero.he} felt {=feeling} without any.",
         "For {hero.his} birthday {hero} had asked for {=number} {hero.color} balloons and some {hero.food}.",
     ),
     "habit": (
@@ -54,7 +54,7 @@ RULES: dict[str, tuple[str, ...]] = {
         "One day, {hero} went to {place=place}.",
         "That morning {hero} walked {=how} to {place=place}.",
         "After lunch, {hero.he} ran to {place=place} to play.",
-        "On {=a_look} day, {hero} and {hero.his} {=family} visited {place=place}.",
+        "On {=a_weather} day, {hero} and {hero.his} {=family} visited {place=place}.",
         "{hero} felt {=feeling}, so {hero.he} went to {place=place}.",
         '"Let us go to {place=place}!" {hero} {=said} {=how}.',
         "It took {=number} minutes to walk to {place=place}, and {hero} counted every step.",
@@ -257,7 +257,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "asked_fix": (
         "{hero} gave the {object} back {=how}. For that {hero.he} got {hero.food} and a hug.",
         '{hero} {=said}, "Here is the {object}." The answer was kind: "Keep it!"',
-        "So {hero.he} swapped the {object} for {=number} {hero.food} and was {=feeling}.",
+        "So {hero.he} swapped the {object} for some {hero.food} and {=number} coins, and was {=feeling}.",
         "{hero} helped to {object.use}, and then {hero.he} could keep the {object}.",
     ),
     "homeless_problem": (
@@ -271,7 +271,7 @@ RULES: dict[str, tuple[str, ...]] = {
         'They walked {=number} miles until the {animal} saw {animal.a_home} and {=said}, "{animal.Sound}!"',
     ),
     "storm_problem": (
-        "Suddenly a {=look} storm came, and the {object} got wet.",
+        "Suddenly {=a_look} storm came, and the {object} got wet.",
         "Thunder rolled over {place}, and the {animal} shook with fear.",
         "It began to rain {=how}, and they were far from home.",
     ),

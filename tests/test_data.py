@@ -232,6 +232,24 @@ def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
     assert list((tmp_path / "cache" / "corpora").iterdir()) == []
 
 
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    config = own(tmp_path, lines(300))
+    with pytest.raises(ValueError, match=r"cannot be written to .*SCALING_STUDY_CACHE"):
+        data.prepare(config, Path(config.path) / "cache")
+
+
+def test_what_a_killed_process_left_is_removed_after_hours_only(tmp_path: Path) -> None:
+    config = own(tmp_path, lines(300))
+    folder = data.prepare(config, tmp_path / "cache").path
+    old, new = (folder.with_name(f".{folder.name}-{name}") for name in ("old", "new"))
+    for left in (old, new):
+        left.mkdir()
+    os.utime(old, (time.time() - 7 * 3600,) * 2)
+    damage_missing(folder)
+    data.prepare(config, tmp_path / "cache")
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path / "elsewhere"))
     assert data.prepare(own(tmp_path, lines(300))).path.is_relative_to(tmp_path / "elsewhere")

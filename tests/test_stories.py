@@ -13,7 +13,7 @@ from study import stories
 from study.grammar import derivations, enumerate_texts
 from study.lexicon import world
 
-FIRST_STORIES_SHA256 = "fe6bcb401c7db29d41483205d44744073c7bb34e9af1ffe33f710db341dc535e"
+FIRST_STORIES_SHA256 = "68a47ab513ca9bc5af18c89c7ad895f4cc0a62ccc189731edd0a819bac379e71"
 
 
 @pytest.fixture(scope="module")
