@@ -145,7 +145,7 @@ def build(
     """Choose reference and scales from the data: weighted geometric means, and the spread of each log column.
 
     Raises:
-        ValueError: a column is missing, not positive, of another length than the loss, or constant.
+        ValueError: a column is missing, not positive, or constant.
     """
     share = weights / weights.sum()
     found: dict[str, float] = {}
@@ -153,10 +153,6 @@ def build(
     exempt = {f.column for t in law.terms for f in t.factors if isinstance(f, Proportional)}
     for name in law.columns:
         values = column_values(columns, name)
-        if values.shape != log_loss.shape[-1:]:
-            raise ValueError(
-                f"column {name!r} has shape {values.shape}, the loss has {log_loss.shape[-1]} points; give one value per point"
-            )
         logs = np.log(values)
         given = (reference or {}).get(name)
         found[name] = float(np.exp(share @ logs)) if given is None else float(given)

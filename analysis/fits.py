@@ -12,8 +12,7 @@ of `analysis.modes`. Nothing here reads or writes files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,138 +21,14 @@ from analysis import modes
 from analysis.design import MAX_LOG_AMPLITUDE, MIN_LOG_AMPLITUDE, Array, Design, build
 from analysis.laws import Bowl, Law, column_values
 from analysis.newton import TOLERANCE, Basis, Minimum, Objective, minimize
+from analysis.results import BatchResult, FitError, FitResult, FitStatus
 from analysis.starts import grid_starts
+
+__all__ = ["BatchResult", "FitError", "FitResult", "FitStatus", "fit", "fit_batch"]
 
 N_STARTS = 12
 AGREEMENT = 1e-6  # relative: objectives closer than this are the same optimum
 ILL_CONDITIONED = 1e6  # of the scaled Jacobian: noise of 1e-4 then moves parameters by more than their size
-
-
-class FitError(ValueError):
-    """No usable estimate: the data do not reach what the law needs."""
-
-
-class FitStatus(Enum):
-    """How to treat an estimate; the value is the sentence that reports print."""
-
-    CONVERGED = "converged: the estimate is the optimum; its interval says how sure it is"
-    SATURATED = "as many parameters as distinct points: the curve passes through the data and says nothing about its error"
-    BOUND_HIT = "a parameter is at its bound: report the bound, not the value, and use the local slope instead"
-    STARTS_DISAGREE = "starts end in different places: the data do not single out one curve; do not report parameters"
-    ILL_CONDITIONED = "parameters trade off against each other: predictions inside the data may hold, single parameters do not"
-    NO_OPTIMUM = "the shape term has no minimum: report no optimal aspect"
-    NOT_CONVERGED = "the optimizer did not reach the optimum: use nothing of this fit"
-
-    @property
-    def usable(self) -> bool:
-        """Whether parameters may be reported (with their intervals)."""
-        return self is FitStatus.CONVERGED
-
-
-@dataclass(frozen=True)
-class FitResult:
-    """One fitted law with what is needed to judge it.
-
-    Losses are in nats (or the unit of the law's target), residuals and widths in log loss. `objective_value` is the weighted sum over
-    points: r^2/2 inside delta and delta (|r| - delta/2) outside (huber, as Hoffmann et al. 2022), |r| (lad), 2 tau or 2 (1 - tau) times
-    |r| (quantile), r^2/2 (least_squares). `gradient_norm` is scaled (`analysis.newton`). `scale` is the MAD standard deviation of the
-    residuals.
-    """
-
-    law: Law
-    params: dict[str, float]
-    reference: dict[str, float]
-    objective: str
-    delta: float | None
-    tau: float
-    objective_value: float
-    gradient_norm: float
-    n_points: int
-    n_starts: int
-    starts_agreeing: int
-    inlier_fraction: float
-    condition: float
-    scale: float
-    status: FitStatus
-    message: str
-    residuals: Array = field(repr=False, compare=False)
-    columns: dict[str, Array] = field(repr=False, compare=False)
-    loss: Array = field(repr=False, compare=False)
-    weights: Array = field(repr=False, compare=False)
-    design: Design = field(repr=False, compare=False)
-    theta: Array = field(repr=False, compare=False)
-
-    def predict(self, columns: Mapping[str, ArrayLike]) -> Array:
-        """Predicted target at points, (points,)."""
-        arrays = {name: np.atleast_1d(column_values(columns, name)) for name in self.law.columns}
-        return np.exp(self.design.log_predict(self.theta[:, None], arrays)[0])
-
-    @property
-    def fitted(self) -> Array:
-        """Predicted target at the data, (points,)."""
-        return self.loss * np.exp(-self.residuals)
-
-    def summary(self) -> str:
-        """Plain text in blocks: law, parameters, fit, status."""
-        at = ", ".join(f"{name} = {value:.4g}" for name, value in self.reference.items())
-        width = max(len(name) for name in self.params)
-        lines = [f"{self.law.name}: {self.law.target} = {self.law.equation}", f"  source     {self.law.source}", f"  reference  {at}"]
-        lines += [f"  {name:<{width}}  {value:.6g}" for name, value in self.params.items()]
-        delta = "" if self.delta is None else f", delta = {self.delta:.3g}"
-        lines += [
-            f"  objective  {self.objective}{delta}: {self.objective_value:.6g} over {self.n_points} points",
-            f"  residuals  sd {self.scale:.3g} of log loss (MAD), {100 * self.inlier_fraction:.0f} % inliers",
-            f"  optimizer  scaled gradient {self.gradient_norm:.1e}, {self.starts_agreeing} of {self.n_starts} starts agree, "
-            f"condition {self.condition:.1e}",
-            f"  status     {self.status.name}: {self.message}",
-        ]
-        return "\n".join(lines)
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready card of the fit."""
-        return {
-            "law": self.law.name,
-            "equation": self.law.equation,
-            "source": self.law.source,
-            "target": self.law.target,
-            "columns": list(self.law.columns),
-            "params": dict(self.params),
-            "reference": dict(self.reference),
-            "objective": self.objective,
-            "delta": self.delta,
-            "tau": self.tau,
-            "objective_value": self.objective_value,
-            "gradient_norm": self.gradient_norm,
-            "n_points": self.n_points,
-            "n_starts": self.n_starts,
-            "starts_agreeing": self.starts_agreeing,
-            "inlier_fraction": self.inlier_fraction,
-            "condition": self.condition,
-            "scale": self.scale,
-            "status": self.status.name,
-            "message": self.message,
-            "residuals": [float(r) for r in self.residuals],
-        }
-
-
-@dataclass(frozen=True)
-class BatchResult:
-    """Many fits of one law at one reference; every array has one entry per replicate, (R,); `theta` is (P, R)."""
-
-    law: Law
-    reference: dict[str, float]
-    params: dict[str, Array]
-    objective_value: Array
-    gradient_norm: Array
-    converged: NDArray[np.bool_]
-    delta: Array | None
-    design: Design = field(repr=False, compare=False)
-    theta: Array = field(repr=False, compare=False)
-
-    def predict(self, columns: Mapping[str, ArrayLike]) -> Array:
-        """Predicted target at points, (R, points)."""
-        arrays = {name: np.atleast_1d(column_values(columns, name)) for name in self.law.columns}
-        return np.exp(self.design.log_predict(self.theta, arrays))
 
 
 # ---- one fit ----
@@ -190,10 +65,12 @@ def fit(
     """
     modes.check_mode(objective, delta, tau)
     losses, share = _checked_losses(loss, weights)
-    design, data = _prepare(law, columns, losses, share, reference, tau if objective == "quantile" else 0.5)
+    tau = tau if objective == "quantile" else 0.5
+    design, data = _prepare(law, *_merged(law, columns, losses, share), reference, tau)
     starts = grid_starts(design, data, n_starts)[:, 0]
     found, width = _solve(data, starts, objective, delta, one_data_set=True)
-    return _result(design, data, found, width, objective, columns, losses[0], share[0])
+    every_row = objective_of(design, columns, losses, share, tau)
+    return _result(design, every_row, found, width, objective, columns, losses[0], share[0])
 
 
 def _checked_losses(loss: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
@@ -216,6 +93,27 @@ def _checked_losses(loss: ArrayLike, weights: ArrayLike | None) -> tuple[Array, 
             f"weights of shape {share.shape} for {losses.shape[1]} points; give one finite non-negative weight per point, not all zero"
         )
     return losses, share
+
+
+def _merged(law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: Array) -> tuple[dict[str, Array], Array, Array]:
+    """One row, with the summed weight, for rows that are equal in every column and in loss; rows sorted where there is one set of losses.
+
+    A repeated point then is a weight, also where LAD passes through it, and the order of rows does not change a single bit.
+    """
+    table = {name: np.atleast_1d(column_values(columns, name)) for name in law.columns}
+    shapes = {name: values.shape for name, values in table.items() if values.shape != losses.shape[1:]}
+    if shapes:
+        name, shape = next(iter(shapes.items()))
+        raise ValueError(f"column {name!r} has shape {shape}, the loss has {losses.shape[1]} points; give one value per point")
+    if len(losses) > 1:
+        return table, losses, weights
+    _, first, group = np.unique(np.stack([*table.values(), losses[0]], axis=1), axis=0, return_index=True, return_inverse=True)
+    group = group.reshape(-1)
+    if len(first) == len(group):
+        return {name: values[first] for name, values in table.items()}, losses[:, first], weights[:, first]
+    order = np.argsort(group, kind="stable")
+    summed = np.add.reduceat(weights[:, order], np.searchsorted(group[order], np.arange(len(first))), axis=1)
+    return {name: values[first] for name, values in table.items()}, losses[:, first], summed
 
 
 def _prepare(
@@ -431,7 +329,7 @@ def fit_batch(
     modes.check_mode(objective, delta, tau)
     if len(losses) != len(share) and 1 not in (len(losses), len(share)):
         raise ValueError(f"{len(losses)} replicates of losses but {len(share)} of weights; give as many, or one of either")
-    design, data = _prepare(law, columns, losses, share, reference, tau if objective == "quantile" else 0.5)
+    design, data = _prepare(law, *_merged(law, columns, losses, share), reference, tau if objective == "quantile" else 0.5)
     n_replicates = max(len(losses), len(share))
     if start is None:
         theta = grid_starts(design, data, 1)[:, :, 0]

@@ -1,0 +1,434 @@
+"""Fits recover known truth, do not depend on units or order, reach published optima, and say when they cannot be trusted."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import laws, modes, newton
+from analysis.fits import FitError, FitStatus, coordinate_names, fit, fit_batch, objective_of
+from analysis.laws import (
+    POWER,
+    POWER_FLOOR,
+    POWER_FLOOR_DATA,
+    SEPARABLE,
+    SEPARABLE_DATA,
+    SIZE,
+    TIMING,
+    additive,
+    with_aspect,
+    with_head_dim,
+)
+
+SHARED = Path(os.environ.get("SCALING_STUDY_SHARED", Path(__file__).parents[2] / "shared")) / "reference"
+needs_chinchilla = pytest.mark.skipif(not (SHARED / "chinchilla_epoch.csv").exists(), reason=f"no Chinchilla points in {SHARED}")
+
+
+def shapes():
+    """60 trials that vary depth, width, heads and tokens apart from each other."""
+    rng = np.random.default_rng(3)
+    depth, width, tokens = (a.ravel().astype(float) for a in np.meshgrid([2, 4, 6, 8, 12], [128, 192, 256, 384], [2e7, 8e7, 3e8]))
+    heads = rng.choice([4.0, 8.0, 16.0], size=depth.size)
+    return {
+        "n_layer": depth,
+        "n_embd": width,
+        "n_head": heads,
+        "n_tokens": tokens,
+        SIZE: 12 * depth * width**2,
+        "lr": rng.uniform(1, 9, 60),
+    }
+
+
+TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4, "B": 0.1, "beta": 0.3, "gamma": 0.03, "aspect_opt": 45.0, "eta": -0.05, "c": 0.7}
+FOUR = {
+    "E": 0.4,
+    "A_n_layer": 0.2,
+    "a_n_layer": 0.8,
+    "A_n_embd": 0.15,
+    "a_n_embd": 0.6,
+    "A_n_tokens": 0.1,
+    "a_n_tokens": 0.3,
+    "A_lr": 0.07,
+    "a_lr": 0.5,
+}
+DEPTH_WIDTH = {"E": 0.5, "A": 0.2, "a": 0.8, "B": 0.15, "b": 0.6, "C": 0.1, "beta": 0.3}
+ALL_LAWS = [
+    (POWER, TRUTH),
+    (POWER_FLOOR, TRUTH),
+    (POWER_FLOOR_DATA, TRUTH),
+    (with_aspect(POWER), TRUTH),
+    (with_aspect(POWER_FLOOR), TRUTH),
+    (with_aspect(POWER_FLOOR_DATA), TRUTH),
+    (with_head_dim(POWER_FLOOR), TRUTH),
+    (with_head_dim(with_aspect(POWER_FLOOR_DATA)), TRUTH),
+    (SEPARABLE, DEPTH_WIDTH),
+    (SEPARABLE_DATA, DEPTH_WIDTH),
+    (additive(["n_layer", "n_embd", "n_tokens", "lr"]), FOUR),
+    (TIMING, {"t0": 3.0, "A": 30.0, "g": 1.4, "B": 12.0, "h": 0.9}),
+]
+
+
+def truth_of(law, truth):
+    table = shapes()
+    reference = {name: float(np.exp(np.log(laws.column_values(table, name)).mean())) for name in law.columns}
+    params = {name: truth[name] for name in law.parameters}
+    return table, reference, params
+
+
+def sizes(n=8):
+    return {SIZE: np.geomspace(1e5, 2e7, n)}
+
+
+def curve(columns, sd=0.0, seed=0, **changes):
+    params = {"E": 0.5, "A": 0.2, "alpha": 0.4, **changes}
+    return POWER_FLOOR.simulate(params, columns, {SIZE: 1e6}, sd, np.random.default_rng(seed))
+
+
+# ---- recovery and invariance ----
+
+
+@pytest.mark.parametrize(("law", "truth"), ALL_LAWS, ids=[law.name for law, _ in ALL_LAWS])
+@pytest.mark.parametrize("objective", ["least_squares", "huber"])
+def test_every_law_recovers_its_parameters_from_exact_data(law, truth, objective):
+    table, reference, params = truth_of(law, truth)
+    result = fit(law, table, law.predict(params, table, reference), objective=objective)
+    assert result.status is FitStatus.CONVERGED, result.message
+    assert result.reference == pytest.approx(reference, rel=1e-12)
+    for name, value in params.items():
+        assert result.params[name] == pytest.approx(value, rel=1e-9), f"{law.name} {name}"
+
+
+def test_predictions_agree_between_coordinates_and_named_parameters():
+    for law, truth in ALL_LAWS:
+        table, reference, params = truth_of(law, truth)
+        result = fit(law, table, law.simulate(params, table, reference, 0.003, np.random.default_rng(0)), objective="least_squares")
+        assert result.predict(table) == pytest.approx(law.predict(result.params, table, result.reference), rel=1e-11)
+        assert result.design.from_params(result.params)[:, 0] == pytest.approx(result.theta, rel=1e-8, abs=1e-9)
+        assert len(coordinate_names(law)) == len(result.theta)
+
+
+@pytest.mark.parametrize("objective", ["huber", "lad", "least_squares", "quantile"])
+def test_row_order_units_and_repeated_rows_do_not_matter(objective):
+    columns = sizes(12)
+    loss = curve(columns, sd=0.01)
+    first = fit(POWER_FLOOR, columns, loss, objective=objective, tau=0.4)
+    order = np.random.default_rng(5).permutation(12)
+    shuffled = fit(POWER_FLOOR, {SIZE: columns[SIZE][order]}, loss[order], objective=objective, tau=0.4)
+    millions = fit(POWER_FLOOR, {SIZE: columns[SIZE] / 1e6}, loss, objective=objective, tau=0.4)
+    weights = np.arange(12) % 3
+    weighted = fit(POWER_FLOOR, columns, loss, weights=weights, objective=objective, tau=0.4)
+    repeated = fit(POWER_FLOOR, {SIZE: np.repeat(columns[SIZE], weights)}, np.repeat(loss, weights), objective=objective, tau=0.4)
+    for name in POWER_FLOOR.parameters:
+        assert shuffled.params[name] == first.params[name]
+        assert millions.params[name] == pytest.approx(first.params[name], rel=1e-9)
+        assert weighted.params[name] == pytest.approx(repeated.params[name], rel=1e-9)
+    assert weighted.objective_value == pytest.approx(repeated.objective_value, rel=1e-10)
+    assert millions.reference[SIZE] == pytest.approx(first.reference[SIZE] / 1e6, rel=1e-12)
+
+
+def test_a_given_reference_moves_only_the_amplitude():
+    columns = sizes()
+    loss = curve(columns, sd=0.01)
+    here, there = fit(POWER_FLOOR, columns, loss), fit(POWER_FLOOR, columns, loss, reference={SIZE: 1e4})
+    assert there.params["alpha"] == pytest.approx(here.params["alpha"], rel=1e-9)
+    assert there.params["A"] == pytest.approx(here.params["A"] * (here.reference[SIZE] / 1e4) ** here.params["alpha"], rel=1e-9)
+
+
+# ---- the optimizer ----
+
+
+@pytest.mark.parametrize(("law", "truth"), [ALL_LAWS[2], ALL_LAWS[7], ALL_LAWS[9], ALL_LAWS[11]], ids=["M2", "M3H", "M4D", "timing"])
+@pytest.mark.parametrize("tau", [0.5, 0.3])
+def test_gradient_and_hessian_match_central_differences(law, truth, tau):
+    table, reference, params = truth_of(law, truth)
+    loss = law.simulate(params, table, reference, 0.02, np.random.default_rng(1))
+    result = fit(law, table, loss, objective="least_squares")
+    data = objective_of(result.design, table, loss[None], np.ones((1, 60)), tau).at(0.013)
+    theta, one = (result.theta * 1.01 + 0.003)[:, None], np.arange(1)
+    gradient, hessian = (part[..., 0] for part in newton.evaluate(data, theta, one)[1:])
+    step = 1e-6  # truncation 1e-12 and rounding 1e-10 of values of order 1
+    for j in range(len(theta)):
+        ahead, behind = theta.copy(), theta.copy()
+        ahead[j] += step
+        behind[j] -= step
+        up, down = newton.evaluate(data, ahead, one), newton.evaluate(data, behind, one)
+        assert gradient[j] == pytest.approx((up[0] - down[0])[0] / (2 * step), rel=1e-6, abs=1e-8)
+        assert hessian[j] == pytest.approx((up[1] - down[1])[:, 0] / (2 * step), rel=1e-5, abs=1e-6)
+
+
+def test_batched_solve_equals_lapack_and_turns_indefinite_systems_downhill():
+    rng = np.random.default_rng(0)
+    factor = rng.normal(size=(50, 5, 5))
+    matrix = factor @ factor.transpose(0, 2, 1)
+    right = rng.normal(size=(50, 5))
+    found = newton.solve(matrix.transpose(1, 2, 0), right.T).T
+    assert found == pytest.approx(np.linalg.solve(matrix, right[:, :, None])[:, :, 0], rel=1e-6)
+    indefinite = matrix - 2 * np.eye(5)
+    assert (np.linalg.eigvalsh(indefinite).min(axis=1) < 0).any()
+    assert ((newton.solve(indefinite.transpose(1, 2, 0), right.T).T * right).sum(axis=1) > 0).all()
+
+
+def test_a_batch_equals_separate_fits():
+    columns = sizes(10)
+    losses = np.stack([curve(columns, sd=0.01, seed=s) for s in range(6)])
+    weights = np.random.default_rng(1).integers(0, 3, size=(6, 10)) + 0.5
+    for options in ({"delta": 1e-3}, {"objective": "least_squares"}, {"objective": "lad"}, {}):
+        batch = fit_batch(POWER_FLOOR, columns, losses, weights=weights, **options)
+        assert batch.converged.all()
+        for i in range(6):
+            single = fit(POWER_FLOOR, columns, losses[i], weights=weights[i], reference=batch.reference, **options)
+            assert batch.objective_value[i] == pytest.approx(single.objective_value, rel=1e-9)
+            assert batch.params["alpha"][i] == pytest.approx(single.params["alpha"], rel=1e-6)
+        assert batch.predict(columns).shape == (6, 10)
+
+
+def test_a_batch_from_a_fit_keeps_its_width_and_finds_the_same_optima_as_from_grids():
+    columns = sizes(16)
+    start = fit(POWER_FLOOR, columns, curve(columns, sd=0.01))
+    weights = np.random.default_rng(1).multinomial(16, np.full(16, 1 / 16), size=50)
+    warm = fit_batch(POWER_FLOOR, columns, start.loss, weights=weights, start=start)
+    cold = fit_batch(POWER_FLOOR, columns, start.loss, weights=weights, delta=start.delta)
+    assert np.all(warm.delta == start.delta)
+    assert warm.objective_value == pytest.approx(cold.objective_value, rel=1e-9, abs=1e-12)
+
+
+def test_unit_weights_in_a_batch_give_back_the_fit():
+    columns = sizes(12)
+    start = fit(POWER_FLOOR, columns, curve(columns, sd=0.01))
+    again = fit_batch(POWER_FLOOR, columns, start.loss, weights=np.ones((2, 12)), start=start)
+    assert again.params["E"] == pytest.approx(start.params["E"], rel=1e-10)
+
+
+def test_the_hundredth_replicate_does_not_depend_on_how_the_batch_is_cut(monkeypatch):
+    columns = sizes(12)
+    losses = np.stack([curve(columns, sd=0.01, seed=s) for s in range(100)])
+    whole = fit_batch(POWER_FLOOR, columns, losses, delta=1e-3)
+    monkeypatch.setattr(newton, "CHUNK_ELEMENTS", 100)
+    cut = fit_batch(POWER_FLOOR, columns, losses, delta=1e-3)
+    assert cut.params["E"] == pytest.approx(whole.params["E"], rel=1e-9)
+
+
+# ---- estimators ----
+
+
+def test_huber_ignores_a_ruined_run_that_drags_least_squares_away():
+    columns = sizes(16)
+    loss = curve(columns, sd=0.002)
+    loss[3] *= 1.2
+    robust, square = fit(POWER_FLOOR, columns, loss), fit(POWER_FLOOR, columns, loss, objective="least_squares")
+    assert abs(robust.params["E"] - 0.5) < 0.01 < abs(square.params["E"] - 0.5)
+    assert robust.inlier_fraction < 1
+
+
+def test_least_absolute_deviations_pass_through_as_many_points_as_parameters():
+    columns = sizes(15)
+    result = fit(POWER_FLOOR, columns, curve(columns, sd=0.01), objective="lad")
+    assert (np.abs(result.residuals) < 1e-12).sum() == 3
+    assert result.gradient_norm < 1e-10
+
+
+def test_no_nearby_curve_has_smaller_absolute_deviations():
+    columns = sizes(15)
+    loss = curve(columns, sd=0.01)
+    result = fit(POWER_FLOOR, columns, loss, objective="lad")
+    rng = np.random.default_rng(0)
+    for scale in (1e-6, 1e-4, 1e-2):
+        theta = result.theta[:, None] * (1 + scale * rng.normal(size=(3, 2000)))
+        other = np.abs(np.log(loss) - result.design.log_predict(theta, columns)).sum(axis=1)
+        assert other.min() >= result.objective_value * (1 - 1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.25, 0.75])
+def test_a_quantile_fit_leaves_that_share_of_points_below(tau):
+    columns = sizes(101)
+    result = fit(POWER_FLOOR, columns, curve(columns, sd=0.02), objective="quantile", tau=tau)
+    below, on = (result.residuals < -1e-10).mean(), (np.abs(result.residuals) <= 1e-10).mean()
+    assert below <= tau <= below + on
+    assert 0 < on < 0.05
+    assert result.status is FitStatus.CONVERGED
+
+
+def test_default_width_is_the_scale_of_the_noise():
+    columns = sizes(400)
+    result = fit(POWER_FLOOR, columns, curve(columns, sd=0.01))
+    assert result.delta == pytest.approx(1.345 * 0.01, rel=0.12)
+    assert result.inlier_fraction == pytest.approx(0.82, abs=0.05)  # P(|z| < 1.345)
+
+
+def test_scale_of_five_sizes_is_not_halved_by_the_points_that_the_pilot_passes_through():
+    # of 5 LAD residuals 3 are zero, so a plain median would always be 0
+    result = fit(POWER_FLOOR, sizes(5), curve(sizes(5), sd=0.01))
+    assert result.delta > 1e-3
+
+
+def test_weighted_median_equals_the_median_of_repeated_values():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 5, 8):
+        values, weights = rng.normal(size=(4, n)), rng.integers(0, 4, size=(4, n))
+        weights[:, 0] += 1
+        expected = [np.median(np.repeat(v, w)) for v, w in zip(values, weights, strict=True)]
+        assert modes.weighted_median(values, weights.astype(float)) == pytest.approx(expected, abs=1e-15)
+
+
+# ---- the published fit of Besiroglu et al. 2024 ----
+
+
+def chinchilla():
+    rows = list(csv.DictReader((SHARED / "chinchilla_epoch.csv").open()))
+    size, flop, loss = (np.array([float(row[name]) for row in rows]) for name in ("Model Size", "Training FLOP", "loss"))
+    used = loss < np.sort(loss)[-5]
+    return (
+        {SIZE: size[used], "n_tokens": flop[used] / (6 * size[used])},
+        loss[used],
+        json.loads((SHARED / "chinchilla_epoch.json").read_text()),
+    )
+
+
+def at_one(result, amplitude, column, exponent):
+    """An amplitude extrapolated to a column value of one, as the paper reports it."""
+    return result.params[amplitude] * result.reference[column] ** result.params[exponent]
+
+
+@needs_chinchilla
+def test_chinchilla_points_give_the_exact_huber_optimum():
+    columns, loss, known = chinchilla()
+    result = fit(POWER_FLOOR_DATA, columns, loss, delta=known["epoch"]["delta"])
+    optimum = known["epoch"]["exact_optimum"]
+    assert result.n_points == 240
+    assert result.objective_value <= 0.0010182740178007
+    assert result.gradient_norm <= 1e-10
+    assert result.starts_agreeing == result.n_starts
+    for name in ("alpha", "beta", "E"):
+        assert result.params[name] == pytest.approx(optimum[name], abs=1e-9)
+    assert at_one(result, "A", SIZE, "alpha") == pytest.approx(optimum["A"], rel=1e-8)
+
+
+@needs_chinchilla
+def test_chinchilla_points_give_the_published_headline_under_least_absolute_deviations():
+    columns, loss, known = chinchilla()
+    result, headline = fit(POWER_FLOOR_DATA, columns, loss, objective="lad"), known["epoch"]["published_headline"]
+    found = {**result.params, "A": at_one(result, "A", SIZE, "alpha"), "B": at_one(result, "B", "n_tokens", "beta")}
+    for name in ("A", "B", "E", "alpha", "beta"):
+        assert f"{found[name]:.3e}" == f"{headline[name]:.3e}", name
+
+
+@needs_chinchilla
+def test_chinchilla_bootstrap_reaches_every_published_optimum():
+    columns, loss, known = chinchilla()
+    published = np.load(SHARED / "chinchilla_epoch_bootstrap.npz")
+    legacy = np.random.RandomState(int(published["seed"]))  # the published resampling used it
+    drawn = [np.bincount(legacy.choice(np.arange(240), size=240, replace=True), minlength=240) for _ in range(4000)]
+    start = fit(POWER_FLOOR_DATA, columns, loss, delta=1e-3)
+    batch = fit_batch(POWER_FLOOR_DATA, columns, loss, weights=np.array(drawn), start=start)
+    assert batch.converged.all()
+    assert (batch.objective_value <= published["objective"] * (1 + 1e-9)).all()
+    amplitudes = {
+        "A": batch.params["A"] * start.reference[SIZE] ** batch.params["alpha"],
+        "B": batch.params["B"] * start.reference["n_tokens"] ** batch.params["beta"],
+    }
+    for name, error in known["epoch"]["published_headline"]["se"].items():
+        assert np.std({**batch.params, **amplitudes}[name]) == pytest.approx(error, rel=0.005), name
+
+
+# ---- doubt and refusal ----
+
+
+def test_a_curve_without_floor_hits_the_bound_of_the_floor():
+    # losses that fall ever faster: no non-negative floor helps
+    columns = sizes(9)
+    u = np.log(columns[SIZE] / 1e6)
+    result = fit(POWER_FLOOR, columns, np.exp(-0.3 - 0.1 * u - 0.01 * u**2))
+    assert result.status is FitStatus.BOUND_HIT
+    assert "E is at its lower bound" in result.message
+    assert not result.status.usable
+
+
+def test_losses_that_do_not_fall_hit_the_bound_of_the_exponent():
+    columns = sizes(9)
+    result = fit(POWER, columns, 0.6 * (columns[SIZE] / 1e6) ** 0.05)
+    assert result.status is FitStatus.BOUND_HIT
+    assert result.params["alpha"] == 0
+
+
+def test_an_aspect_ridge_is_reported_as_no_optimum():
+    table, reference, params = truth_of(with_aspect(POWER_FLOOR), TRUTH)
+    law = with_aspect(POWER_FLOOR)
+    result = fit(law, table, law.predict({**params, "gamma": -0.03}, table, reference))
+    assert result.status is FitStatus.NO_OPTIMUM
+
+
+def test_three_sizes_for_three_parameters_are_called_saturated():
+    result = fit(POWER_FLOOR, sizes(3), curve(sizes(3)))
+    assert result.status is FitStatus.SATURATED
+
+
+def test_nearly_equal_columns_are_called_ill_conditioned():
+    columns = {**sizes(30), "n_tokens": sizes(30)[SIZE] * 20 * np.exp(1e-6 * np.random.default_rng(0).normal(size=30))}
+    loss = POWER_FLOOR_DATA.predict({**TRUTH, "beta": 0.4}, columns, {SIZE: 1e6, "n_tokens": 2e7})
+    result = fit(POWER_FLOOR_DATA, columns, loss)
+    assert not result.status.usable
+
+
+def test_two_sizes_cannot_determine_three_parameters():
+    columns = {SIZE: [1e6, 1e6, 2e6, 2e6]}
+    with pytest.raises(FitError, match="3 parameters but the data hold 2 distinct points of params_non_embedding"):
+        fit(POWER_FLOOR, columns, [0.6, 0.61, 0.5, 0.52])
+
+
+def test_a_constant_column_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'n_tokens' is 8\.192e\+07 in every row"):
+        fit(POWER_FLOOR_DATA, {**sizes(), "n_tokens": np.full(8, 81.92e6)}, curve(sizes()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"loss": [np.nan] + [0.5] * 7}, "loss holds nan in 1 of 8 rows"),
+        ({"loss": [-0.1] + [0.5] * 7}, r"loss holds -0\.1"),
+        ({"loss": []}, "no points to fit"),
+        ({"loss": [0.5] * 7}, "has shape"),
+        ({"weights": np.zeros(8)}, "not all zero"),
+        ({"weights": np.ones(5)}, "weights of shape"),
+        ({"objective": "absolute"}, "choose one of huber, lad"),
+        ({"delta": 0.0}, "delta=0.0 is not a positive number"),
+        ({"objective": "quantile", "tau": 1.0}, "tau=1.0 is not between 0 and 1"),
+    ],
+)
+def test_bad_input_gets_one_clear_sentence(change, message):
+    arguments = {"loss": curve(sizes()), **change}
+    with pytest.raises(ValueError, match=message):
+        fit(POWER_FLOOR, sizes(), arguments.pop("loss"), **arguments)
+
+
+def test_batches_refuse_mismatched_replicates_and_another_laws_start():
+    columns = sizes()
+    start = fit(POWER, columns, curve(columns, sd=0.01))
+    with pytest.raises(ValueError, match="start is a fit of law M0, not of M1"):
+        fit_batch(POWER_FLOOR, columns, curve(columns), start=start)
+    with pytest.raises(ValueError, match="3 replicates of losses but 2 of weights"):
+        fit_batch(POWER, columns, np.tile(curve(columns), (3, 1)), weights=np.ones((2, 8)))
+
+
+# ---- reporting ----
+
+
+def test_summary_and_dictionary_hold_every_number_that_judges_the_fit():
+    result = fit(POWER_FLOOR, sizes(), curve(sizes(), sd=0.01))
+    text = result.summary()
+    for piece in ("E + A * N^-alpha", "reference", "alpha", "huber", "starts agree", "condition", "CONVERGED"):
+        assert piece in text
+    card = json.loads(json.dumps(result.to_dict()))
+    assert card["params"] == result.params
+    assert card["status"] == "CONVERGED"
+    assert len(card["residuals"]) == card["n_points"] == 8
+    assert result.fitted == pytest.approx(result.predict(sizes()), rel=1e-12)
+
+
+def test_equal_inputs_give_equal_results():
+    first, second = (fit(POWER_FLOOR, sizes(), curve(sizes(), sd=0.01)) for _ in range(2))
+    assert first == second
+    assert replace(first, n_starts=1) != second
