@@ -1,0 +1,58 @@
+# One target for each thing a person does. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+RESULTS ?= results/quick
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-16s %s\n", $$1, $$2}'
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"Python {sys.version.split()[0]} is too old; install Python 3.11 or newer, or run: make PYTHON=/path/to/python3.11 run")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (about two minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "installing the development tools into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+run: $(VENV)/.installed  ## train a study and build its report: make run ARGS="original --data.path my.txt --dry-run"
+	@$(BIN)/python -m study.run $(ARGS)
+
+report: $(VENV)/.installed  ## rebuild the report of RESULTS (default results/quick)
+	@$(BIN)/python -m analysis $(RESULTS)
+
+board: $(VENV)/.installed  ## open TensorBoard on RESULTS
+	@$(BIN)/tensorboard --logdir $(RESULTS)/tensorboard --load_fast=false
+
+test: $(VENV)/.installed-dev  ## the tests that take seconds each
+	@$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed-dev  ## the tests that take longer
+	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+check: $(VENV)/.installed-dev  ## format, lint and types
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## rewrite the code in the house format
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+lock: $(VENV)/.installed-dev  ## write constraints.txt from what is installed (without local version parts, which pip freeze would add)
+	@$(BIN)/python -m pip list --format=json --exclude-editable | $(BIN)/python -c 'import json, sys; print("\n".join(sorted("%s==%s" % (p["name"].lower(), p["version"].split("+")[0]) for p in json.load(sys.stdin) if p["name"].lower() not in ("pip", "setuptools", "wheel", "scaling-study"))))' > constraints.new
+	@mv constraints.new constraints.txt && echo "wrote constraints.txt"
+
+bench-fits: $(VENV)/.installed-dev  ## the fitting code against what anyone can install
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fits $(ARGS)
+
+bench-step: $(VENV)/.installed-dev  ## one training step against a plain nanoGPT loop
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
+
+.PHONY: help run report board test test-slow check format lock bench-fits bench-step
