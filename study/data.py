@@ -120,29 +120,32 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progr
         download.DownloadError: TinyStories could not be fetched.
     """
     root = cache_dir or default_cache_dir()
-    key = hashlib.sha256(json.dumps({**data_identity(config), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
-    folder = root / "corpora" / key[:20]
-    meta = _read_meta(folder, key)
-    if meta is None:
+    found = find(config, root)
+    if found is None:
+        key, folder = _place(config, root)
         try:
             _make(config, root, folder, key, progress)
         except OSError as error:
             raise ValueError(
                 f"the corpus cannot be written to {root} ({error}); name another folder: SCALING_STUDY_CACHE=FOLDER."
             ) from error
-        meta = _read_meta(folder, key)
-        if meta is None:
-            raise ValueError(f"the cache folder {folder} was changed while it was being written; run again or choose another cache.")
-    return _open(folder, meta)
+        found = find(config, root)
+    if found is None:
+        raise ValueError(f"the corpus in {root} was changed while it was being written; run again or name another cache.")
+    return found
 
 
 def find(config: "DataConfig", cache_dir: Path | None = None) -> Corpus | None:
     """The corpus if the cache has it, else None: nothing is made and nothing downloaded."""
-    root = cache_dir or default_cache_dir()
-    key = hashlib.sha256(json.dumps({**data_identity(config), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
-    folder = root / "corpora" / key[:20]
+    key, folder = _place(config, cache_dir or default_cache_dir())
     meta = _read_meta(folder, key)
-    return _open(folder, meta) if meta else None
+    return None if meta is None else _open(folder, meta)
+
+
+def _place(config: "DataConfig", root: Path) -> tuple[str, Path]:
+    """The key of a corpus in the cache and its folder."""
+    key = hashlib.sha256(json.dumps({**data_identity(config), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
+    return key, root / "corpora" / key[:20]
 
 
 def default_cache_dir() -> Path:

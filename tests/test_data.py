@@ -181,6 +181,16 @@ def test_the_cache_is_used_and_its_key_is_the_content_not_the_name(tmp_path: Pat
     assert other.sha256 != first.sha256
 
 
+def test_finding_looks_in_the_cache_and_makes_nothing(tmp_path: Path) -> None:
+    config = own(tmp_path, lines(300))
+    assert data.find(config, tmp_path / "cache") is None
+    assert not (tmp_path / "cache").exists()
+    made = data.prepare(config, tmp_path / "cache")
+    found = data.find(config, tmp_path / "cache")
+    assert found is not None
+    assert (found.sha256, found.path) == (made.sha256, made.path)
+
+
 def damage_truncate(folder: Path) -> None:
     with (folder / "train.bin").open("r+b") as file:
         file.truncate(100)
