@@ -5,7 +5,8 @@ Reads the conclusions (the dict of `fits.json`) and, for curves and memory, rows
     ax = draw_loss_against_parameters(fits); ax.figure.savefig("loss.pdf")
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -220,33 +221,35 @@ def study_figures(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] 
         trials: COMPLETED rows of the table `trials`, for memory, learning rates and the gap between training and validation.
         curves: rows of the table `curves`.
     """
-    axes: dict[str, Axes] = {}
-    if any(levels for _, levels in sweep_levels(fits)) or fits.get("fits"):
-        axes["loss"] = draw_loss_against_parameters(fits)
-    if ((fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}).get("residuals"):
-        axes["residuals"] = draw_residuals(fits)
-    for sweep in fits.get("sweeps") or []:
-        if sweep.get("levels"):
-            axes[f"sweep_{slug(sweep['name'])}"] = draw_sweep(fits, sweep["name"])
-            axes[f"speed_{slug(sweep['name'])}"] = draw_sweep_speed(fits, sweep["name"])
-    axes |= _structure_axes(fits)
-    ids = {t["trial_id"] for t in trials}
-    if any(row["trial_id"] in ids for row in curves):
-        axes["learning_curves"] = draw_learning_curves(curves, trials)
-    if len({t.get("lr") for t in trials} - {None}) > 1:
-        axes["learning_rates"] = draw_learning_rates(trials)
-    if any(value_of(t.get("train_loss")) is not None for t in trials):
-        axes["gap"] = draw_gap(trials)
-    if any(value_of(t.get("peak_memory_bytes")) for t in trials):
-        axes["memory"] = draw_memory(trials)
+    axes = {name: draw() for name, draw in _drawings(fits, trials, curves).items()}
     return {name: ax.get_figure(root=True) for name, ax in axes.items()}  # type: ignore[misc]
 
 
-def _structure_axes(fits: Fits) -> dict[str, Axes]:
-    found, axes = fits.get("structure"), {}
-    if not is_refused(found):
-        if found.get("shares") and not is_refused(found["shares"]):
-            axes["shares"] = draw_shares(fits)
-        if found.get("contrasts") and not is_refused(found["contrasts"]):
-            axes["contrasts"] = draw_contrasts(fits)
-    return axes
+def study_figure_names(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] = ()) -> list[str]:
+    """The names of `study_figures`, without drawing."""
+    return list(_drawings(fits, trials, curves))
+
+
+def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[str, Callable[[], Axes]]:
+    found: dict[str, Callable[[], Axes]] = {}
+    ids = {t["trial_id"] for t in trials}
+    structure = {} if is_refused(fits.get("structure")) else fits["structure"]
+    if sweep_levels(fits) or fits.get("fits"):
+        found["loss"] = lambda: draw_loss_against_parameters(fits)
+    if ((fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}).get("residuals"):
+        found["residuals"] = lambda: draw_residuals(fits)
+    for name in [s["name"] for s in fits.get("sweeps") or [] if s.get("levels")]:
+        found[f"sweep_{slug(name)}"] = partial(draw_sweep, fits, name)
+        found[f"speed_{slug(name)}"] = partial(draw_sweep_speed, fits, name)
+    for name, draw in (("shares", draw_shares), ("contrasts", draw_contrasts)):
+        if structure.get(name) and not is_refused(structure[name]):
+            found[name] = partial(draw, fits)
+    if any(row["trial_id"] in ids for row in curves):
+        found["learning_curves"] = lambda: draw_learning_curves(curves, trials)
+    if len({t.get("lr") for t in trials} - {None}) > 1:
+        found["learning_rates"] = lambda: draw_learning_rates(trials)
+    if any(value_of(t.get("train_loss")) is not None for t in trials):
+        found["gap"] = lambda: draw_gap(trials)
+    if any(value_of(t.get("peak_memory_bytes")) for t in trials):
+        found["memory"] = lambda: draw_memory(trials)
+    return found

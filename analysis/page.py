@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from analysis import content, sections, style
 from analysis.evidence import Evidence
@@ -50,7 +51,16 @@ COLORS = {
 def environment() -> jinja2.Environment:
     """The template engine with escaping on for every template."""
     loader = jinja2.FileSystemLoader(TEMPLATES)
-    return jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    made.filters["typeset"] = typeset
+    return made
+
+
+def typeset(text: str) -> Markup:
+    """Escaped text in which exponents are raised, N0 has its subscript, and a number stays on one line with its percent sign."""
+    safe = re.sub(r"\^([\u2212-]?[\w.]+)", r"<sup>\1</sup>", escape(text))
+    safe = re.sub(r"\b([ND])0\b", r"\1<sub>0</sub>", safe)
+    return Markup(re.sub(r"(?<=\d) %", "\u00a0%", safe))
 
 
 def render(evidence: Evidence, drawn: Mapping[str, str]) -> str:
@@ -99,7 +109,8 @@ def inline_svg(svg: str, name: str, alt: str) -> str:
     body = re.sub(r"\s*font-family: [^;\"]+;?", "", body)
     for color, variable in COLORS.items():
         body = body.replace(color, f"var({variable})")
-    body = re.sub(r"(\d+\.\d\d)\d+", r"\1", re.sub(r">\s+<", "><", body))
+    body = re.sub(r'(?<= )(d|x|y|transform|points)="[^"]*"', lambda m: re.sub(r"(\d+\.\d\d)\d+", r"\1", m.group()), body)
+    body = re.sub(r">\s+<", "><", body)
     box = re.search(r'viewBox="([^"]+)"', svg)
     return f'<svg viewBox="{box.group(1) if box else "0 0 360 252"}" role="img" aria-label="{escape(alt, quote=True)}">{body}</svg>'
 

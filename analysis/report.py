@@ -1,7 +1,7 @@
 """Build the report of a study: figures, one HTML page, Markdown, notebook, tables for a paper.
 
-Reads a results folder and its conclusions; writes `report/`: `figures/*.{svg,pdf,png,csv}`, `tables/*.{tex,csv}`, `report.html`, `report.md`,
-`report.ipynb`. Written files are equal, byte for byte, for equal inputs (the executed notebook excepted).
+Reads a results folder and its conclusions; writes `report/`: `figures/*.{svg,pdf,png,csv}`, `tables/*.{tex,csv}`, `report.html`,
+`report.md`, `report.ipynb`. Written files are equal, byte for byte, for equal inputs (the executed notebook excepted).
 
     path = build(Path("results/quick"), fits)
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis import figures, page, style
+from analysis import exports, figures, markdown, notebook, page, sections, style
 from analysis.evidence import Evidence, load
 
 
@@ -27,6 +27,9 @@ def build(results: Path, fits: Mapping[str, Any], out: Path | None = None) -> Pa
     drawn = save_figures(evidence, folder / "figures")
     path = folder / "report.html"
     path.write_text(page.render(evidence, drawn), encoding="utf-8")
+    (folder / "report.md").write_text(markdown.render(evidence, list(drawn)), encoding="utf-8")
+    exports.write_tables(sections.sections(evidence), folder / "tables")
+    notebook.write(evidence, folder / "report.ipynb")
     return path
 
 

@@ -44,7 +44,7 @@ FACTOR_COLUMNS = {"depth": "n_layer", "n_layer": "n_layer", "width": "n_embd", "
 AXIS_LABELS = {"n_layer": "layers", "n_embd": "width (channels)", "n_head": "attention heads"}
 LOSS = "validation loss (nats per character)"
 
-WIDTH, HEIGHT = 5.0, 3.5
+WIDTH, HEIGHT = 5.2, 3.5
 """Inches. At 10-point type a figure is still readable at half its width, in a two-column paper or on a phone."""
 
 RC = {

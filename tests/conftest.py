@@ -19,7 +19,7 @@ TRUTH = {"E": 0.62, "A": 0.55, "alpha": 0.34, "reference": 100_000.0, "seed_sd":
 
 SWEEPS = {
     "depth": [(1, 64, 4), (2, 64, 4), (4, 64, 4), (8, 64, 4)],
-    "width": [(2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 160, 4)],
+    "width": [(2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 192, 4)],
     "heads": [(2, 64, 1), (2, 64, 2), (2, 64, 4), (2, 64, 8)],
 }
 """(n_layer, n_embd, n_head) of each sweep; 2x64 with 4 heads is in all three, so there are ten configurations."""

@@ -1,0 +1,157 @@
+"""The report as a notebook: cells call functions and hold no logic; it runs from top to bottom from the results folder alone.
+
+Reads the sections of a report; writes `report.ipynb`, executed where a Jupyter kernel can start.
+
+    problem = write(evidence, Path("results/quick/report/report.ipynb"))   # "" or why it was saved without outputs
+"""
+
+import asyncio
+import atexit
+import json
+import logging
+import os
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from analysis import content, figures, markdown, page, sections
+from analysis.content import Section
+from analysis.evidence import Evidence
+
+if TYPE_CHECKING:
+    import nbformat
+
+SETUP = """from pathlib import Path
+
+from analysis import evidence, figures, figures_shape, figures_training, notebook
+
+study = evidence.load(Path({folder}))
+fits, trials, curves = study.fits, study.trials, study.curves
+print(notebook.opening(study))"""
+"""First cell. The folder is relative to the notebook, so that a copied results folder keeps working."""
+
+CALLS = {
+    "loss": "figures.draw_loss_against_parameters(fits)",
+    "residuals": "figures.draw_residuals(fits)",
+    "learning_curves": "figures.draw_learning_curves(curves, trials)",
+    "shares": "figures_shape.draw_shares(fits)",
+    "contrasts": "figures_shape.draw_contrasts(fits)",
+    "learning_rates": "figures_training.draw_learning_rates(trials)",
+    "gap": "figures_training.draw_gap(trials)",
+    "memory": "figures_training.draw_memory(trials)",
+}
+"""How a notebook user draws each figure."""
+
+
+class Shown:
+    """Text or a section that a notebook displays as HTML, escaped by the page's template."""
+
+    def __init__(self, section: Section) -> None:
+        self.section = section
+
+    def _repr_html_(self) -> str:
+        return page.section_html(self.section)
+
+    def __repr__(self) -> str:
+        return "\n".join(markdown.section_lines(self.section))
+
+
+def opening(evidence: Evidence) -> str:
+    """Question and answer as plain text."""
+    answer = "\n".join(cell.text for cell in sections.answer(evidence.fits))
+    return content.visible(f"{evidence.fits.get('question')}\n\n{answer}")
+
+
+def section(evidence: Evidence, name: str) -> Shown:
+    """One section of the report by its id, for display.
+
+    Raises:
+        ValueError: there is no such section.
+    """
+    found = {s.id: s for s in sections.sections(evidence)}
+    if name not in found:
+        raise ValueError(f"no section {name!r}; the report has {', '.join(found)}")
+    return Shown(found[name])
+
+
+def compose(evidence: Evidence, folder: str = "'..'") -> "nbformat.NotebookNode":
+    """The notebook without outputs."""
+    from nbformat import v4
+
+    calls = CALLS | _sweep_calls(evidence)
+    drawable = figures.study_figure_names(evidence.fits, evidence.trials, evidence.curves)
+    title = markdown.escape(str(evidence.fits.get("question") or "What do more parameters buy?"))
+    note = "Every cell calls a function of `analysis`; change the arguments to look further. Figures take and return an `ax`."
+    cells = [v4.new_markdown_cell(f"# {title}\n\n{note}"), v4.new_code_cell(SETUP.format(folder=folder))]
+    if "loss" in drawable:
+        cells.append(v4.new_code_cell(f"{calls['loss']}.figure"))
+    for part in sections.sections(evidence):
+        cells.append(v4.new_markdown_cell(f"## {markdown.escape(part.title)}"))
+        cells += [v4.new_code_cell(f"{calls[p.name]}.figure") for p in part.pictures if p.name in drawable and p.name in calls]
+        cells.append(v4.new_code_cell(f"notebook.section(study, {part.id!r})"))
+    for i, cell in enumerate(cells):
+        cell["id"] = f"cell-{i}"
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    return v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
+
+
+def _sweep_calls(evidence: Evidence) -> dict[str, str]:
+    calls = {}
+    for sweep in evidence.fits.get("sweeps") or []:
+        calls[f"sweep_{figures.slug(sweep['name'])}"] = f"figures.draw_sweep(fits, {str(sweep['name'])!r})"
+        calls[f"speed_{figures.slug(sweep['name'])}"] = f"figures.draw_sweep_speed(fits, {str(sweep['name'])!r})"
+    return calls
+
+
+def write(evidence: Evidence, path: Path, run: bool = True, limit_s: int = 120) -> str:
+    """Write the notebook, executed where that is possible; returns "" or the reason why it holds no outputs."""
+    import nbformat
+
+    folder = "'..'" if path.parent.parent.resolve() == evidence.results.resolve() else repr(str(evidence.results.resolve()))
+    made = compose(evidence, folder)
+    problem = execute(made, path.parent, limit_s) if run else "not asked for"
+    if problem:
+        made.cells[0].source += f"\n\nSaved without outputs: {markdown.escape(problem)}. Run all cells to see them."
+    nbformat.write(made, path)
+    return problem
+
+
+def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int) -> str:
+    """Run the cells in place with this very interpreter as the kernel; returns "" or why it failed."""
+    try:
+        from jupyter_client.manager import AsyncKernelManager
+        from nbclient import NotebookClient
+        from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    except ImportError as error:
+        return f"{error.name or error} is not installed"
+    logging.getLogger("traitlets").setLevel(logging.CRITICAL)
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="nb-") as private:
+        warnings.simplefilter("ignore")
+        # Unix sockets in a private folder where there are any: nobody else on the machine can talk to the kernel.
+        places = {"transport": "ipc", "ip": f"{private}/k"} if os.name == "posix" else {}
+        manager = AsyncKernelManager(connection_file=f"{private}/kernel.json", **places)
+        manager.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--matplotlib=inline"]
+        quick = {"shutdown_kernel": "immediate", "startup_timeout": 30, "record_timing": False}
+        client = NotebookClient(made, km=manager, timeout=limit_s, resources={"metadata": {"path": str(folder)}}, **quick)
+        try:
+            asyncio.run(client.async_execute(env=_environment(), cleanup_kc=True))
+        except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, OSError) as error:
+            return str(error).strip().splitlines()[-1][:200]
+        finally:
+            atexit.unregister(client._cleanup_kernel)
+    return ""
+
+
+def _environment() -> dict[str, str]:
+    """The kernel's environment: this project is importable from wherever the notebook stands."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *[p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
+def outputs_of(path: Path) -> str:
+    """All output text of a saved notebook, for a look without Jupyter."""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    return "\n".join(json.dumps(cell.get("outputs", [])) for cell in saved["cells"])
