@@ -39,7 +39,7 @@ class _LinearBF16(torch.autograd.Function):
 def linear(x: Tensor, weight: Tensor, precision: Precision, out_dtype: torch.dtype = torch.float32) -> Tensor:
     """(K, M, in) times (K, out, in) transposed -> (K, M, out). K = 1 avoids the batched kernels, which are slower on a CPU."""
     if weight.shape[0] == 1:
-        x2, w2 = x[0], weight[0]
+        x2, w2 = x.squeeze(0), weight.squeeze(0)  # views: indexing would copy the whole gradient on the way back
         return (_LinearBF16.apply(x2, w2, out_dtype) if precision == "bf16" else F.linear(x2, w2)).unsqueeze(0)
     return _LinearBF16.apply(x, weight, out_dtype) if precision == "bf16" else torch.bmm(x, weight.mT)
 

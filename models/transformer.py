@@ -26,7 +26,7 @@ INIT_STD = 0.02
 def norm(x: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without bias (Ba et al. 2016), (K, M, C) with a scale of (K, C)."""
     if scale.shape[0] == 1:
-        return F.layer_norm(x, scale.shape[-1:], scale[0])
+        return F.layer_norm(x, scale.shape[-1:], scale.squeeze(0))
     return F.layer_norm(x, scale.shape[-1:]) * scale.unsqueeze(1)
 
 
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
         K, B, T = tokens.shape
         C = self.config.n_embd
         if K == 1:
-            x = F.embedding(tokens[0], self.wte[0]) + self.wpe[0, start : start + T]  # (B, T, C)
+            x = F.embedding(tokens.squeeze(0), self.wte.squeeze(0)) + self.wpe.squeeze(0)[start : start + T]  # (B, T, C)
         else:
             # One lookup over all replicas' tables laid end to end.
             offset = torch.arange(K, device=tokens.device).view(K, 1, 1) * self.config.vocab_size

@@ -83,10 +83,11 @@ def device_name(device: torch.device) -> str:
     """`cuda (NVIDIA H200)`, `cpu (AMD EPYC)`: device with its model name."""
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
-    return f"{device.type} ({_processor()})"
+    return f"{device.type} ({processor()})"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model name of the CPU."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine())
