@@ -2,8 +2,9 @@
 
     conclusions = conclude(table.load(results)); write(results / "report" / "fits.json", conclusions)
 
-Top-level keys beyond the contract of the report: `schema_version`, `problems` (what was wrong with the files), `selection` (laws ranked by
-AICc), `claims` (comparisons such as "width matters more than depth", answered or refused).
+Top-level keys beyond the contract of the report: `problems` (what was wrong with the files), `selection` (laws ranked by AICc), `returns`
+(diminishing returns along the joint curve), `irreducible_loss`, `compute_optimal`; inside `structure`, `claims` (comparisons such as "width
+matters more than depth", answered or refused).
 """
 
 from __future__ import annotations
@@ -13,17 +14,33 @@ import math
 import os
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from analysis import fit_blocks, replicates, selection, sweeps
+from analysis import (
+    answer,
+    card,
+    diagnostics,
+    fit_blocks,
+    forecasts,
+    replicates,
+    returns,
+    selection,
+    shares,
+    speed,
+    structure,
+    sweeps,
+    training,
+    verdicts,
+)
 from analysis import table as tables
 from analysis.fit_blocks import CONVENTIONS, SIZE, Fitted, Options
 from analysis.refusals import Code, Refusal, collect
 from analysis.replicates import Configurations, Noise
+from analysis.sweeps import Sweep
 from analysis.table import Table
 
 SCHEMA_VERSION = "1.0"
@@ -33,42 +50,205 @@ QUESTION = "What do depth, width, heads, or simply more parameters buy?"
 def conclude(table: Table, options: Options | None = None) -> dict[str, Any]:
     """Analyze a loaded table; every key of fits.json, whatever the study lacks being a refusal in its place."""
     options = options or Options()
-    cells = replicates.average(table.trials)
-    noise = replicates.measure_noise(cells)
-    described = sweeps.describe_all(cells, noise)
-    found = all_fits(table.trials, options)
-    tree: dict[str, Any] = {
+    tree = _facts(table)
+    study = _Evidence.of(table, options) if len(table.trials) else None
+    tree |= _findings(study, options) if study else _nothing()
+    tree["card"] = card.fit_card(table, study.primary if study else None, options)
+    tree["provenance"] = card.provenance(table)
+    tree["stories"] = Refusal(Code.MISSING, "texts are measured when the report is built").to_dict()
+    tree["forecasts"] = _forecasts(table, study)
+    tree["answer"] = answer.sentences(tree)
+    tree["refusals"] = [*collect({k: v for k, v in tree.items() if k != "stories"}), *(study.refused if study else [])]
+    cleaned: dict[str, Any] = clean(tree)
+    return cleaned
+
+
+def _facts(table: Table) -> dict[str, Any]:
+    """What was read, before anything is concluded."""
+    return {
         "schema_version": SCHEMA_VERSION,
         "study": table.name,
         "question": str(table.study.get("question") or QUESTION),
-        "results": table.path.name,
-        "answer": [],
-        "data": data_facts(table, cells),
+        "results": table.path.resolve().name,
+        "data": data_facts(table),
         "counts": tables.counts(table),
         "exclusions": [e.__dict__ for e in table.excluded],
         "problems": list(table.problems),
-        "noise": noise.to_dict(),
-        "fits": {f.fit_id: fit_blocks.build(f, noise, options) for f in found if isinstance(f, Fitted)},
-        "primary_fit": next((f.fit_id for f in found if isinstance(f, Fitted)), None),
-        "sweeps": described,
     }
-    tree["refusals"] = list(collect(tree))
-    return clean(tree)
 
 
-def all_fits(trials: pd.DataFrame, options: Options) -> list[Fitted | Refusal]:
-    """The joint fit first, then the same under the other ways to count N, then one for each sweep."""
-    if trials.empty:
-        return []
-    cells = replicates.average(trials[selection.one_recipe(trials)])
+@dataclass(frozen=True)
+class _Evidence:
+    """Configuration means, noise, sweeps and fits: what all findings start from.
+
+    `cells` holds every usable configuration, `joint` those of one recipe that a joint fit may compare.
+    """
+
+    table: Table
+    cells: Configurations
+    joint: Configurations
+    noise: Noise | Refusal
+    sweeps: list[Sweep]
+    fits: list[Fitted]
+    refused: list[dict[str, str]]
+
+    @staticmethod
+    def of(table: Table, options: Options) -> _Evidence:
+        cells = replicates.average(table.trials)
+        mask = selection.one_recipe(table.trials)
+        joint = cells if mask.all() else replicates.average(table.trials[mask])
+        tried = all_fits(joint)
+        refused = [{"subject": "fits", "code": str(f.code), "reason": f.reason} for f in tried if isinstance(f, Refusal)]
+        fitted = [f for f in tried if isinstance(f, Fitted)]
+        return _Evidence(table, cells, joint, replicates.measure_noise(cells), sweeps.find_sweeps(cells), fitted, refused)
+
+    @property
+    def primary(self) -> Fitted | None:
+        """The joint fit under the first convention."""
+        return next((f for f in self.fits if f.fit_id == "joint"), None)
+
+
+def all_fits(cells: Configurations) -> list[Fitted | Refusal]:
+    """The joint fit under each way to count N, that with configurations of unvaried size, one per sweep, and the best shape law."""
+    found = sweeps.find_sweeps(cells)
+    growing = [s for s in found if verdicts.sizes(cells.take(list(s.members))) > 1]
+    members = sorted({i for s in growing for i in s.members})
+    sized = cells.take(members) if members else cells
+    title = "All configurations" if len(sized) == len(cells) else "All configurations of the sweeps in which size varies"
+    columns = [c for c in CONVENTIONS if np.isfinite(cells.columns[c]).all()]
+    tried = [fit_blocks.fit_size_law("joint" if c == SIZE else f"joint@{c}", title, sized, c) for c in columns]
+    if 0 < len(sized) < len(cells):
+        tried.append(fit_blocks.fit_size_law("joint:all", "All configurations, those of equal size included", cells))
+    for sweep in growing:
+        own = cells.take(list(sweep.members))
+        tried.append(fit_blocks.fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name))
+    return tried
+
+
+# ---- findings ----
+
+
+def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
+    """Every block that needs at least one usable trial."""
+    primary, noise, cells = study.primary, study.noise, study.cells
+    quick = replace(options, n_bootstrap=0)
+    blocks = {f.fit_id: fit_blocks.build(f, noise, options if f is primary else quick) for f in study.fits}
+    described = [sweeps.describe(cells, sweep, noise) for sweep in study.sweeps]
+    for sweep in described:
+        sweep["slope"] = blocks.get(f"sweep:{sweep['name']}", {}).get("slope")
+    contrasts = structure.contrasts(study.joint, _sweep_fits(study), sweeps.find_sweeps(study.joint), noise)
+    shape: dict[str, Any] = {
+        "shares": _json(shares.variance_shares(study.joint, np.random.default_rng(options.seed))),
+        "contrasts": contrasts,
+        "claims": structure.claims(study.joint, described, contrasts, noise),
+    }
+    return {
+        "noise": noise.to_dict(),
+        "fits": blocks,
+        "primary_fit": primary.fit_id if primary else None,
+        "sweeps": described,
+        "structure": shape,
+        "returns": _json(returns.diminishing(primary, noise)) if primary else _one_size(),
+        "conventions": conventions(blocks),
+        "selection": law_selection(study.joint),
+        "irreducible_loss": irreducible(primary, blocks),
+        "compute_optimal": compute_optimal(study.joint).to_dict(),
+        "diagnostics": diagnostics.examine(primary, noise) if primary else _one_size(),
+        "timing": speed.timing(study.table.trials, cells, study.sweeps),
+        "overfitting": training.overfitting(cells),
+        "learning_rates": _json(training.learning_rates(study.table.trials)),
+    }
+
+
+def _sweep_fits(study: _Evidence) -> list[Fitted]:
+    return [f for f in study.fits if f.sweep is not None]
+
+
+def _json(found: Any) -> Any:
+    return found.to_dict() if isinstance(found, Refusal) else found
+
+
+def _one_size() -> dict[str, Any]:
+    return Refusal(Code.NO_VARIATION, "all configurations have one size; add a second size").to_dict()
+
+
+def _nothing() -> dict[str, Any]:
+    """The tree of a study without a usable trial."""
+    refusal = Refusal(Code.NO_TRIALS, "no trial completed with a usable loss").to_dict()
+    keys = ("noise", "structure", "returns", "irreducible_loss", "compute_optimal", "diagnostics", "overfitting", "learning_rates")
+    empty: dict[str, Any] = {"fits": {}, "primary_fit": None, "sweeps": [], "conventions": [], "selection": []}
+    return empty | dict.fromkeys(keys, refusal) | {"timing": {"rows": [], "fit": refusal, "heads_slowdown": refusal}}
+
+
+def conventions(blocks: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The joint fit's exponent and slope under each way to count N: at small sizes the choice moves them."""
+    rows = []
+    for name, block in blocks.items():
+        if name == "joint" or name.startswith("joint@"):
+            alpha = block["parameters"].get("alpha", {})
+            row = {"convention": block["convention"], "fit": name, "alpha": alpha.get("value"), "low": alpha.get("low")}
+            row |= {"high": alpha.get("high"), "slope": block["slope"]["value"], "slope_low": block["slope"]["low"]}
+            rows.append(row | {"slope_high": block["slope"]["high"], "r2": block["r2"], "residual_sd": block["residual_sd"]})
+    return rows
+
+
+def law_selection(cells: Configurations) -> list[dict[str, Any]]:
+    """Laws ranked by AICc (n = distinct configurations), with the weight of each."""
+    ranked = selection.rank(cells, selection.candidate_laws(cells))
+    finite = [c.aicc for c in ranked if math.isfinite(c.aicc)]
     return [
-        fit_blocks.fit_size_law("joint" if column == SIZE else f"joint@{column}", "All configurations", cells, column)
-        for column in CONVENTIONS
-        if np.isfinite(cells.columns[column]).all()
+        {
+            "law": c.law.name,
+            "equation": c.law.equation,
+            "aicc": c.aicc,
+            "delta_aicc": c.aicc - finite[0] if finite else None,
+            "weight": weight,
+            "n": c.n,
+            "k": c.k,
+            "parameters": dict(c.result.params) if c.result.status.usable else None,
+            "status": c.result.status.name,
+        }
+        for c, weight in zip(ranked, selection.weights(ranked), strict=True)
     ]
 
 
-def data_facts(table: Table, cells: Configurations) -> dict[str, Any]:
+def irreducible(primary: Fitted | None, blocks: Mapping[str, Any]) -> dict[str, Any]:
+    """E as the loss that nothing removes: refused unless the training tokens vary too."""
+    if primary is None:
+        return _one_size()
+    if "n_tokens" not in primary.result.law.columns:
+        reason = (
+            "at one training budget a floor in N is the loss of an infinitely large model trained as long, not the irreducible loss; "
+            "vary n_tokens as well"
+        )
+        return Refusal(Code.FIXED_TOKENS, reason).to_dict()
+    cell: dict[str, Any] = blocks[primary.fit_id]["parameters"].get("E") or Refusal(Code.MISSING, "the law has no floor").to_dict()
+    return cell
+
+
+def compute_optimal(cells: Configurations) -> Refusal:
+    """Compute-optimal N and D: always refused here, with the collinearity of ln N and ln D shown."""
+    n, d = np.log(cells.columns[SIZE]), np.log(cells.columns["n_tokens"])
+    if np.ptp(d) < 1e-9:
+        return Refusal(Code.FIXED_TOKENS, "compute-optimal N and D need runs at several n_tokens; all configurations saw the same number")
+    r = float(np.corrcoef(n, d)[0, 1]) if np.ptp(n) > 1e-9 else 1.0
+    if abs(r) > 0.9:
+        return Refusal(
+            Code.COLLINEAR, f"compute-optimal N and D cannot be told apart: ln N and ln D correlate by {r:.2f}; vary them separately"
+        )
+    reason = f"compute-optimal N and D are not computed (ln N and ln D correlate by {r:.2f}); use the fitted law M2"
+    return Refusal(Code.COLLINEAR, reason)
+
+
+def _forecasts(table: Table, study: _Evidence | None) -> list[dict[str, Any]]:
+    """Forecasts on record, scored where their configuration has run."""
+    path = table.path / "forecasts.json"
+    if not table.path.is_dir() or not path.exists():
+        return []
+    return forecasts.score(path, study.joint, table.trials) if study else forecasts.read(path)
+
+
+def data_facts(table: Table) -> dict[str, Any]:
     """What the models were trained on."""
 
     def first(column: str) -> Any:
@@ -81,7 +261,7 @@ def data_facts(table: Table, cells: Configurations) -> dict[str, Any]:
         "floor": first("loss_floor"),
         "vocab_size": first("vocab_size"),
         "unique_tokens": first("unique_tokens"),
-        "n_tokens": sorted({int(v) for v in cells.columns["n_tokens"]}) if len(cells) else [],
+        "n_tokens": sorted({int(v) for v in table.trials["n_tokens"]}),
     }
 
 

@@ -6,7 +6,7 @@ block = build("joint", "All configurations", POWER_FLOOR, cells, noise, options)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from analysis import fits, intervals, selection, verdicts
 from analysis.fits import FitResult
-from analysis.laws import Law, Power
+from analysis.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, Law, Power
 from analysis.refusals import Code, Refusal
 from analysis.replicates import LEVEL, Configurations, Noise, f_p_value, t_quantile
 
@@ -98,29 +98,27 @@ class Fitted:
 def fit_size_law(
     fit_id: str, title: str, cells: Configurations, column: str = SIZE, sweep: str | None = None, law: Law | None = None
 ) -> Fitted | Refusal:
-    """Fit L(N), or L(N, D) where the training tokens vary too, to configuration means; the law is AICc's choice where none is given."""
+    """Fit L(N), or L(N, D) where training tokens vary too, to configuration means; without a law, `choose_size_law` gives it."""
     if verdicts.sizes(cells, column) < 2:
         return Refusal(
             Code.NO_VARIATION, f"{title}: N takes one value, so the data say nothing about what parameters buy; add a second size"
         )
-    chosen = law or choose_size_law(cells)
-    if chosen is None:
-        return Refusal(Code.TOO_FEW_SIZES, f"{title}: too few sizes for any law in N; add sizes")
+    chosen = (law or choose_size_law(cells, column)).on(**{SIZE: column})
     try:
-        result = fits.fit(chosen.on(**{SIZE: column}), cells.columns, cells.loss)
+        result = fits.fit(chosen, cells.columns, cells.loss)
     except fits.FitError as error:
         return Refusal(Code.TOO_FEW_SIZES, f"{title}: {error}")
     return Fitted(fit_id, title, result, cells, column, sweep)
 
 
-def choose_size_law(cells: Configurations) -> Law | None:
-    """M1 (M2 with varying tokens), or what AICc prefers of the laws in N and D; None where nothing fits."""
-    names = ("M2", "M1") if selection.varies(cells, "n_tokens", 3) else ("M1", "M0")
-    laws = {name: law for name, law in selection.candidate_laws(cells).items() if name in names}
-    ranked = selection.rank(cells, laws)
-    if not ranked:
-        ranked = selection.rank(cells, {k: v for k, v in selection.candidate_laws(cells).items() if k == "M0"})
-    return next((c.law for c in ranked if math.isfinite(c.aicc)), ranked[0].law if ranked else None)
+def choose_size_law(cells: Configurations, column: str = SIZE) -> Law:
+    """M2 where the training tokens vary too, M1 from four sizes on, else M0.
+
+    A floor is part of the law by default, for the entropy of text is not zero; what AICc says of the alternatives stands in `selection`.
+    """
+    if selection.varies(cells, "n_tokens", 3) and len(cells) > len(POWER_FLOOR_DATA.parameters):
+        return POWER_FLOOR_DATA
+    return POWER_FLOOR if verdicts.sizes(cells, column) >= 4 else POWER
 
 
 # ---- the block ----
@@ -130,8 +128,9 @@ def build(fitted: Fitted, noise: Noise | Refusal, options: Options) -> dict[str,
     """The JSON block of a fit."""
     result, cells = fitted.result, fitted.cells
     card = result.to_dict()
-    found = profile_all(fitted, options)
-    parameters = {name: parameter(fitted, name, found.get(name)) for name in result.params}
+    refused = {name: refusal for name in result.params if (refusal := early_refusal(fitted, name))}
+    found = profile_all(fitted, options, [name for name in result.params if name not in refused])
+    parameters = {name: parameter(fitted, name, found.get(name), refused.get(name)) for name in result.params}
     block = {
         "title": fitted.title,
         "law": result.law.name,
@@ -148,7 +147,7 @@ def build(fitted: Fitted, noise: Noise | Refusal, options: Options) -> dict[str,
         "reference": result.reference,
         "parameters": parameters,
         "slope": slope_block(fitted, found.get("slope")),
-        "loss_at_reference": _cell(float(result.predict(result.reference)[0]), found.get("loss"), "nats/token"),
+        "loss_at_reference": loss_at_reference(fitted, noise),
         "status": result.status.name,
         "status_text": result.message,
         **{k: card[k] for k in ("gradient_norm", "n_starts", "starts_agreeing", "inlier_fraction", "condition", "delta")},
@@ -228,47 +227,74 @@ def observations(fitted: Fitted) -> intervals.Observations:
     return intervals.Observations(law, columns, cells.cell_loss, cells.cell_config, fitted.result.reference)
 
 
-def quantities_of(fitted: Fitted) -> dict[str, intervals.Quantity]:
-    """What every fit reports: its parameters, and slope and loss at the reference."""
-    at = {name: float(value) for name, value in fitted.result.reference.items()}
-    named: dict[str, intervals.Quantity] = {name: intervals.Parameter(name) for name in fitted.result.params}
-    return named | {"slope": intervals.Slope(at, fitted.column), "loss": intervals.Loss(at)}
-
-
-def profile_all(fitted: Fitted, options: Options) -> dict[str, intervals.Interval]:
-    """Profile-likelihood intervals; empty where the fit leaves no degree of freedom."""
+def profile_all(fitted: Fitted, options: Options, parameters: Sequence[str]) -> dict[str, intervals.Interval]:
+    """Profile-likelihood intervals of the slope at the reference and of the named parameters; empty where no degree of freedom is left."""
     if fitted.df < 1:
         return {}
-    return intervals.profiles(observations(fitted), quantities_of(fitted), level=options.level)
+    return intervals.profiles(observations(fitted), quantities_of(fitted, parameters), level=options.level)
 
 
-def parameter(fitted: Fitted, name: str, interval: intervals.Interval | None) -> dict[str, Any]:
-    """A parameter's value with interval, or the refusal that stands in its place."""
+def quantities_of(fitted: Fitted, parameters: Sequence[str]) -> dict[str, intervals.Quantity]:
+    """The slope at the reference, where the law has N, and parameters."""
+    at = {name: float(value) for name, value in fitted.result.reference.items()}
+    named: dict[str, intervals.Quantity] = {name: intervals.Parameter(name) for name in parameters}
+    return named | {"slope": intervals.Slope(at, fitted.column)}
+
+
+def early_refusal(fitted: Fitted, name: str) -> Refusal | None:
+    """A refusal that needs no interval: the data are too few or too narrow, or the fit is not at a determined optimum."""
     result, law = fitted.result, fitted.result.law
-    exponents = [f.exponent for term in law.terms for f in term.factors if isinstance(f, Power)]
-    guarded = name == law.floor or name in exponents or (law.has_floor and name in law.amplitudes)
-    refusal = (verdicts.data_refusal(name, result, fitted.cells, fitted.column) if guarded else None) or verdicts.status_refusal(
-        name, result
-    )
-    if refusal is None and guarded:
-        refusal = verdicts.interval_refusal(name, interval, name in exponents)
+    guarded = name == law.floor or name in exponents(law) or law.has_floor
+    return (verdicts.data_refusal(name, result, fitted.cells, fitted.column) if guarded else None) or verdicts.status_refusal(name, result)
+
+
+def exponents(law: Law) -> list[str]:
+    """Names of a law's exponents."""
+    return [factor.exponent for term in law.terms for factor in term.factors if isinstance(factor, Power)]
+
+
+def parameter(fitted: Fitted, name: str, interval: intervals.Interval | None, refusal: Refusal | None) -> dict[str, Any]:
+    """A parameter's value with interval, or the refusal that stands in its place."""
+    law = fitted.result.law
+    if refusal is None and (name == law.floor or name in exponents(law)):
+        refusal = verdicts.interval_refusal(name, interval, name in exponents(law))
     if refusal is not None:
         return refusal.to_dict()
-    return _cell(result.params[name], interval, "nats/token" if name == law.floor or name in law.amplitudes else "")
+    return _cell(fitted.result.params[name], interval, "nats/token" if name == law.floor or name in law.amplitudes else "")
+
+
+def loss_at_reference(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
+    """The curve's value at the reference size with a delta-method interval."""
+    points = {name: np.array([value]) for name, value in fitted.result.reference.items()}
+    value = float(fitted.result.predict(points)[0])
+    variance, df = mean_variance(fitted, noise)
+    cell: dict[str, Any] = {"value": value, "low": None, "high": None, "level": LEVEL, "method": "delta", "unit": "nats/token"}
+    if variance is not None:
+        half = t_quantile(df) * float(fitted.log_error(points, variance)[0])
+        cell |= {"low": value * math.exp(-half), "high": value * math.exp(half)}
+    return cell
 
 
 def slope_block(fitted: Fitted, interval: intervals.Interval | None) -> dict[str, Any]:
-    """Local slope dlnL/dlnN at the reference size, and what a doubling of N buys there in nats."""
+    """Local slope dlnL/dlnN at the reference size, and what a doubling around it buys in nats (from N/sqrt(2) to N sqrt(2))."""
     size = float(fitted.result.reference[fitted.column])
-    slope, loss = fitted.slope(size), float(fitted.result.predict(fitted.result.reference)[0])
+    slope, loss = fitted.slope(size), float(fitted.result.predict(fitted.at(size))[0])
     cell = _cell(slope, interval, "dlnL/dlnN")
-    doubling = loss - float(fitted.result.predict(fitted.at(2 * size))[0])
+    gains = {key: None if cell[key] is None else doubling_gain(loss, cell[key]) for key in ("value", "low", "high")}
+    doubling = {"value": gains["value"], "low": gains["high"], "high": gains["low"], "unit": "nats/token"}
     return cell | {"at": size, "loss": loss, "nats_per_e_fold": slope * loss, "gain_per_doubling": doubling}
+
+
+def doubling_gain(loss: float, slope: float) -> float:
+    """Nats that doubling N around a point of the curve buys: L 2 sinh(-slope ln2 / 2), exact to third order in ln 2."""
+    return loss * 2 * math.sinh(-slope * math.log(2) / 2)
 
 
 def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[str, Any]:
     ends: dict[str, Any] = {"low": None, "high": None, "level": LEVEL, "method": "none: no degree of freedom"}
-    if interval is not None:
+    if interval is not None and interval.status == "failed":
+        ends["method"] = f"none: {interval.reason}"
+    elif interval is not None:
         ends = {"low": interval.low, "high": interval.high, "level": interval.level, "method": interval.method, "interval": interval.status}
     return {"value": value, **ends, "unit": unit}
 
@@ -278,8 +304,9 @@ def cross_check(fitted: Fitted, found: Mapping[str, intervals.Interval], options
     if not options.n_bootstrap or fitted.df < 1:
         return {"bootstrap": {}, "disagreement": None}
     rng = np.random.default_rng(options.seed)
-    wanted = quantities_of(fitted)
-    resampled = intervals.bootstrap(observations(fitted), wanted, rng=rng, n=options.n_bootstrap, level=options.level, start=fitted.result)
+    wanted = quantities_of(fitted, list(fitted.result.params))
+    source, n = observations(fitted), options.n_bootstrap
+    resampled = intervals.bootstrap(source, wanted, rng=rng, n=n, level=options.level, start=fitted.result)
     ends = {name: {"low": v.low, "high": v.high, "status": v.status} for name, v in resampled.items()}
     apart = [name for name in wanted if name in found and _widths_differ(found[name], resampled[name])]
     if not apart:
