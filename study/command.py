@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from study.spec import DataConfig, Study
+from study.spec import Study
 from study.sweeps import format_sweep
 
 PRESETS = Path(__file__).parent / "presets"

@@ -46,7 +46,9 @@ def locked(out: Path) -> Iterator[None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
-                raise ValueError(f"{out} is in use by another run ({_holder(file.read())}); wait for it, end it, or choose another --out") from None
+                raise ValueError(
+                    f"{out} is in use by another run ({_holder(file.read())}); wait for it, end it, or choose another --out"
+                ) from None
             except OSError:
                 pass  # a file system without locks: the note below is all there is
         file.truncate(0)
@@ -99,14 +101,17 @@ class Survey:
     """files that could not be read and were set aside"""
 
 
-def survey(out: Path, trials: Sequence[Trial], data_sha256: str) -> Survey:
+def survey(out: Path, trials: Sequence[Trial], data_sha256: str, set_aside: bool = True) -> Survey:
     """Compare a results folder with the trials of a study.
+
+    Args:
+        set_aside: rename files that cannot be read, so that their trials run again; else only name them.
 
     Raises:
         records.RecordError: a table of a newer version of this program.
     """
-    notes = set_aside_unreadable(out)
-    rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
+    notes = set_aside_unreadable(out) if set_aside else []
+    rows = {row["trial_id"]: row for row in records.read(out, "trials", None if set_aside else notes).to_pylist()}
     wanted = {trial.trial_id: trial for trial in trials}
 
     def is_stale(row: dict[str, Any]) -> bool:

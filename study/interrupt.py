@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM: the first one ends the run in order, the second one at once.
 
-    with Interrupts() as interrupts: ...; interrupts.deferred = True   # from here on a signal only raises the flag `signum`
+with Interrupts() as interrupts: ...; interrupts.deferred = True   # from here on a signal only raises the flag `signum`
 """
 
 import os

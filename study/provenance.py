@@ -1,6 +1,6 @@
 """Where a result came from: versions, git state, machine. Standard library only.
 
-    facts = provenance()   # {"versions": {...}, "git_commit": ..., "git_dirty": ..., "machine": {...}}
+facts = provenance()   # {"versions": {...}, "git_commit": ..., "git_dirty": ..., "machine": {...}}
 """
 
 import os

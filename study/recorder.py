@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ class Recorder:
         for table, rows in (("curves", curve), ("samples", samples), ("trials", [row])):
             tagged = [{"trial_id": trial_id, **line} for line in rows]
             path = self.out / table / f"{trial_id}.parquet"
-            _patiently(lambda path=path, table=table, tagged=tagged: records.write(path, table, tagged, self.study, self.code_version))
+            _patiently(partial(records.write, path, table, tagged, self.study, self.code_version))
         self.rows[trial_id] = row
 
 

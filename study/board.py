@@ -1,0 +1,189 @@
+"""The TensorBoard board: one run per trial and one `_study` run for figures, written by the driver alone.
+
+x is training tokens. Each run holds scalars (`loss/val` first), the shape as hparams, and the stories that the model wrote. The event files
+are written with TensorBoard's own protocol buffers: the driver needs neither torch nor tensorflow.
+
+    board = Board(out / "tensorboard", trials, vocab_size); board.progress(trial_id, rows); board.ended(row, samples); board.close()
+"""
+
+import json
+import shlex
+import shutil
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from study.live import printable
+from study.spec import Trial
+
+SCALARS = {
+    "loss/val": "val_loss",
+    "loss/train": "batch_loss",
+    "optimizer/grad_norm": "grad_norm",
+    "optimizer/lr": "lr",
+    "speed/tokens_per_s": "tokens_per_s",
+}
+"""TensorBoard tag -> column of `curves`."""
+STORIES_PER_STEP = 4
+STUDY_RUN = "_study"
+PORT = 6006
+
+
+class Board:
+    """Writers of one study's event files.
+
+    Args:
+        folder: where TensorBoard looks.
+        trials: the trials of this run.
+        vocab_size: for the parameter counts among the hparams.
+    """
+
+    def __init__(self, folder: Path, trials: Sequence[Trial], vocab_size: int) -> None:
+        self.folder, self.vocab_size = folder, vocab_size
+        self.trials = {trial.trial_id: trial for trial in trials}
+        self.writers: dict[str, EventFileWriter] = {}
+        self.steps: dict[str, int] = {}
+
+    def how_to_open(self) -> str:
+        """The command, and a link to the learning curves without smoothing."""
+        pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in ("loss/val", "loss/train")], separators=(",", ":"))
+        query = urllib.parse.urlencode({"pinnedCards": pinned, "smoothing": 0})
+        place = self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
+        return f"tensorboard --logdir {shlex.quote(str(place))}   then open http://localhost:{PORT}/?{query}#timeseries"
+
+    # ---- what the monitor calls ----
+
+    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Scalars of new evaluations; one that was seen before a restart is not drawn twice."""
+        for row in rows:
+            if row["step"] <= self.steps.get(trial_id, -1):
+                continue
+            writer = self._writer(trial_id, row)
+            self.steps[trial_id] = row["step"]
+            values = [Summary.Value(tag=tag, simple_value=row[name]) for tag, name in SCALARS.items() if row.get(name) is not None]
+            writer.add_event(Event(wall_time=time.time(), step=row["tokens"], summary=Summary(value=values)))
+
+    def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        """Stories, the end of the session, and the file is closed: hundreds of trials keep no file open."""
+        writer = self.writers.pop(row["trial_id"], None)
+        if writer is None:
+            return
+        tokens_per_step = row["batch_size"] * row["block_size"]
+        for step in sorted({sample["step"] for sample in samples}):
+            texts = [sample for sample in samples if sample["step"] == step]
+            value = text_value("stories", "\n\n".join(map(story_markdown, texts[:STORIES_PER_STEP])))
+            writer.add_event(Event(wall_time=time.time(), step=step * tokens_per_step, summary=Summary(value=[value])))
+        status = api_pb2.STATUS_SUCCESS if row["status"] == "COMPLETED" else api_pb2.STATUS_FAILURE
+        info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        self._add_hparams(writer, metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
+        writer.close()
+
+    def note(self, text: str) -> None:
+        """Nothing to draw."""
+
+    def tick(self) -> None:
+        """Nothing to draw."""
+
+    def close(self) -> None:
+        """Close what is still open."""
+        for writer in self.writers.values():
+            writer.close()
+        self.writers.clear()
+
+    def add_figures(self, images: Mapping[str, bytes], tokens: int = 0) -> None:
+        """Put PNG images of the study under `plots/` in its own run, in the place of earlier ones.
+
+        Args:
+            images: name -> PNG file.
+            tokens: x position.
+        """
+        shutil.rmtree(self.folder / STUDY_RUN, ignore_errors=True)
+        writer = EventFileWriter(str(self.folder / STUDY_RUN))
+        values = [image_value(f"plots/{name}", png) for name, png in sorted(images.items())]
+        writer.add_event(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
+        writer.close()
+
+    # ---- files ----
+
+    def _writer(self, trial_id: str, row: Mapping[str, Any]) -> EventFileWriter:
+        """The run's file: made anew for a trial from its start, continued for one from a checkpoint."""
+        if trial_id not in self.writers:
+            folder = self.folder / run_name(self.trials[trial_id])
+            if row["step"] == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            writer = self.writers[trial_id] = EventFileWriter(str(folder))
+            if row["step"]:  # later points of an earlier file are void
+                writer.add_event(Event(wall_time=time.time(), step=row["tokens"], session_log=SessionLog(status=SessionLog.START)))
+            self._start_session(writer, trial_id)
+        return self.writers[trial_id]
+
+    def _start_session(self, writer: EventFileWriter, trial_id: str) -> None:
+        trial = self.trials[trial_id]
+        values = hparams(trial, self.vocab_size)
+        experiment = api_pb2.Experiment(
+            hparam_infos=[api_pb2.HParamInfo(name=name, type=api_pb2.DATA_TYPE_FLOAT64) for name in values],
+            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in ("loss/val", "speed/tokens_per_s")],
+        )
+        start = plugin_data_pb2.SessionStartInfo(group_name=trial_id, start_time_secs=time.time())
+        for name, value in values.items():
+            start.hparams[name].number_value = value
+        self._add_hparams(writer, metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
+        self._add_hparams(writer, metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
+
+    def _add_hparams(self, writer: EventFileWriter, tag: str, data: plugin_data_pb2.HParamsPluginData) -> None:
+        data.version = metadata.PLUGIN_DATA_VERSION
+        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
+        value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
+        writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[value])))
+
+
+# ---- names and values ----
+
+
+def run_name(trial: Trial) -> str:
+    """A run's folder: shape and seed, so that runs sort by size, and the start of the id, so that no two collide."""
+    shape = trial.shape
+    return f"depth{shape.n_layer:02d}-width{shape.n_embd:04d}-heads{shape.n_head:02d}-seed{trial.seed}-{trial.config_id[:6]}"
+
+
+def hparams(trial: Trial, vocab_size: int) -> dict[str, float]:
+    """Five facts, because TensorBoard shows the first five only."""
+    model = trial.model(vocab_size)
+    return {
+        "arch/depth": float(model.n_layer),
+        "arch/heads": float(model.n_head),
+        "arch/params_M": round(model.params_non_embedding / 1e6, 4),
+        "arch/width": float(model.n_embd),
+        "lr": trial.train.lr,
+    }
+
+
+def story_markdown(sample: Mapping[str, Any]) -> str:
+    """A story as an indented code block: whatever a model wrote is shown as it is, never run as HTML or Markdown."""
+    text = printable(f"{sample['prompt']}|{sample['text']}")
+    title = f"temperature {sample['temperature']:g}, prompt and text divided by a bar"
+    return "\n".join([title, "", *(f"    {line}" for line in text.split("\n"))])
+
+
+def text_value(tag: str, text: str) -> Summary.Value:
+    """A summary for TensorBoard's Text tab."""
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    plugin = SummaryMetadata.PluginData(plugin_name="text")
+    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=shape)
+    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+
+
+def image_value(tag: str, png: bytes) -> Summary.Value:
+    """A summary for TensorBoard's Images tab; a PNG file names its size in bytes 16 to 24."""
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    return Summary.Value(tag=tag, image=Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png))

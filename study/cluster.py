@@ -1,0 +1,137 @@
+"""Ray itself: join a cluster or start it on this machine, and look at its nodes before any trial starts.
+
+with ray_session(options) as on_cluster: check_nodes(on_cluster)
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+from study.command import Options
+
+OBJECT_STORE_BYTES = 100 * 2**20
+"""On one machine tokens are memory-mapped files, so Ray's store holds small things only; a /dev/shm of 64 MB (Docker) is no obstacle."""
+
+
+@contextmanager
+def ray_session(options: Options) -> Iterator[bool]:
+    """Join the cluster that `--address` or $RAY_ADDRESS names, else start Ray on this machine; yields whether it is a cluster.
+
+    A Ray that is already up in this process is used and left up.
+
+    Raises:
+        ValueError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield bool(options.address)
+        return
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    address = options.address or os.environ.get("RAY_ADDRESS", "")
+    try:
+        if address:
+            inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then the job has shipped the code
+            ray.init(
+                address=address,
+                runtime_env=None if inside_job else {"py_modules": _own_packages()},
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+        else:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+        what = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot start on this machine"
+        raise ValueError(f"{what}: {_first_sentence(error)}") from error
+    for name in ("ray.tune", "ray.train", "ray.data"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield bool(address)
+    finally:
+        ray.shutdown()
+
+
+def _own_packages() -> list[str]:
+    """Folders of our packages, shipped to the workers so that all run the code of this driver."""
+    root = Path(__file__).parent.parent
+    return [str(root / name) for name in ("study", "models", "analysis")]
+
+
+def _first_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text.split(". ")[0][:300]
+
+
+def gpus_per_trial(options: Options) -> float:
+    """What each bundle reserves: what was asked for, else a whole GPU where there are any."""
+    if options.gpus_per_trial is not None:
+        return options.gpus_per_trial
+    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 and options.device in ("auto", "cuda") else 0.0
+
+
+def check_resources(wanted: Iterable[tuple[float, float]], on_cluster: bool) -> str:
+    """Whether the nodes that are up can hold every bundle.
+
+    Args:
+        wanted: (CPUs, GPUs) of each bundle.
+
+    Returns:
+        A warning where an autoscaling cluster may still bring such a node, else "".
+
+    Raises:
+        ValueError: this machine never can, so the study would wait for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for cpus, gpus in sorted(set(wanted), reverse=True):
+        if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+            continue
+        most = max((node.get("CPU", 0), node.get("GPU", 0)) for node in nodes)
+        text = f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, the largest node has {most[0]:g} CPUs and {most[1]:g} GPUs"
+        if not on_cluster:
+            raise ValueError(f"{text}; lower --cpus-per-trial or --gpus-per-trial")
+        return f"{text}; waiting for the cluster to grow"
+    return ""
+
+
+def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
+    """Ask every node of a cluster for its versions: a trial must not fail for a missing package an hour later.
+
+    Raises:
+        ValueError: a node lacks a package or has another version of ray or torch than this driver.
+    """
+    if not on_cluster:
+        return
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    from study.provenance import version
+
+    probe = ray.remote(num_cpus=0)(_versions)
+    asked = {
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node["NodeManagerHostname"]
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    for answer, host in asked.items():
+        try:
+            found = ray.get(answer, timeout=timeout_s)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise ValueError(f"node {host} cannot run a task of this program: {_first_sentence(error)}") from None
+        for name, theirs in found.items():
+            if theirs != version(name):
+                raise ValueError(
+                    f"node {host} has {name} {theirs or 'not installed'}, this driver has {version(name)}; install the same on all"
+                )
+
+
+def _versions() -> dict[str, str]:
+    from study.provenance import version
+
+    return {name: version(name) for name in ("ray", "torch", "numpy", "safetensors")}

@@ -1,0 +1,31 @@
+"""What Ray reads from the environment, set before it is imported. Imports nothing of Ray.
+
+set_ray_environment(); import ray
+"""
+
+import os
+
+SETTINGS = {
+    # No boxes on the terminal, no log files of its own, no phoning home.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000",
+    # Signals are ours; Tune's own snapshots are disposable, so they need not be fresh.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    # Workers outlive a killed driver by 5 s instead of 60 s: they would hold its memory, on a GPU too.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+}
+LONGEST_TMPDIR = 40
+"""Ray's sockets live below the temporary folder, and a socket's path may have 107 bytes."""
+
+
+def set_ray_environment() -> None:
+    """Set what is not set already."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    if len(os.environ.get("TMPDIR", "")) > LONGEST_TMPDIR:
+        os.environ.setdefault("RAY_TMPDIR", "/tmp")

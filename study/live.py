@@ -1,0 +1,192 @@
+"""The run on a terminal: one live table, or plain lines where there is no terminal.
+
+view = open_view(trials, already_done=3, flops=flops); view.progress(trial_id, rows); view.ended(row, samples); view.close()
+"""
+
+import sys
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from study.spec import Trial
+
+PLAIN_EVERY_S = 10.0
+REFRESH_S = 0.25
+
+
+def printable(text: str) -> str:
+    """Text without control characters: what comes from a model or another process cannot drive the terminal."""
+    return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else "?" for c in text)
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 05 min`."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    if s < 3600:
+        return f"{s // 60} min {s % 60:02d} s"
+    return f"{s // 3600} h {s % 3600 // 60:02d} min"
+
+
+@dataclass
+class Tally:
+    """What is known about the run so far; all thinking, no drawing."""
+
+    trials: dict[str, Trial]
+    """trials to run now, by trial_id"""
+    flops: dict[str, float]
+    """expected FLOPs of each"""
+    done_before: int = 0
+    began: float = field(default_factory=time.monotonic)
+    latest: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """last evaluation of each running trial"""
+    ended: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """rows of trials that have ended"""
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state."""
+        completed = sum(row["status"] == "COMPLETED" for row in self.ended.values())
+        return {
+            "done": completed + self.done_before,
+            "running": len(self.latest),
+            "failed": len(self.ended) - completed,
+            "all": len(self.trials) + self.done_before,
+        }
+
+    def share(self) -> float:
+        """Share of this run's FLOPs that is done, from 0 to 1."""
+        total = sum(self.flops.values())
+        done = sum(self.flops[i] for i in self.ended if i in self.flops)
+        done += sum(self.flops[i] * row["step"] / self.trials[i].train.n_steps for i, row in self.latest.items())
+        return done / total if total else 1.0
+
+    def seconds_left(self) -> float | None:
+        """Remaining time at the speed so far, weighted by FLOPs; None while there is nothing to go by."""
+        share = self.share()
+        return (time.monotonic() - self.began) * (1 - share) / share if share > 0.01 else None
+
+    def headline(self) -> str:
+        """One line on the whole run."""
+        n = self.counts()
+        left = self.seconds_left()
+        text = f"{n['done']} of {n['all']} trials done, {n['running']} running"
+        text += f", {n['failed']} failed" if n["failed"] else ""
+        text += f"; {duration(time.monotonic() - self.began)}"
+        return text + (f", about {duration(left)} left" if left is not None and self.share() < 1 else "")
+
+    def configurations(self) -> list[tuple[str, int, float]]:
+        """(shape, trials, mean val_loss) of finished configurations, largest first."""
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for row in self.ended.values():
+            if row["status"] == "COMPLETED":
+                groups.setdefault(row["config_id"], []).append(row)
+        ordered = sorted(groups.values(), key=lambda rows: -rows[0]["params_non_embedding"])
+        return [(shape_name(rows[0]), len(rows), sum(row["val_loss"] for row in rows) / len(rows)) for rows in ordered]
+
+
+def shape_name(row: Mapping[str, Any]) -> str:
+    """`4 layers x 64, 8 heads`."""
+    layers, heads = ("s" if row[name] > 1 else "" for name in ("n_layer", "n_head"))
+    return f"{row['n_layer']} layer{layers} x {row['n_embd']}, {row['n_head']} head{heads}"
+
+
+def trial_name(trial: Trial) -> str:
+    """Shape and seed of a trial."""
+    shape = {"n_layer": trial.shape.n_layer, "n_embd": trial.shape.n_embd, "n_head": trial.shape.n_head}
+    return f"{shape_name(shape)}, seed {trial.seed}"
+
+
+class Plain:
+    """Lines for logs and pipes: one per finished trial, and a headline every ten seconds."""
+
+    def __init__(self, tally: Tally, say: Callable[[str], None] | None = None) -> None:
+        self.tally, self.said_at = tally, time.monotonic()
+        self.say = say or (lambda text: print(printable(text), flush=True))
+
+    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Remember the latest evaluation."""
+        if rows and trial_id not in self.tally.ended:
+            self.tally.latest[trial_id] = rows[-1]
+
+    def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        """Say how a trial ended."""
+        self.tally.latest.pop(row["trial_id"], None)
+        self.tally.ended[row["trial_id"]] = row
+        self._say_end(row)
+
+    def _say_end(self, row: Mapping[str, Any]) -> None:
+        n = self.tally.counts()
+        what = f"val_loss {row['val_loss']:.4f}" if row["status"] == "COMPLETED" else f"{row['status']}: {row['reason']}"
+        seconds = f" in {duration(row['wall_s'])}" if row["status"] == "COMPLETED" else ""
+        self.say(f"[{n['done']}/{n['all']}] {shape_name(row)}, seed {row['seed']}: {what}{seconds}")
+
+    def note(self, text: str) -> None:
+        """Say something."""
+        self.say(f"note: {text}")
+
+    def tick(self) -> None:
+        """The headline, now and then."""
+        if time.monotonic() - self.said_at > PLAIN_EVERY_S:
+            self.said_at = time.monotonic()
+            self.say(self.tally.headline())
+
+    def close(self) -> None:
+        """The last headline."""
+        self.say(self.tally.headline())
+
+
+class Screen(Plain):
+    """A live table on a terminal; notes and failures stay above it."""
+
+    def __init__(self, tally: Tally, console: Console | None = None) -> None:
+        super().__init__(tally, say=lambda text: self.live.console.print(Text(printable(text))))
+        self.live = Live(console=console or Console(), auto_refresh=False, transient=False)
+        self.live.start()
+
+    def _say_end(self, row: Mapping[str, Any]) -> None:
+        if row["status"] != "COMPLETED":
+            super()._say_end(row)
+
+    def tick(self) -> None:
+        """Draw, a few times a second."""
+        if time.monotonic() - self.said_at > REFRESH_S:
+            self.said_at = time.monotonic()
+            self.live.update(self.draw(), refresh=True)
+
+    def close(self) -> None:
+        """Leave the last table on the screen."""
+        self.live.update(self.draw(), refresh=True)
+        self.live.stop()
+
+    def draw(self) -> Group:
+        """The headline, the running trials and the finished configurations, cut to the terminal's height."""
+        room = max(4, self.live.console.size.height - 8)
+        running = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for title, side in (("running", "left"), ("step", "right"), ("val_loss", "right"), ("tokens/s", "right")):
+            running.add_column(title, justify=side)  # type: ignore[arg-type]
+        for trial_id, row in list(self.tally.latest.items())[: room // 2]:
+            trial, speed = self.tally.trials[trial_id], row.get("tokens_per_s")
+            steps = f"{row['step']:,} of {trial.train.n_steps:,}"
+            running.add_row(trial_name(trial), steps, f"{row['val_loss']:.4f}", f"{speed:,.0f}" if speed else "")
+        finished = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        for title, side in (("finished", "left"), ("trials", "right"), ("mean val_loss", "right")):
+            finished.add_column(title, justify=side)  # type: ignore[arg-type]
+        found = self.tally.configurations()
+        for shape, n, loss in found[: room - running.row_count]:
+            finished.add_row(shape, str(n), f"{loss:.4f}")
+        parts: list[Any] = [Text(self.tally.headline(), style="bold")]
+        return Group(*parts, *([running] if running.row_count else []), *([finished] if found else []))
+
+
+def open_view(trials: Sequence[Trial], flops: Mapping[str, float], done_before: int) -> Plain:
+    """A live table on a terminal, else plain lines."""
+    tally = Tally({trial.trial_id: trial for trial in trials}, dict(flops), done_before)
+    return Screen(tally) if sys.stdout.isatty() else Plain(tally)

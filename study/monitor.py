@@ -1,0 +1,195 @@
+"""What the driver does while trials run: a Ray Tune callback that feeds the record writer, the terminal and the TensorBoard board.
+
+Only the driver writes tables, and a trial that was retried appears in them once.
+
+    run_bundles(work, options, out, Monitor(recorder, views, interrupts, bundles))
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+
+from study.interrupt import Interrupts
+from study.live import printable
+from study.recorder import Recorder, Where
+from study.trial import Bundled
+
+
+class View(Protocol):
+    """Something that shows the run to a person; none of it is needed for the results."""
+
+    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A trial reported evaluations."""
+
+    def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        """A trial's row was written."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+    def tick(self) -> None:
+        """Called several times a second."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+@dataclass
+class _Running:
+    """One bundle between its start and its end."""
+
+    bundled: Bundled
+    started_at: float
+    alone: bool
+    progress_at: float
+    host: str = ""
+    curves: dict[str, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def where(self) -> Where:
+        gpus = self.bundled.gpus
+        alone = len(self.bundled.trials) == 1 and (gpus >= 1 if gpus else self.alone)
+        return Where(self.started_at, gpus, len(self.bundled.trials), alone, self.host)
+
+
+class Monitor(tune.Callback):
+    """Callback of one run.
+
+    Args:
+        recorder: writes rows as trials end.
+        views: terminal, board.
+        interrupts: signals are acted upon here, between two events of Ray Tune.
+        bundles: by the index that Ray Tune knows.
+        stall_s: a bundle without any result for so long has its process killed, so that it is tried again.
+        budget_s: the run stops after so long; 0 means never.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        views: Sequence[View],
+        interrupts: Interrupts,
+        bundles: Sequence[Bundled],
+        stall_s: float = 1800.0,
+        budget_s: float = 0.0,
+    ) -> None:
+        self.recorder, self.views, self.interrupts, self.bundles = recorder, views, interrupts, bundles
+        self.stall_s, self.budget_s, self.began = stall_s, budget_s, time.monotonic()
+        self.running: dict[int, _Running] = {}
+        self.out_of_budget = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles callbacks with its experiment; files, terminals and locks stay here."""
+        return {}
+
+    # ---- what Ray Tune calls ----
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Between two events: signals, budget, stalled workers, the screen."""
+        if self.budget_s and time.monotonic() - self.began > self.budget_s:
+            self.out_of_budget = True
+            raise OutOfBudget
+        self.interrupts.check()
+        self._restart_stalled(trials)
+        for view in self.views:
+            view.tick()
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle begins, for the first time or again."""
+        index, now = trial.config["bundle"], time.time()
+        again = self.running.get(index)
+        for other in self.running.values():
+            other.alone = False
+        alone = not self.running
+        if again:
+            again.progress_at = now
+        else:
+            self.running[index] = _Running(self.bundles[index], now, alone, now)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Evaluations arrived, with the last ones the outcomes. They are taken out of what Ray keeps."""
+        running = self.running[trial.config["bundle"]]
+        running.progress_at, running.host = time.time(), result.get("hostname", "")
+        for note in result.pop("notes", []):
+            self.note(note)
+        rows = result.pop("rows", [])
+        for row in rows:
+            running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
+            for view in self.views:
+                view.progress(row["trial_id"], [row])
+        for outcome in result.pop("outcomes", []):
+            row = self.recorder.ended(outcome, running.where())
+            self._show_end(row, outcome["samples"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle is through."""
+        self.running.pop(trial.config["bundle"], None)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle failed and will be tried again."""
+        names = ", ".join(t.trial_id for t in self.bundles[trial.config["bundle"]].trials)
+        self.note(f"{names} failed ({failure(trial)}); trying again from its newest checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle failed for good: its trials are recorded FAILED and the rest go on."""
+        index = trial.config["bundle"]
+        now = time.time()
+        running = self.running.pop(index, None) or _Running(self.bundles[index], now, False, now)
+        self._cut_off(running, "FAILED", failure(trial))
+
+    # ---- ends ----
+
+    def interrupted(self, reason: str) -> None:
+        """Record what was running as INTERRUPTED: the same command continues it."""
+        for running in self.running.values():
+            self._cut_off(running, "INTERRUPTED", reason)
+        self.running.clear()
+
+    def close(self) -> None:
+        """Let the views finish."""
+        for view in self.views:
+            view.close()
+
+    def _cut_off(self, running: _Running, status: str, reason: str) -> None:
+        for trial in running.bundled.trials:
+            if trial.trial_id in self.recorder.rows:  # a bundle's other trial
+                continue
+            steps = running.curves.get(trial.trial_id, {})
+            row = self.recorder.cut_off(trial.trial_id, status, reason, [steps[step] for step in sorted(steps)], running.where())
+            self._show_end(row, [])
+
+    def _show_end(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        for view in self.views:
+            view.ended(row, samples)
+
+    def note(self, text: str) -> None:
+        """Tell the views something a person should know."""
+        for view in self.views:
+            view.note(text)
+
+    def _restart_stalled(self, trials: list[Any]) -> None:
+        """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""
+        late = {index for index, running in self.running.items() if time.time() - running.progress_at > self.stall_s}
+        for trial in trials if late else []:
+            actor = trial.temporary_state.ray_actor
+            if trial.config["bundle"] in late and trial.status == "RUNNING" and actor is not None:
+                self.running[trial.config["bundle"]].progress_at = time.time()
+                self.note(f"no progress for {self.stall_s / 60:.3g} minutes in {trial.trial_id}; its worker is replaced")
+                ray.kill(actor)
+
+
+class OutOfBudget(BaseException):
+    """The time given with --budget is used up."""
+
+
+def failure(trial: Any) -> str:
+    """One line saying why a Ray Tune trial failed: the last line of its newest traceback, or that its process is gone."""
+    newest = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("Failure # ")[-1]
+    if "Traceback" not in newest and any(name in newest for name in ("The actor", "ActorDied", "ActorUnavailable", "owner of")):
+        return "its worker process died (killed, or the machine ran out of memory)"
+    lines = [line.strip() for line in newest.splitlines() if line.strip()]
+    return printable(lines[-1])[:500]

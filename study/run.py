@@ -1,0 +1,282 @@
+"""The main job: `python -m study.run [STUDY] [--group.field VALUE ...]` trains what a study lacks and ends with its report.
+
+Reads a preset or a YAML file; writes `results/<study>/` (study.json, trials, curves, samples, checkpoints, tensorboard, report).
+Exit codes: 0 all trials completed; 1 a trial failed or data are missing; 2 usage; 130 Ctrl-C; 143 SIGTERM.
+
+    main(["smoke", "--out", "/tmp/smoke"])
+"""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from study.command import Command, parse, seconds
+from study.interrupt import Interrupted, Interrupts
+
+if TYPE_CHECKING:
+    from study.data import Corpus
+    from study.folder import Survey
+    from study.monitor import Monitor
+    from study.provenance import Provenance
+    from study.spec import Trial
+    from study.trial import Bundled
+
+TINYSTORIES_CHARACTERS = 228
+"""Vocabulary assumed in a dry run while the text is not here (the published study's)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code. A person's mistake gives one sentence, never a traceback."""
+    argv = sys.argv[1:] if argv is None else argv
+    with Interrupts() as interrupts:
+        try:
+            command = parse(argv)
+            _check_study(command)
+        except ValueError as error:
+            return _complain(str(error), 2)
+        try:
+            return _run(command, list(argv), interrupts)
+        except (ValueError, OSError) as error:
+            return _complain(_explain(error), 1)
+        except Interrupted:
+            return _complain(_how_to_continue("stopped", argv), interrupts.exit_code)
+
+
+def _check_study(command: Command) -> None:
+    """Find impossible shapes and unknown fields before anything is downloaded."""
+    from study.spec import expand
+
+    expand(command.study)
+
+
+def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
+    from study import data, folder, overview
+    from study.provenance import provenance
+    from study.spec import expand
+
+    study, out = command.study, command.out
+    if command.options.dry_run:
+        corpus = data.find(study.data) if study.data.name == "tinystories" else data.prepare(study.data)
+    else:
+        corpus = data.prepare(study.data)
+    vocab_size = corpus.vocab_size if corpus else TINYSTORIES_CHARACTERS
+    trials = expand(study, data.data_key(study.data))
+    if command.options.dry_run:
+        found = folder.survey(out, trials, corpus.sha256 if corpus else "", set_aside=False)
+        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size))
+        return 0
+    assert corpus is not None
+    with folder.locked(out):
+        found = folder.survey(out, trials, corpus.sha256)
+        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size), flush=True)
+        origin = provenance()
+        folder.write_json(out / "study.json", _study_facts(command, trials, corpus, origin, argv))
+        problem = _train(command, found, corpus, origin, interrupts) if found.missing else ""
+        return _conclude(command, trials, corpus, interrupts, problem, argv)
+
+
+def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", origin: "Provenance", argv: list[str]) -> dict[str, Any]:
+    """What study.json holds: the question, every default spelled out, the data, and where all of it came from."""
+    from study.spec import RECIPE_VERSION
+
+    names = ("name", "sha256", "vocab_size", "floor", "floor_se", "n_unknown", "source")
+    corpus_facts = {name: getattr(corpus, name) for name in names} | {"n_train": len(corpus.train), "n_val": len(corpus.val)}
+    return {
+        "schema_version": "1.0",
+        "name": command.study_name,
+        "question": command.study.question,
+        "command": shlex.join(["python", "-m", "study.run", *argv]),
+        "study": dataclasses.asdict(command.study),
+        "options": dataclasses.asdict(command.options),
+        "data": corpus_facts,
+        "data_sha256": corpus.sha256,
+        "recipe_version": RECIPE_VERSION,
+        "trial_ids": [trial.trial_id for trial in trials],
+        **dataclasses.asdict(origin),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+# ---- training ----
+
+
+def _train(command: Command, found: "Survey", corpus: "Corpus", origin: "Provenance", interrupts: Interrupts) -> str:
+    """Train the missing trials; returns why it stopped early, or ""."""
+    from study.environment import set_ray_environment
+
+    set_ray_environment()
+    from study import cluster
+    from study import trial as tune_side
+    from study.monitor import OutOfBudget
+
+    options, out = command.options, command.out
+    with cluster.ray_session(options) as on_cluster:
+        interrupts.install()
+        bundles = _bundles(command, found.missing, corpus.vocab_size)
+        warning = cluster.check_resources([(b.cpus, b.gpus) for b in bundles], on_cluster)
+        cluster.check_nodes(on_cluster)
+        work = tune_side.Work(
+            bundles=tuple(bundles),
+            train=tune_side.share(corpus.train, on_cluster),
+            val=tune_side.share(corpus.val, on_cluster),
+            vocab_size=corpus.vocab_size,
+            characters=corpus.characters,
+            device=options.device,
+            precision=options.precision,
+            checkpoints=out / "checkpoints",
+            checkpoint_s=options.checkpoint_s,
+        )
+        monitor = _monitor(command, found, corpus, origin, interrupts, bundles)
+        if warning:
+            monitor.note(warning)
+        interrupts.deferred = True
+        try:
+            tune_side.run_bundles(work, options, out, monitor)
+            interrupts.check()
+        except Interrupted:
+            monitor.interrupted("Ctrl-C" if interrupts.exit_code == 130 else "SIGTERM")
+            return "stopped"
+        except OutOfBudget:
+            monitor.interrupted(f"the budget of {options.budget} was used up")
+            return f"the budget of {options.budget} is used up"
+        finally:
+            interrupts.deferred = False
+            monitor.close()
+    return ""
+
+
+def _bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int) -> "list[Bundled]":
+    """What Ray schedules, longest first, so that the last workers end together."""
+    from study.cluster import gpus_per_trial
+    from study.overview import flops
+    from study.trial import Bundled
+
+    gpus = gpus_per_trial(command.options)
+    longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
+    return [Bundled((trial,), command.options.cpus_per_trial, gpus) for trial in longest_first]
+
+
+def _monitor(
+    command: Command, found: "Survey", corpus: "Corpus", origin: "Provenance", interrupts: Interrupts, bundles: "Sequence[Bundled]"
+) -> "Monitor":
+    from study.board import Board
+    from study.live import open_view
+    from study.monitor import Monitor
+    from study.overview import flops
+    from study.recorder import Recorder
+
+    options, missing = command.options, found.missing
+    columns = {
+        "data_name": corpus.name,
+        "data_sha256": corpus.sha256,
+        "loss_floor": corpus.floor,
+        "unique_tokens": len(corpus.train),
+        "git_commit": origin.git_commit,
+        "git_dirty": origin.git_dirty,
+        "torch_version": origin.versions["torch"],
+        "ray_version": origin.versions["ray"],
+    }
+    by_id = {trial.trial_id: trial for trial in missing}
+    recorder = Recorder(command.out, command.study_name, origin.code_version, columns, by_id, corpus.vocab_size)
+    screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
+    board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
+    screen.say(f"board: {board.how_to_open()}")
+    budget_s = seconds(options.budget) if options.budget else 0.0
+    return Monitor(recorder, [screen, board], interrupts, bundles, options.stall_minutes * 60, budget_s)
+
+
+# ---- the end ----
+
+
+def _conclude(
+    command: Command, trials: "Sequence[Trial]", corpus: "Corpus", interrupts: Interrupts, problem: str, argv: Sequence[str]
+) -> int:
+    """Compact the tables, say what is there, build the report; returns the exit code."""
+    from study import folder, records
+
+    out = command.out
+    for table in records.SCHEMAS:
+        records.compact(out, table, command.study_name)
+    after = folder.survey(out, trials, corpus.sha256)
+    n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
+    print(f"\n{n_completed} of {len(trials)} trials are completed; results are in {shown(out)}", flush=True)
+    if problem:
+        _complain(_how_to_continue(problem, argv), 0)
+    if interrupts.signum:
+        return interrupts.exit_code
+    _name_the_rest(out, trials)
+    reported = not command.options.report or not n_completed or _report(out)
+    return 0 if n_completed == len(trials) and reported else 1
+
+
+def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
+    """Say which trials are not completed, and why."""
+    from study import records
+    from study.live import printable, trial_name
+
+    rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
+    others = [(trial, rows.get(trial.trial_id)) for trial in trials]
+    others = [(trial, row) for trial, row in others if not row or row["status"] != "COMPLETED"]
+    for trial, row in others[:20]:
+        print(printable(f"  {trial_name(trial)}: {row['status'] + ' (' + str(row['reason']) + ')' if row else 'not run yet'}"))
+    if len(others) > 20:
+        print(f"  ... and {len(others) - 20} more")
+
+
+def _report(out: Path) -> bool:
+    """Build the report in a process of its own and print where it is and what it answers."""
+    import os
+    import subprocess
+
+    from study import folder
+    from study.live import printable
+    from study.provenance import ROOT
+
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        [sys.executable, "-m", "analysis", str(out)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        _complain(printable(f"the report could not be built: {last}; try again with: python -m analysis {shown(out)}"), 1)
+        return False
+    for sentence in folder.read_json(out / "report" / "fits.json").get("answer", []):
+        print(f"  {sentence}")
+    print(f"report: {shown(out / 'report' / 'report.html')}")
+    return True
+
+
+# ---- words ----
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _complain(text: str, code: int) -> int:
+    print(f"study.run: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _how_to_continue(what: str, argv: Sequence[str]) -> str:
+    again = shlex.join(["python", "-m", "study.run", *argv])
+    return f"{what}; what is done is kept, and the same command continues: {again}"
+
+
+def _explain(error: BaseException) -> str:
+    import errno
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({error.filename or error.strerror}); free some space, then the same command continues"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}"
+    return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

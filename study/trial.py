@@ -1,0 +1,161 @@
+"""Ray Tune: hand bundles of trials to its Tuner and train each bundle in a worker.
+
+The only state that matters is ours: checkpoints and tables in the results folder, keyed by trial_id. What Ray Tune keeps of its own is
+disposable, so a run is always "what is missing, from its newest whole checkpoint", never Ray's restore.
+
+    with ray_session(options): run_bundles(work, options, out, callback)   # see study.cluster
+"""
+
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import tune
+
+from study.command import Options
+from study.spec import Trial
+
+MAX_FAILURES = 2
+"""A failed trial is tried again so often, each time from its newest checkpoint."""
+
+
+@dataclass(frozen=True)
+class Bundled:
+    """Trials that share a process, and what that process reserves."""
+
+    trials: tuple[Trial, ...]
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A split of the corpus where a worker finds it: a file on this machine, or an object that Ray copies once to each node."""
+
+    where: Any
+    dtype: str = ""
+    length: int = 0
+
+    def open(self) -> np.ndarray:
+        """The tokens without copying them."""
+        if isinstance(self.where, str):
+            return np.memmap(self.where, dtype=self.dtype, mode="r", shape=(self.length,))
+        tokens: np.ndarray = ray.get(self.where)
+        return tokens
+
+
+def share(tokens: np.ndarray, on_cluster: bool) -> Tokens:
+    """Make tokens reachable for workers: through Ray's object store on a cluster, else by the name of their file."""
+    if isinstance(tokens, np.memmap) and tokens.offset == 0 and not on_cluster:
+        return Tokens(str(tokens.filename), tokens.dtype.name, len(tokens))
+    return Tokens(ray.put(np.asarray(tokens)))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Everything that every worker is given, once."""
+
+    bundles: tuple[Bundled, ...]
+    train: Tokens
+    val: Tokens
+    vocab_size: int
+    characters: tuple[str, ...]
+    device: str
+    precision: str
+    checkpoints: Path
+    checkpoint_s: float
+
+
+class BundleTrainable(tune.Trainable):
+    """A worker. One `step` trains to the next evaluation; the process is reused for the next bundle."""
+
+    def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # Ray Tune passes `with_parameters`
+        """Open the data and begin the bundle that `config` names."""
+        self.work = work
+        self.tokens = work.train.open(), work.val.open()
+        self._begin(config["bundle"])
+
+    def reset_config(self, config: dict[str, Any]) -> bool:
+        """Begin another bundle in the same process; everything random in training depends on (seed, step) only."""
+        self._begin(config["bundle"])
+        return True
+
+    def _begin(self, index: int) -> None:
+        from study.train import Bundle
+
+        work, bundled = self.work, self.work.bundles[index]
+        self.bundle = None  # lets go of the last model before the next one is made
+        self.bundle = Bundle(bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled))
+        self.bundle.restore(work.checkpoints)
+        self.saved_at = time.monotonic()
+
+    def step(self) -> dict[str, Any]:
+        """Train to the next evaluation; the last result carries the outcomes."""
+        assert self.bundle is not None
+        rows = [] if self.bundle.done else self.bundle.advance()
+        notes, self.bundle.notes = self.bundle.notes, []
+        result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done}
+        if self.bundle.done:
+            result["outcomes"] = [asdict(outcome) for outcome in self.bundle.finish()]
+        elif time.monotonic() - self.saved_at >= self.work.checkpoint_s:
+            self.bundle.save(self.work.checkpoints)
+            self.saved_at = time.monotonic()
+        return result
+
+    def cleanup(self) -> None:
+        """Let go of the model."""
+        self.bundle = None
+
+
+def _execution(work: Work, bundled: Bundled) -> Any:
+    """Where this worker trains: the GPU that Ray gave it, never one that it merely sees."""
+    import torch
+
+    from study.device import Execution
+
+    device = work.device
+    if device == "auto" and not bundled.gpus and torch.cuda.is_available():
+        device = "cpu"
+    threads = max(1, int(bundled.cpus))
+    return Execution(device=device, precision=work.precision, n_threads=threads)  # type: ignore[arg-type]
+
+
+# ---- the run ----
+
+
+def run_bundles(work: Work, options: Options, out: Path, callback: tune.Callback) -> None:
+    """Train all bundles, in their order, as many at once as fit; returns when none is left. The callback has seen every result.
+
+    Raises:
+        Interrupted: the callback acted upon a signal.
+    """
+    shutil.rmtree(out / "ray", ignore_errors=True)
+    requests = [tune.PlacementGroupFactory([{"CPU": b.cpus, "GPU": b.gpus} if b.gpus else {"CPU": b.cpus}]) for b in work.bundles]
+    trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), lambda config: requests[config["bundle"]])
+    tuner = tune.Tuner(
+        trainable,
+        param_space={"bundle": tune.grid_search(list(range(len(work.bundles))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=options.max_concurrent or None,
+            reuse_actors=True,
+            trial_name_creator=_ray_name,
+            trial_dirname_creator=_ray_name,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(out / "ray"),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+def _ray_name(trial: Any) -> str:
+    return str(trial.trial_id)
