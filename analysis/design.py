@@ -22,6 +22,10 @@ MIN_LOG_AMPLITUDE, MAX_LOG_AMPLITUDE = -20.0, 8.0  # relative to the mean loss: 
 MAX_BOWL = 30.0
 
 
+class FitError(ValueError):
+    """No usable estimate: the data do not reach what the law needs."""
+
+
 @dataclass(frozen=True)
 class Block:
     """One additive part of a law at given points: features (n, q), offset (n,), and its slice of theta."""
@@ -145,7 +149,8 @@ def build(
     """Choose reference and scales from the data: weighted geometric means, and the spread of each log column.
 
     Raises:
-        ValueError: a column is missing, not positive, or constant.
+        ValueError: a column is missing or not positive.
+        FitError: a column is constant.
     """
     share = weights / weights.sum()
     found: dict[str, float] = {}
@@ -159,7 +164,7 @@ def build(
         used = logs[share > 0]
         spread[name] = float(np.sqrt(share @ (logs - share @ logs) ** 2)) or 1.0
         if np.ptp(used) < 1e-9 and name not in exempt:
-            raise ValueError(
+            raise FitError(
                 f"column {name!r} is {values[0]:g} in every row, so law {law.name} cannot tell its effect; vary it or drop its term"
             )
     scale = float(np.exp(share @ log_loss)) if log_loss.ndim == 1 else float(np.exp(np.mean(log_loss)))

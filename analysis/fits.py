@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from analysis import modes
-from analysis.design import MAX_LOG_AMPLITUDE, MIN_LOG_AMPLITUDE, Array, Design, build
+from analysis.design import MAX_LOG_AMPLITUDE, MIN_LOG_AMPLITUDE, Array, Design, FitError, build
 from analysis.laws import Bowl, Law, column_values
 from analysis.newton import TOLERANCE, Basis, Minimum, Objective, minimize
-from analysis.results import BatchResult, FitError, FitResult, FitStatus
+from analysis.results import BatchResult, FitResult, FitStatus
 from analysis.starts import grid_starts
 
 __all__ = ["BatchResult", "FitError", "FitResult", "FitStatus", "fit", "fit_batch"]
@@ -107,21 +107,21 @@ def _merged(law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: 
         raise ValueError(f"column {name!r} has shape {shape}, the loss has {losses.shape[1]} points; give one value per point")
     if len(losses) > 1:
         return table, losses, weights
-    _, first, group = np.unique(np.stack([*table.values(), losses[0]], axis=1), axis=0, return_index=True, return_inverse=True)
-    group = group.reshape(-1)
-    if len(first) == len(group):
-        return {name: values[first] for name, values in table.items()}, losses[:, first], weights[:, first]
-    order = np.argsort(group, kind="stable")
-    summed = np.add.reduceat(weights[:, order], np.searchsorted(group[order], np.arange(len(first))), axis=1)
-    return {name: values[first] for name, values in table.items()}, losses[:, first], summed
+    used = np.flatnonzero(weights.max(axis=0) > 0)
+    rows = np.stack([*table.values(), losses[0]], axis=1)[used]
+    _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(group.reshape(-1), kind="stable")
+    starts = np.searchsorted(group.reshape(-1)[order], np.arange(len(first)))
+    kept = used[first]
+    return {name: values[kept] for name, values in table.items()}, losses[:, kept], np.add.reduceat(weights[:, used[order]], starts, axis=1)
 
 
 def _prepare(
     law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: Array, reference: Mapping[str, float] | None, tau: float
 ) -> tuple[Design, Objective]:
     """The design and its objective (still without a width)."""
-    design = build(law, columns, np.log(losses[0] if len(losses) == 1 else losses), weights.mean(axis=0), reference)
     _require_points(law, columns, weights)
+    design = build(law, columns, np.log(losses[0] if len(losses) == 1 else losses), weights.mean(axis=0), reference)
     return design, objective_of(design, columns, losses, weights, tau)
 
 
@@ -340,6 +340,12 @@ def fit_batch(
             raise ValueError(f"start is a fit of law {start.law.name}, not of {law.name}; fit the same law first")
         theta = np.repeat(design.from_params({k: np.array([v]) for k, v in start.params.items()}), n_replicates, axis=1)
         found, width = _refit(data, theta, objective, delta)
+        failed = np.flatnonzero(~found.converged)
+        if failed.size:  # resamples far from the data: start those from their own grid
+            theirs = data.take(failed)
+            cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
+            again, _ = _refit(theirs, cold, objective, delta)
+            found = modes.merge(found, failed, again)
     return BatchResult(
         law=law,
         reference=design.reference,

@@ -346,12 +346,12 @@ def _percentile(quantity: Quantity, start: FitResult, batch: BatchResult | None,
         reading = read(quantity, start.design)
     except ValueError as error:
         return _failed(level, method, count, str(error))
+    point = float(reading.report(reading.evaluate(start.theta[:, None])[0])[0])
     fitted = batch.converged if batch else np.zeros(0, dtype=bool)
     if batch is None or fitted.sum() < 0.5 * n:
         return _failed(level, method, count, f"only {int(fitted.sum())} of {n} resamples determine the law; add configurations")
-    theta = batch.theta[:, fitted]
-    values = reading.report(reading.evaluate(theta)[0])
+    reading = read(quantity, batch.design)
+    values = reading.report(reading.evaluate(batch.theta[:, fitted])[0])
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     lowest, highest = _range(quantity, start.design)
-    point = float(reading.report(reading.evaluate(start.theta[:, None])[0])[0])
     return Interval(float(low), float(high), level, method, _status(bool(low <= lowest), bool(high >= highest)), point, count)

@@ -22,7 +22,7 @@ HUBER_EFFICIENT = 1.345  # 95 % efficient for normal noise (Huber 1981, section 
 NORMAL_MAD = 0.6745  # median of |z| for a standard normal z
 WIDTH_FLOOR = 1e-5  # of log loss: far below evaluation noise; keeps rounding (1e-16 / width) under the gradient tolerance
 TIGHT = 1e-7  # scaled gradient of the stages before LAD
-SHRINK = 5.0
+SHRINK, FINE_SHRINK = 5.0, 1.7  # of the width, from stage to stage; the second where the first did not arrive
 CREASE = 1e-6  # Huber width that stands in for LAD before its vertex is solved
 
 
@@ -73,15 +73,34 @@ def least_absolute(objective: Objective, theta: Array) -> Minimum:
     Once the points in the crease are settled the optimum moves linearly with the width, so each stage starts from the line through the
     last two. Starting from the last one instead puts every point outside the narrower crease, where the Hessian is singular.
     """
+    found = _descend(objective, theta, SHRINK)
+    failed = np.flatnonzero(~found.converged)
+    if failed.size:
+        found = merge(found, failed, _descend(objective.take(failed), theta[:, failed], FINE_SHRINK))
+    return found
+
+
+def _descend(objective: Objective, theta: Array, shrink: float) -> Minimum:
     width = np.maximum(spread(objective, theta), CREASE)
     before, wider = theta, np.full_like(width, np.inf)
     while (width > CREASE).any():
         here = minimize(objective.at(width), theta, tolerance=TIGHT, max_steps=60).theta
-        narrower = np.maximum(width / SHRINK, CREASE)
+        narrower = np.maximum(width / shrink, CREASE)
         share = np.where(np.isfinite(wider) & (wider > width), (width - narrower) / np.maximum(wider - width, CREASE), 0.0)
         before, theta = here, here + (here - before) * share[:, 0]
         wider, width = width, narrower
     return _vertex(objective, minimize(objective.at(CREASE), theta))
+
+
+def merge(whole: Minimum, rows: NDArray[np.intp], some: Minimum) -> Minimum:
+    """Put another attempt at some replicates in place wherever it converged and the first did not, or ended lower."""
+    take = (some.converged & ~whole.converged[rows]) | ((some.converged == whole.converged[rows]) & (some.value < whole.value[rows]))
+    picked = rows[take]
+    merged = replace(whole, theta=whole.theta.copy(), value=whole.value.copy(), gradient_norm=whole.gradient_norm.copy())
+    merged.theta[:, picked] = some.theta[:, take]
+    merged.value[picked] = some.value[take]
+    merged.gradient_norm[picked] = some.gradient_norm[take]
+    return merged
 
 
 def _vertex(objective: Objective, near: Minimum) -> Minimum:

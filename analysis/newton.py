@@ -313,10 +313,12 @@ def _step(objective: Objective, state: _State, tolerance: float) -> tuple[_State
     theta = np.clip(state.theta + step, objective.low, objective.high)
     value, gradient, hessian = evaluate(objective, theta, state.rows)
     norm = np.abs(_free_gradient(objective, theta, gradient)).max(axis=0)
-    # Near the optimum the objective no longer resolves progress (rounding); there the gradient norm decides.
-    level = value <= state.value + 1e-14 * np.abs(state.value)
-    better = (value < state.value - 1e-14 * np.abs(state.value)) | (level & (norm < state.norm))
-    gain = (state.value - value) / np.maximum(promised, 1e-300)
+    # Residuals carry rounding errors of some 1e-16 and pull with at most 1, so the objective resolves no smaller progress; below that the
+    # gradient norm decides.
+    blur = 4e-15 + 1e-14 * np.abs(state.value)
+    better = (value < state.value - blur) | ((value <= state.value + blur) & (norm < state.norm))
+    rounding = promised <= 10 * blur
+    gain = np.where(rounding, norm < 0.5 * state.norm, (state.value - value) / np.maximum(promised, 1e-300))
     if tolerance > TOLERANCE:  # an intermediate stage: near enough is done
         polished = np.where(better, norm, state.norm) <= tolerance
     else:

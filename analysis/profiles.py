@@ -96,30 +96,30 @@ class _Search:
         return found.theta, target if self.new_run else reached, np.sqrt(excess) / self.critical
 
     def run(self) -> tuple[Array, NDArray[np.bool_]]:
-        """Secant within a bracket; an end is open when twenty-five solves, each reaching up to three times farther, did not reach it."""
+        """Secant within a bracket of asked distances; an end is open when asking for more no longer moves the quantity, or when
+        twenty-five solves, each asking for up to three times more, did not reach it."""
         count = len(self.sides)
-        inner, inner_root = np.zeros(count), np.zeros(count)  # distance from the center, root there
+        inner, inner_root = np.zeros(count), np.zeros(count)  # asked distance from the center, and the root there
         outer, outer_root = np.full(count, np.inf), np.full(count, np.inf)
+        moved = np.zeros(count)
         warm, ends = self.theta.copy(), self.center.copy()
-        active = np.arange(count)
-        distance = self.guess.copy()
-        closed = np.zeros(count, dtype=bool)
+        active, distance = np.arange(count), self.guess.copy()
         for _ in range(MAX_SOLVES):
-            theta, reached, root = self.root(active, warm[:, active], self.center[active] + self.sides[active] * distance[active])
-            moved = self.sides[active] * (reached - self.center[active])
-            below = root < 1
+            asked = distance[active]
+            theta, reached, root = self.root(active, warm[:, active], self.center[active] + self.sides[active] * asked)
+            below, here = root < 1, self.sides[active] * (reached - self.center[active])
+            stuck = below & (here - moved[active] < 1e-3 * (asked - inner[active])) & ~np.isfinite(outer[active])
             rows = active[below]
-            stuck = below & (moved < inner[active] + 1e-3 * (distance[active] - inner[active])) & ~np.isfinite(outer[active])
-            inner[rows], inner_root[rows], warm[:, rows] = moved[below], root[below], theta[:, below]
-            outer[active[~below]], outer_root[active[~below]] = moved[~below], root[~below]
+            inner[rows], inner_root[rows], moved[rows], warm[:, rows] = asked[below], root[below], here[below], theta[:, below]
+            outer[active[~below]], outer_root[active[~below]] = asked[~below], root[~below]
             ends[active] = reached
-            closed[active] = np.abs(root - 1) <= ROOT_TOLERANCE
-            done = closed[active] | stuck
-            distance = _next_distance(inner, inner_root, outer, outer_root)
-            active = active[~done]
+            close = np.abs(root - 1) <= ROOT_TOLERANCE
+            outer[active[close]] = asked[close]  # reached, from whichever side
+            active = active[~(close | stuck)]
             if not active.size:
                 break
-        return ends, ~closed & ~np.isfinite(outer)
+            distance = _next_distance(inner, inner_root, outer, outer_root)
+        return ends, ~np.isfinite(outer)
 
 
 def _next_distance(inner: Array, inner_root: Array, outer: Array, outer_root: Array) -> Array:

@@ -16,10 +16,6 @@ from analysis.design import Array, Design
 from analysis.laws import Law, column_values
 
 
-class FitError(ValueError):
-    """No usable estimate: the data do not reach what the law needs."""
-
-
 class FitStatus(Enum):
     """How to treat an estimate; the value is the sentence that reports print."""
 

@@ -25,10 +25,11 @@ def grid_starts(design: Design, objective: Objective, n_starts: int) -> Array:
     """The best `n_starts` grid nodes of each replicate as coordinates, (P, R, n_starts)."""
     nodes = _exponent_nodes(design)  # (terms, nodes, P_term) per term
     columns, choices = _basis(design, objective, nodes)
-    relative = columns * np.exp(-objective.log_loss)[:, None, :]  # (R or 1, m, n)
-    weighted = relative * objective.weights[:, None, :]
-    gram = np.einsum("rmn,rkn->mkr", weighted, relative, optimize=True)
-    right = weighted.sum(axis=2).T  # (m, R)
+    inverse = np.exp(-objective.log_loss)  # relative residuals: weights over loss squared
+    pulled, squared = objective.weights * inverse, objective.weights * inverse**2  # (R, n)
+    products = (columns[:, None] * columns[None, :]).reshape(-1, columns.shape[1])
+    gram = (products @ squared.T).reshape(len(columns), len(columns), -1)  # (m, m, R)
+    right = columns @ pulled.T  # (m, R)
     amplitudes, explained = _non_negative(gram, right, choices)
     count = min(n_starts, explained.shape[0])
     order = np.argsort(-explained, axis=0, kind="stable")[:count]  # (count, R)
