@@ -19,7 +19,7 @@ from study.stories import log_probability, story_grammar
 
 _TABLE_OF = {"hero": "name", "kind": "kind", "place": "place", "object": "object", "animal": "animal", "family": "family"}
 _PRONOUN_ATTRIBUTES = frozenset(PRONOUNS["girl"])
-_SENTENCE_END = re.compile(r"[.!?]\"?(?=\s|$)")
+_SENTENCE_END = re.compile(r"(?<!\bMr)(?<!\bMrs)[.!?]\"?(?=\s|$)")
 _WORD = "[A-Za-z][a-z'-]*"
 _SLOT_PATTERNS = {"saying": r"([A-Za-z ]+\.)", "song": r"([A-Za-z ]+\.)", "keeper": r"([A-Z][a-z]+\. [A-Z][a-z]+)"}
 

@@ -86,3 +86,9 @@ def test_any_text_gets_a_verdict(text: str) -> None:
     assert not verdict.accepted
     assert verdict.reasons
     assert verdict.resolved is None
+
+
+def test_the_point_of_a_title_ends_no_sentence() -> None:
+    verdict = check("Mr. Fox ran up. Mrs. Owl sat.")
+    assert (verdict.n_sentences, verdict.n_grammatical) == (2, 0)
+    assert "not a sentence of this world: 'Mr. Fox ran up.'" in verdict.reasons
