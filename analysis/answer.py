@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.refusals import is_refused
-from analysis.structure import percent
+from analysis.structure import acts_like, count, in_words, interval_text, nats_text, than_word
 
 Tree = Mapping[str, Any]
 
@@ -46,39 +46,41 @@ def parameters(tree: Tree) -> str:
         where = f" ({only['params_non_embedding']:,} non-embedding parameters, mean loss {only['mean']:.3f} nats)" if only else ""
         return f"All {counts['usable']} completed trials have one size{where}, so the study does not say what more parameters buy."
     slope, gain = fit["slope"], fit["slope"]["gain_per_doubling"]
-    worth, interval = _nats(gain["value"]), _ends(gain)
-    verdict = _slope_verdict(gain, tree["noise"])
-    base = (
-        f"Doubling the parameters lowers validation loss by {worth}{interval} around {size_text(slope['at'])} parameters ({verdict}; "
-        f"{fit['n_configurations']} configurations, {_seeds(fit['n_seeds'])}, sizes {_range(fit)})"
-    )
-    if gain["value"] <= 0:
-        base = base.replace("lowers validation loss by", "changes validation loss by -", 1) if gain["value"] < 0 else base
-    return base + _diminishing(tree, fit) + "."
+    verb, worth = ("lowers", gain["value"]) if gain["value"] >= 0 else ("raises", -gain["value"])
+    ends = _ends(gain) if gain["value"] >= 0 else ""
+    text = f"Doubling the parameters {verb} validation loss by {worth:.3f} nats{ends} around {size_text(slope['at'])} parameters"
+    return f"{text}, {_gain_verdict(gain, tree['noise'])}{_diminishing(tree)}."
 
 
-def _slope_verdict(gain: Mapping[str, Any], noise: Mapping[str, Any]) -> str:
+def _gain_verdict(gain: Mapping[str, Any], noise: Mapping[str, Any]) -> str:
     if gain["low"] is None or gain["high"] is None:
-        return "no interval: too few sizes to measure how far configurations scatter"
+        return "without an interval, for there are too few sizes to see how far models scatter around the curve"
     if gain["low"] <= 0 <= gain["high"]:
-        return "its interval includes zero"
+        return "but its interval includes zero, so the sign is not settled"
     if is_refused(noise):
-        return "clear of zero against the scatter around the curve; noise between seeds not measured"
-    above = gain["value"] > noise["detectable"]
-    return f"{'above' if above else 'below'} the noise floor of {noise['detectable']:.3f}"
+        return "clear of the scatter around the curve (the noise between seeds was not measured)"
+    side = "above" if gain["low"] > noise["detectable"] else "not clearly above"
+    return f"{side} the noise floor of {noise['detectable']:.3f} nats"
 
 
-def _diminishing(tree: Tree, fit: Mapping[str, Any]) -> str:
-    """The doubling at either end of the data, and the last step against the noise floor."""
-    returns = tree.get("returns")
-    if not returns or is_refused(returns):
+def _diminishing(tree: Tree) -> str:
+    """The doubling at either end of the data, and the size at which the next one sinks below the noise floor."""
+    returns = tree["returns"]
+    if is_refused(returns):
         return ""
     low, high = returns["smallest"], returns["largest"]
-    text = f"; the first doubling of the data gains {_nats(low['gain'])}{_ends(low)}, the last {_nats(high['gain'])}{_ends(high)}"
-    ends = returns.get("below_noise_from")
+    change = "returns diminish" if _falls(low, high) else "returns change"
+    text = f"; {change} from {low['gain']:.3f} nats{_ends(low)} for the first doubling in the data "
+    text += f"to {high['gain']:.3f}{_ends(high)} for the last"
+    ends = returns["below_noise_from"]
     if ends:
-        text += f", and beyond about {size_text(ends['size'])} parameters the next doubling is expected to fall below the noise floor"
+        where = "inside the data" if ends["inside_data"] else "beyond the data"
+        text += f", and from about {size_text(ends['size'])} parameters on ({where}) the next doubling gains less than the noise floor"
     return text
+
+
+def _falls(low: Mapping[str, Any], high: Mapping[str, Any]) -> bool:
+    return bool(high["gain"] < low["gain"])
 
 
 # ---- depth and width at a given size ----
@@ -96,39 +98,38 @@ def depth_and_width(tree: Tree) -> str:
     if not decided:
         row = max(rows, key=lambda r: abs(r["delta"]))
         return (
-            f"At equal size {_effect(row)}, but depth and width cannot be separated here, "
-            "because one seed leaves the noise between runs unmeasured."
+            f"At equal size {_effect(row)}, but how much of that is noise cannot be said: depth and width cannot be separated here, "
+            "because every model was trained with one seed."
         )
     clear = [row for row in decided if row["p"] <= 0.05]
-    widest = max(decided, key=lambda r: abs(r["delta"]))
+    row = max(clear or decided, key=lambda r: abs(r["delta"]))
     if not clear:
-        return (
-            f"At equal size no depth or width differs from the others by more than noise ({len(decided)} compared): "
-            f"at most {_effect(widest)} ({widest['verdict']})."
-        )
-    row = max(clear, key=lambda r: abs(r["delta"]))
+        return f"At equal size depth against width makes no difference larger than noise in {_times(decided)}: at most, {_effect(row)}."
     return (
-        f"At equal size shape matters in {len(clear)} of {len(decided)} comparisons: most of all {_effect(row)} ({row['verdict']}), "
-        f"which is {_against_doubling(row, tree)}."
+        f"At equal size depth against width matters in {len(clear)} of {_times(decided)}: most of all, {_effect(row)}, {row['verdict']}, "
+        f"{_against_doubling(row, tree)}."
     )
+
+
+def _times(rows: Sequence[Any]) -> str:
+    return count(len(rows), "comparison")
 
 
 def _effect(row: Mapping[str, Any]) -> str:
+    """8 layers of width 64 acts like ... than the width sweep at its size."""
     label, _, than = str(row["name"]).partition(" vs ")
-    than = f"the {than} " if "curve" in than else f"{than} "
-    interval = "" if row["pe_low"] is None else f" [{100 * (row['pe_low'] - 1):+.0f} %, {100 * (row['pe_high'] - 1):+.0f} %]"
-    ends = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
-    return (
-        f"{label} acts like a model with {percent(row['parameter_equivalent'])} parameters{interval} than {than}"
-        f"({row['delta']:+.3f}{ends} nats)"
-    )
+    other = f"the {than.removesuffix(' curve')} sweep at its size" if than.endswith(" curve") else in_words(than)
+    block = dict(row)
+    ratio = row["parameter_equivalent"]
+    return f"{in_words(label)} {acts_like(ratio)}{interval_text(block)} {than_word(ratio)} {other} ({nats_text(block)})"
 
 
 def _against_doubling(row: Mapping[str, Any], tree: Tree) -> str:
     """The effect beside what a doubling of parameters buys."""
     gain = tree["fits"][tree["primary_fit"]]["slope"]["gain_per_doubling"]["value"]
-    share = abs(row["delta"]) / gain if gain > 0 else float("inf")
-    return f"{share:.0%} of what a doubling of the parameters buys".replace("%", " %")
+    if gain <= 0:
+        return "while doubling the parameters buys nothing"
+    return f"against {gain:.3f} nats for a doubling of the parameters"
 
 
 def _cannot_separate(tree: Tree) -> str:
@@ -154,20 +155,17 @@ def heads(tree: Tree) -> str:
     few, many = sweep["levels"][0], sweep["levels"][-1]
     structure = tree["structure"]
     rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "heads"]
-    change = many["mean"] - few["mean"]
-    text = f"Going from {few['value']} to {many['value']} heads at the same size changes loss by {change:+.4f}"
+    text = f"Going from {few['value']} to {many['value']} heads at the same size changes loss by "
     if rows:
-        row = rows[0]
-        text += "" if row["low"] is None else f" [{row['low']:+.4f}, {row['high']:+.4f}]"
-        text += f" nats ({_heads_verdict(row, sweep)}; worth {percent(row['parameter_equivalent'])} parameters)"
+        row = dict(rows[0])
+        text += f"{nats_text(row)} ({row['verdict']}), as if it had {_worth(row)}"
     else:
-        text += f" nats ({sweep['verdict']})"
+        text += f"{many['mean'] - few['mean']:+.4f} nats ({sweep['verdict']})"
     return f"{text}, and {_slowdown(tree)}."
 
 
-def _heads_verdict(row: Mapping[str, Any], sweep: Mapping[str, Any]) -> str:
-    inner = "" if sweep["p"] is None else f"; all {len(sweep['levels'])} levels together {sweep['verdict']}"
-    return f"{row['verdict']}{inner}"
+def _worth(row: Mapping[str, Any]) -> str:
+    return acts_like(row["parameter_equivalent"]).removeprefix("acts like one with ").replace("as many", "no more and no fewer")
 
 
 def _slowdown(tree: Tree) -> str:
@@ -175,7 +173,7 @@ def _slowdown(tree: Tree) -> str:
     if is_refused(found):
         return f"its cost in time is not reported: {found['refused']['reason']}"
     interval = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
-    return f"a step with {found['to']} heads takes {found['ratio']:.2f}{interval} times as long as with {found['from']}"
+    return f"a step takes {found['ratio']:.2f} times as long{interval}"
 
 
 # ---- words ----
@@ -189,20 +187,7 @@ def size_text(n: float) -> str:
     return f"{n:.3g}"
 
 
-def _nats(value: float) -> str:
-    return f"{value:.3f} nats"
-
-
 def _ends(cell: Mapping[str, Any]) -> str:
     if cell.get("low") is None or cell.get("high") is None:
         return ""
     return f" [{cell['low']:.3f}, {cell['high']:.3f}]"
-
-
-def _seeds(n: int) -> str:
-    return "one seed" if n == 1 else f"{n} seeds"
-
-
-def _range(fit: Mapping[str, Any]) -> str:
-    sizes = [row["x"] for row in fit["residuals"]]
-    return f"{size_text(min(sizes))} to {size_text(max(sizes))}"

@@ -58,7 +58,7 @@ def conclude(table: Table, options: Options | None = None) -> dict[str, Any]:
     tree["stories"] = Refusal(Code.MISSING, "texts are measured when the report is built").to_dict()
     tree["forecasts"] = _forecasts(table, study)
     tree["answer"] = answer.sentences(tree)
-    tree["refusals"] = [*collect({k: v for k, v in tree.items() if k != "stories"}), *(study.refused if study else [])]
+    tree["refusals"] = [*collect({k: v for k, v in tree.items() if k not in ("stories", "card")}), *(study.refused if study else [])]
     cleaned: dict[str, Any] = clean(tree)
     return cleaned
 
@@ -132,7 +132,9 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
     """Every block that needs at least one usable trial."""
     primary, noise, cells = study.primary, study.noise, study.cells
     quick = replace(options, n_bootstrap=0)
-    blocks = {f.fit_id: fit_blocks.build(f, noise, options if f is primary else quick) for f in study.fits}
+    beside = replace(quick, profile=False)
+    chosen = [options if f is primary else quick if f.sweep else beside for f in study.fits]
+    blocks = {f.fit_id: fit_blocks.build(f, noise, own) for f, own in zip(study.fits, chosen, strict=True)}
     described = [sweeps.describe(cells, sweep, noise) for sweep in study.sweeps]
     for sweep in described:
         sweep["slope"] = blocks.get(f"sweep:{sweep['name']}", {}).get("slope")

@@ -34,11 +34,14 @@ class Options:
         n_bootstrap: configuration-level bootstrap replicates; 0 leaves the cross-check out.
         seed: of the bootstrap.
         level: of every interval.
+        profile: profile-likelihood interval of the slope even where no parameter may be reported; False then takes the delta method,
+            which is enough for a fit that only stands beside the primary one.
     """
 
     n_bootstrap: int = 1000
     seed: int = 0
     level: float = LEVEL
+    profile: bool = True
 
 
 @dataclass(frozen=True)
@@ -231,7 +234,20 @@ def profile_all(fitted: Fitted, options: Options, parameters: Sequence[str]) -> 
     """Profile-likelihood intervals of the slope at the reference and of the named parameters; empty where no degree of freedom is left."""
     if fitted.df < 1:
         return {}
+    if not options.profile and not parameters:
+        return {"slope": delta_slope(fitted, options.level)}
     return intervals.profiles(observations(fitted), quantities_of(fitted, parameters), level=options.level)
+
+
+def delta_slope(fitted: Fitted, level: float) -> intervals.Interval:
+    """Interval of the slope at the reference from the linearized fit and the residual scatter of configuration means."""
+    size, step = float(fitted.result.reference[fitted.column]), 1e-3
+    up, down = fitted.jacobian(fitted.at(size * np.exp([step, -step])))
+    direction = (up - down) / (2 * step)
+    own = fitted.jacobian({name: fitted.cells.columns[name] for name in fitted.result.law.columns})
+    variance = float(direction @ np.linalg.pinv(own.T @ own, rcond=1e-12) @ direction) * float(np.sum(fitted.result.residuals**2))
+    half, slope = t_quantile(fitted.df, level) * math.sqrt(max(variance, 0) / fitted.df), fitted.slope(size)
+    return intervals.Interval(slope - half, slope + half, level, "delta", "closed", slope, len(fitted.cells))
 
 
 def quantities_of(fitted: Fitted, parameters: Sequence[str]) -> dict[str, intervals.Quantity]:
@@ -245,7 +261,7 @@ def early_refusal(fitted: Fitted, name: str) -> Refusal | None:
     """A refusal that needs no interval: the data are too few or too narrow, or the fit is not at a determined optimum."""
     result, law = fitted.result, fitted.result.law
     guarded = name == law.floor or name in exponents(law) or law.has_floor
-    return (verdicts.data_refusal(name, result, fitted.cells, fitted.column) if guarded else None) or verdicts.status_refusal(name, result)
+    return (verdicts.data_refusal(result, fitted.cells, fitted.column) if guarded else None) or verdicts.status_refusal(name, result)
 
 
 def exponents(law: Law) -> list[str]:

@@ -60,14 +60,21 @@ def is_refused(value: Any) -> bool:
     return isinstance(value, Mapping) and "refused" in value
 
 
-def collect(tree: Any, subject: str = "") -> Iterator[dict[str, str]]:
-    """Every refusal inside a JSON tree as {"subject", "code", "reason"}, the subject being its dotted path."""
+def collect(tree: Any) -> list[dict[str, str]]:
+    """Every refusal inside a JSON tree, each reason once: {"subject", "code", "reason"}, the subjects being dotted paths."""
+    merged: dict[tuple[str, str], list[str]] = {}
+    for row in _walk(tree, ""):
+        merged.setdefault((row["code"], row["reason"]), []).append(row["subject"])
+    return [{"subject": ", ".join(subjects), "code": code, "reason": reason} for (code, reason), subjects in merged.items()]
+
+
+def _walk(tree: Any, subject: str) -> Iterator[dict[str, str]]:
     if is_refused(tree):
-        yield {"subject": subject, "code": tree["refused"]["code"], "reason": tree["refused"]["reason"]}
+        yield {"subject": subject, "code": str(tree["refused"]["code"]), "reason": tree["refused"]["reason"]}
     elif isinstance(tree, Mapping):
         for key, value in tree.items():
-            yield from collect(value, f"{subject}.{key}" if subject else str(key))
+            yield from _walk(value, f"{subject}.{key}" if subject else str(key))
     elif isinstance(tree, list):
         for value in tree:
-            label = next((str(value[k]) for k in ("name", "factor", "config_id") if isinstance(value, Mapping) and k in value), "")
-            yield from collect(value, f"{subject}.{label}" if label else subject)
+            label = next((str(value[k]) for k in ("name", "claim", "factor", "config_id") if isinstance(value, Mapping) and k in value), "")
+            yield from _walk(value, f"{subject}.{label}" if label else subject)

@@ -103,9 +103,9 @@ def _against_curve(cells: Configurations, i: int, curve: Fitted, noise: Noise | 
     effect = effect_at(curve, size, math.log(loss), loss, [int(cells.n_seeds[i])], noise, on_curve=True)
     block = effect.to_dict(isinstance(noise, Noise))
     label = shape_label(cells, i)
-    than = f"the {curve.sweep} sweep's curve at its size"
+    than = f"the curve of the {curve.sweep} sweep at its size"
     kind = {"name": f"{label} vs {curve.sweep} curve", "config_id": str(cells.config_id[i]), "kind": "curve"}
-    return {**kind, "sentence": _sentence(label, than, block), **block}
+    return {**kind, "sentence": _sentence(in_words(label), than, block), **block}
 
 
 def effect_at(
@@ -192,14 +192,12 @@ def _pair(cells: Configurations, pair: tuple[int, int], curve: Fitted, noise: No
     difference = math.log(cells.loss[second] / cells.loss[first]) - expected
     effect = effect_at(curve, center, difference, scale, [int(cells.n_seeds[i]) for i in pair], noise, on_curve=False)
     block = effect.to_dict(isinstance(noise, Noise))
+    labels = [shape_label(cells, i) for i in pair]
+    name, label, than = f"{labels[1]} vs {labels[0]}", in_words(labels[1]), f"{in_words(labels[0])} of equal size"
     if sweep is not None:
-        values = cells.columns[sweep.factor]
-        word = NAMES[sweep.factor]
-        label, than = f"{values[second]:g} {word}", f"the same model with {values[first]:g} {word}"
-        name = f"{values[second]:g} vs {values[first]:g} {word}"
-    else:
-        label, than = shape_label(cells, second), f"{shape_label(cells, first)} of equal size"
-        name = f"{label} vs {shape_label(cells, first)}"
+        few, many = (int(cells.columns[sweep.factor][i]) for i in pair)
+        name, noun = f"{many} vs {few} {NAMES[sweep.factor]}", {"n_head": "head", "n_layer": "layer"}.get(sweep.factor, "channel")
+        label, than = f"a model with {count(many, noun)}", f"the same with {count(few, noun)}"
     kind = {"name": name, "config_id": str(cells.config_id[second]), "kind": "heads" if sweep else "matched"}
     return {**kind, "sentence": _sentence(label, than, block), **block}
 
@@ -215,20 +213,48 @@ def shape_label(cells: Configurations, i: int) -> str:
     return f"{shape[0]}x{shape[1]}{heads}"
 
 
-def percent(ratio: float) -> str:
-    """0.85 -> "15 % fewer", 1.1 -> "10 % more"."""
-    return f"{abs(ratio - 1):.0%} {'fewer' if ratio < 1 else 'more'}".replace("%", " %")
+def in_words(label: str) -> str:
+    """12x256 -> "a model of 12 layers and width 256"; 2x64h8 -> "a model of 2 layers and width 64 with 8 heads"."""
+    depth, _, rest = label.partition("x")
+    width, _, heads = rest.partition("h")
+    return f"a model of {count(depth, 'layer')} and width {width}" + (f" with {count(heads, 'head')}" if heads else "")
+
+
+def count(n: Any, noun: str) -> str:
+    """1 head, 8 heads."""
+    return f"{n} {noun}{'' if str(n) == '1' else 's'}"
+
+
+def acts_like(ratio: float) -> str:
+    """0.85 -> "acts like one with 15 % fewer parameters"."""
+    if abs(ratio - 1) < 0.005:
+        return "acts like one with as many parameters"
+    return f"acts like one with {100 * abs(ratio - 1):.0f} % {'fewer' if ratio < 1 else 'more'} parameters"
+
+
+def than_word(ratio: float) -> str:
+    """The word after `acts_like`: "fewer parameters than", "as many parameters as"."""
+    return "as" if abs(ratio - 1) < 0.005 else "than"
+
+
+def interval_text(block: dict[str, Any]) -> str:
+    """The parameter-equivalent's interval in percent: " [-17 %, -7 %]", or nothing."""
+    if block["pe_low"] is None or block["pe_high"] is None:
+        return ""
+    return f" [{100 * (block['pe_low'] - 1):+.0f} %, {100 * (block['pe_high'] - 1):+.0f} %]"
+
+
+def nats_text(block: dict[str, Any]) -> str:
+    """The difference of loss with its interval: "+0.0154 nats [+0.0080, +0.0228]"."""
+    ends = "" if block["low"] is None else f" [{block['low']:+.4f}, {block['high']:+.4f}]"
+    return f"{block['delta']:+.4f} nats{ends}"
 
 
 def _sentence(label: str, than: str, block: dict[str, Any]) -> str:
-    worth = f"{label} acts like a model with {percent(block['parameter_equivalent'])} parameters than {than}"
-    if block["pe_low"] is not None:
-        ends = ", ".join(f"{100 * (block[k] - 1):+.0f} %" for k in ("pe_low", "pe_high"))
-        worth += f" [{ends}]"
-    nats = f"{block['delta']:+.4f} nats"
-    if block["low"] is not None:
-        nats += f" [{block['low']:+.4f}, {block['high']:+.4f}]"
-    return f"{worth}: {nats}, {block['verdict']}."
+    effect = f"{acts_like(block['parameter_equivalent'])}{interval_text(block)}"
+    return (
+        f"{label[0].upper()}{label[1:]} {effect} {than_word(block['parameter_equivalent'])} {than}: {nats_text(block)}, {block['verdict']}."
+    )
 
 
 # ---- claims ----
@@ -253,14 +279,14 @@ def _claim(first: dict[str, Any], second: dict[str, Any], matched: Sequence[dict
     spans = [_span(s) for s in (first, second)]
     if not matched:
         missing.append(
-            f"the sizes are not matched ({first['name']} spans {spans[0]:.3g}-fold of N, {second['name']} {spans[1]:.3g}-fold, so the raw "
-            f"spreads {first['spread']:.3f} and {second['spread']:.3f} nats mix size with shape)"
+            f"{first['name']} spans {spans[0]:.3g}-fold of N and {second['name']} {spans[1]:.3g}-fold, so their spreads "
+            f"({first['spread']:.3f} and {second['spread']:.3f} nats) mix size with shape"
         )
     if isinstance(noise, Refusal):
-        missing.append("one seed leaves the noise unmeasured")
+        missing.append("with one seed the noise is unmeasured")
     if missing:
         code = Code.UNMATCHED if not matched else Code.ONE_SEED
-        return {"claim": claim, **Refusal(code, f'"{claim}" cannot be concluded: {" and ".join(missing)}').to_dict()}
+        return {"claim": claim, **Refusal(code, f'"{claim}" cannot be concluded: {", and ".join(missing)}').to_dict()}
     largest = max(matched, key=lambda row: abs(row["delta"]))
     return {
         "claim": claim,

@@ -35,17 +35,19 @@ def decades(cells: Configurations, column: str = "params_non_embedding") -> floa
     return float(np.log10(values.max() / values.min())) if len(values) else 0.0
 
 
-def data_refusal(name: str, result: FitResult, cells: Configurations, column: str) -> Refusal | None:
-    """Refusals that need no interval: too few sizes or configurations, too narrow a range."""
+def data_refusal(result: FitResult, cells: Configurations, column: str) -> Refusal | None:
+    """Refusals of a law's floor, amplitudes and exponents that need no interval: too few sizes or configurations, too narrow a range."""
     n_sizes, df, span = sizes(cells, column), len(cells) - len(result.params), decades(cells, column)
-    what = "the irreducible loss E" if name == "E" else f"the parameter {name}"
+    names = " and ".join(n for n in ("E", "alpha") if n in result.params) or ", ".join(result.params)
     if n_sizes < MIN_SIZES:
-        return Refusal(Code.TOO_FEW_SIZES, f"{what} needs at least {MIN_SIZES} sizes, this fit has {n_sizes}; add sizes")
+        return Refusal(Code.TOO_FEW_SIZES, f"{names} cannot be told from fewer than {MIN_SIZES} sizes and there are {n_sizes}; add sizes")
     if df < MIN_DF:
-        reason = f"{what} needs {MIN_DF} more configurations than the law has parameters, this fit has {df} more; add configurations"
+        reason = (
+            f"{names} cannot be told: {len(cells)} configurations for {len(result.params)} parameters; have {MIN_DF} more than parameters"
+        )
         return Refusal(Code.TOO_FEW_DF, reason)
     if span < MIN_DECADES:
-        reason = f"{what} needs sizes over at least {MIN_DECADES} decades of N, these span {span:.2f}; add smaller or larger sizes"
+        reason = f"{names} cannot be told from sizes over {span:.2f} decades of N; cover at least {MIN_DECADES} decades"
         return Refusal(Code.NARROW_RANGE, reason)
     return None
 
