@@ -148,6 +148,16 @@ class Trial:
         """Training tokens seen at the last step."""
         return self.train.n_steps * self.train.batch_size * self.shape.block_size
 
+    @property
+    def bundle_key(self) -> tuple[Any, ...]:
+        """Trials may share a bundle where this is equal: one shape, one batch, one length, one evaluation rhythm.
+
+        Seeds, learning rates, weight decay, betas, clipping, schedules and the share of unique data may differ. Dropout draws from one
+        stream per process, so a trial with dropout is bundled with none but itself.
+        """
+        train = self.train
+        return self.shape, train.batch_size, train.n_steps, train.eval_interval, train.eval_windows, self.trial_id if train.dropout else ""
+
     def _identity(self) -> dict[str, Any]:
         parts: dict[str, Shape | TrainConfig] = {"shape": self.shape, "train": self.train}
         flat = {f"{group}.{f.name}": getattr(value, f.name) for group, value in parts.items() for f in fields(value)}

@@ -11,6 +11,7 @@ one bit for bit on a CPU.
 
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,10 @@ from study.spec import RECIPE_VERSION, Trial
 EVAL_TOKENS = 16_384
 """Tokens per evaluation batch: large enough to be efficient, small enough to stay in a CPU's cache and any GPU's memory."""
 ANYWHERE = Execution()
+
+# A bundle's gradients are rows of one buffer on purpose; torch remarks once on their strides.
+warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+
 DROPOUT_STREAM = 0x5CA1_AB1E
 """Keeps the dropout masks' stream apart from those of initialization and data."""
 
@@ -52,22 +57,11 @@ class _Replica:
     diverged_at: int | None = None
 
 
-def bundle_key(trial: Trial) -> tuple[Any, ...]:
-    """Trials may share a bundle where this is equal: one shape, one batch, one length, one evaluation rhythm.
-
-    Seeds, learning rates, weight decay, betas, clipping, schedules and the share of unique data may differ. Dropout draws from one stream
-    per process, so a trial with dropout is bundled with none but itself.
-    """
-    train = trial.train
-    alone = trial.trial_id if train.dropout else ""
-    return trial.shape, train.batch_size, train.n_steps, train.eval_interval, train.eval_windows, alone
-
-
 class Bundle:
     """Replicas training together. `advance` goes to the next evaluation; `save` and `restore` make it exact across interruptions.
 
     Args:
-        trials: of one `bundle_key`.
+        trials: of one `Trial.bundle_key`.
         train_tokens, val_tokens: (n,) integer arrays, memory-mapped or not.
         vocab_size: number of token ids.
         characters: token id -> text, for generated samples; None generates none.
@@ -86,7 +80,7 @@ class Bundle:
         characters: tuple[str, ...] | None = None,
         execution: Execution = ANYWHERE,
     ) -> None:
-        if len({bundle_key(trial) for trial in trials}) != 1:
+        if len({trial.bundle_key for trial in trials}) != 1:
             raise ValueError(
                 f"{len(trials)} trials of different shape, batch, length or evaluation cannot share a bundle; train them apart"
             )
@@ -155,6 +149,15 @@ class Bundle:
             for offset, loss in enumerate(table):
                 self._note_divergence(loss, first + offset)
         return table.mean(0), torch.stack(norms).cpu().mean(0)
+
+    def time_steps(self, count: int) -> float:
+        """Milliseconds per step of the next `count` steps, without evaluation or record."""
+        began = time.perf_counter()
+        for _ in range(count):
+            self._train_step()
+            self.step += 1
+        synchronize(self.device)
+        return (time.perf_counter() - began) / count * 1e3
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step of every replica; returns losses and gradient norms before clipping, (K,) each."""

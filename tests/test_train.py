@@ -14,7 +14,7 @@ from models.config import Shape
 from study import checkpoint
 from study.device import Execution
 from study.spec import DataConfig, TrainConfig, Trial
-from study.train import Bundle, Outcome, bundle_key
+from study.train import Bundle, Outcome
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.txt"
 FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
@@ -91,9 +91,11 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, preci
 
 
 FACTORS = {
-    "seed": {"seed": 5}, "lr": {"lr": 3e-3}, "weight_decay": {"weight_decay": 0.5}, "beta1": {"beta1": 0.8}, "beta2": {"beta2": 0.95},
-    "grad_clip": {"grad_clip": 0.05}, "warmup_steps": {"warmup_steps": 30}, "schedule": {"schedule": "wsd"},
-    "min_lr_ratio": {"min_lr_ratio": 0.5}, "decay_fraction": {"schedule": "wsd", "decay_fraction": 0.5}, "unique_tokens": {"unique_tokens": 2000},
+    "seed": {"seed": 5}, "lr": {"lr": 3e-3}, "weight_decay": {"weight_decay": 0.5},
+    "beta1": {"beta1": 0.8}, "beta2": {"beta2": 0.95},
+    "grad_clip": {"grad_clip": 0.05}, "warmup_steps": {"warmup_steps": 30},
+    "schedule": {"schedule": "wsd"}, "min_lr_ratio": {"min_lr_ratio": 0.5}, "decay_fraction": {"schedule": "wsd", "decay_fraction": 0.5},
+    "unique_tokens": {"unique_tokens": 2000},
 }  # fmt: skip
 
 
@@ -168,7 +170,8 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_an_older_one_used(tmp_path:
 def test_trials_of_different_shape_or_length_cannot_share_a_bundle() -> None:
     with pytest.raises(ValueError, match="train them apart"):
         bundle(trial(), trial(shape=Shape(1, 32, 2, 32)))
-    assert bundle_key(trial(dropout=0.1)) != bundle_key(trial(seed=2, dropout=0.1))
+    assert trial(dropout=0.1).bundle_key != trial(seed=2, dropout=0.1).bundle_key
+    assert trial().bundle_key == trial(seed=2, lr=1e-3).bundle_key
 
 
 def test_every_trial_is_evaluated_on_the_same_windows_and_writes_from_the_same_prompts() -> None:

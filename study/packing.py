@@ -1,0 +1,292 @@
+"""What a trial will cost and how trials are packed: time and memory model, bundles, GPU fractions, the quote.
+
+Reads and writes `<cache>/speed.json`, the step times seen on each device: measured by a probe of a few steps, replaced by what real trials
+took. Imports torch only to probe.
+
+    plan = make_plan(trials, vocab_size, machine, Speeds.load(cache), Choice())
+"""
+
+import heapq
+import json
+import math
+import os
+import statistics
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from models.config import ModelConfig
+from study.spec import Trial
+
+STATE_BYTES = 16
+"""Bytes per parameter: weights, gradients and AdamW's two moments in float32."""
+PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 700 << 20, "mps": 700 << 20}
+"""A worker before it has a model: Python, torch and (on a GPU) the CUDA context; measured on a CPU, LOG 2026-11-22."""
+HEADROOM = 1.15
+"""Room for fragmentation and for what the model below leaves out."""
+START_S, WORKER_START_S, TRIAL_S, END_S = 6.0, 5.0, 0.4, 12.0
+"""Ray's start; a worker's first import of torch; setting up one trial and writing its texts; tables and report (LOG 2026-11-22)."""
+PROCESSES_PER_GPU = 6
+"""Beyond this, processes that share a GPU only wait for each other."""
+LARGEST_BUNDLE = 16
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The devices there are: of one node, or of a cluster of like nodes."""
+
+    kind: str = "cpu"
+    name: str = "cpu"
+    cpus: float = 2
+    gpus: float = 0
+    gpu_memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a person may fix; None leaves it to the plan."""
+
+    cpus_per_trial: float = 1.0
+    gpus_per_trial: float | None = None
+    bundle: int | None = None
+    max_concurrent: int = 0
+
+
+@dataclass(frozen=True)
+class PlannedBundle:
+    """Trials to be trained together in one process, with what they reserve and are expected to take."""
+
+    trials: tuple[Trial, ...]
+    cpus: float
+    gpus: float
+    seconds: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All bundles, longest first, and what they come to."""
+
+    bundles: tuple[PlannedBundle, ...]
+    slots: int
+    seconds: float
+    """expected wall time, Ray's start and the report included"""
+    device_hours: float
+    """device time reserved by the bundles (GPU-hours on GPUs, core-hours on CPUs)"""
+    utilisation: float
+    """share of the reserved slots' time in which a bundle runs"""
+
+
+# ---- memory ----
+
+
+def activation_bytes(model: ModelConfig, batch_size: int, precision: str) -> int:
+    """What the forward pass keeps for the backward one, for one replica.
+
+    Per token and layer in float32: block and norm inputs, norms, qkv, attention, MLP (4 C before and after GELU): about 19 C values; bf16
+    operands halve most of them (compare Korthikanti et al. 2022, eq. 2). Fused attention keeps no T x T matrix, so T enters linearly.
+    """
+    tokens = batch_size * model.block_size
+    per_layer = (19 * 4 if precision == "float32" else 14 * 4 + 10) * model.n_embd
+    return tokens * (model.n_layer * per_layer + 3 * 4 * model.vocab_size + 12 * model.n_embd)
+
+
+def memory_bytes(trial: Trial, vocab_size: int, kind: str, precision: str, bundle: int = 1) -> int:
+    """Peak memory of a process training `bundle` replicas of this trial."""
+    model = trial.model(vocab_size)
+    replica = STATE_BYTES * model.params_total + activation_bytes(model, trial.train.batch_size, precision)
+    return PROCESS_BYTES[kind] + int(HEADROOM * bundle * replica)
+
+
+def gpu_fraction(memory: int, gpu_memory_bytes: int) -> float:
+    """The share 1/n of a GPU that holds this much memory, n processes side by side."""
+    fits = max(1, int(gpu_memory_bytes * 0.95 // max(memory, 1)))
+    return 1 / min(fits, PROCESSES_PER_GPU)
+
+
+# ---- time ----
+
+
+def speed_key(trial: Trial, bundle: int = 1) -> str:
+    """What a step's time depends on, apart from the device."""
+    shape = trial.shape
+    return f"{shape.n_layer}x{shape.n_embd}h{shape.n_head}t{shape.block_size}b{trial.train.batch_size}k{bundle}"
+
+
+@dataclass
+class Speeds:
+    """Milliseconds per step by device and key, with the features that a prediction for other shapes needs."""
+
+    path: Path | None = None
+    seen: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """device -> key -> {ms, flops, layers, real}; real is 1 where a whole trial was timed, 0 for a probe"""
+
+    @classmethod
+    def load(cls, folder: Path) -> "Speeds":
+        """The cache's memory; an unreadable file counts as none."""
+        path = folder / "speed.json"
+        try:
+            seen = json.loads(path.read_text(encoding="utf-8"))
+            return cls(path, seen if isinstance(seen, dict) else {})
+        except (OSError, ValueError):
+            return cls(path)
+
+    def save(self) -> None:
+        """Write atomically; a cache that cannot be written costs a probe next time, nothing else."""
+        if self.path is None:
+            return
+        scratch = self.path.with_name(f".speed-{uuid.uuid4().hex[:8]}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            scratch.write_text(json.dumps(self.seen, indent=1), encoding="utf-8")
+            os.replace(scratch, self.path)
+        except OSError:
+            scratch.unlink(missing_ok=True)
+
+    def note(self, device: str, trial: Trial, vocab_size: int, ms: float, real: bool, bundle: int = 1) -> None:
+        """Remember a step's time; what a real trial took replaces a probe, and the mean of two real ones follows a changing machine."""
+        known = self.seen.setdefault(device, {})
+        key, old = speed_key(trial, bundle), None
+        old = known.get(key)
+        if old and old["real"] and not real:
+            return
+        if old and old["real"] and real:
+            ms = 0.5 * (ms + old["ms"])
+        known[key] = {"ms": ms, "flops": step_flops(trial, vocab_size, bundle), "layers": float(trial.shape.n_layer), "real": float(real)}
+
+    def known(self, device: str, trial: Trial, bundle: int = 1) -> bool:
+        """Whether this very step has been timed on this device."""
+        return speed_key(trial, bundle) in self.seen.get(device, {})
+
+    def ms_per_step(self, device: str, trial: Trial, vocab_size: int, bundle: int = 1) -> float:
+        """The time seen, or a prediction: fixed cost per layer plus FLOPs at the rate of the nearest shape seen.
+
+        Raises:
+            ValueError: nothing has been timed on this device.
+        """
+        seen = self.seen.get(device, {})
+        if (found := seen.get(speed_key(trial, bundle))) is not None:
+            return found["ms"]
+        if not seen:
+            raise ValueError(f"no step has been timed on {device} yet; a probe comes first")
+        flops = step_flops(trial, vocab_size, bundle)
+        near = min(seen.values(), key=lambda entry: abs(math.log(entry["flops"] / flops)))
+        # A step is never cheaper than its launches: the cheapest time per layer that was seen.
+        per_layer = min(entry["ms"] / entry["layers"] for entry in seen.values())
+        return max(near["ms"] * flops / near["flops"], 0.5 * per_layer * trial.shape.n_layer)
+
+
+def step_flops(trial: Trial, vocab_size: int, bundle: int = 1) -> float:
+    """FLOPs of one optimizer step of a bundle."""
+    return float(trial.model(vocab_size).flops_per_token) * trial.train.batch_size * trial.shape.block_size * bundle
+
+
+def evaluations(trial: Trial) -> float:
+    """Evaluations of a trial, the last one counted twice because it reads training windows too."""
+    return 2 + math.ceil(trial.train.n_steps / trial.train.eval_interval)
+
+
+def trial_seconds(trial: Trial, ms_per_step: float, bundle: int = 1) -> float:
+    """Steps, evaluations (a forward pass costs a third of a step per token) and a trial's fixed cost."""
+    windows = trial.train.eval_windows / trial.train.batch_size / 3
+    return ms_per_step / 1e3 * (trial.train.n_steps + evaluations(trial) * windows) + TRIAL_S * bundle
+
+
+def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: int, most: int = 16) -> list[Trial]:
+    """One trial of each kind of step never timed on this device, spread over the sizes where there are many."""
+    kinds = {speed_key(trial): trial for trial in trials if not speeds.known(device, trial)}
+    ordered = sorted(kinds.values(), key=lambda trial: step_flops(trial, vocab_size))
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[round(i * (len(ordered) - 1) / (most - 1))] for i in range(most)]
+
+
+def probe(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.4) -> list[float]:
+    """Milliseconds per step of each trial, from a few steps on random text.
+
+    A large batch is timed in part and scaled, so that even a model far too large for this machine is quoted within seconds.
+    """
+    import dataclasses
+    import time
+
+    import numpy as np
+
+    from study.device import synchronize
+    from study.train import Bundle
+
+    found = []
+    for trial in trials:
+        block = trial.shape.block_size
+        batch = max(1, min(trial.train.batch_size, int(4e10 / (6 * trial.shape.params_non_embedding * block)) or 1))
+        recipe = dataclasses.replace(trial.train, batch_size=batch, n_steps=10**9, eval_windows=1, unique_tokens=0)
+        tokens = np.random.default_rng(0).integers(vocab_size, size=64 * block + 1).astype(np.uint16)
+        bundle = Bundle([dataclasses.replace(trial, train=recipe)], tokens, tokens, vocab_size, None, execution)
+        bundle.advance()
+        bundle.time_steps(2)
+        synchronize(bundle.device)
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < 3 or (time.perf_counter() - began < seconds_each and len(times) < 50):
+            times.append(bundle.time_steps(1))
+        found.append(statistics.median(times) * trial.train.batch_size / batch)
+    return found
+
+
+# ---- the plan ----
+
+
+def make_plan(
+    trials: Sequence[Trial], vocab_size: int, machine: Machine, speeds: Speeds, choice: Choice, precision: str = "float32"
+) -> Plan:
+    """Bundles of trials, longest first, such that the study ends soon on the devices there are.
+
+    On a CPU every trial runs alone: batched products gain only at the tiniest shapes (LOG 2026-11-22). On GPUs, trials of one
+    `bundle_key` are bundled as far as memory allows while every GPU still has work; bundles that stay small share a GPU.
+    """
+    groups: dict[tuple[Any, ...], list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.bundle_key, []).append(trial)
+    bundles = []
+    for group in groups.values():
+        size = choice.bundle or _bundle_size(group, len(trials), vocab_size, machine, precision)
+        for start in range(0, len(group), size):
+            bundles.append(_planned(tuple(group[start : start + size]), vocab_size, machine, speeds, choice, precision))
+    bundles.sort(key=lambda bundle: -bundle.seconds)
+    return _schedule(tuple(bundles), machine, choice)
+
+
+def _bundle_size(group: Sequence[Trial], n_trials: int, vocab_size: int, machine: Machine, precision: str) -> int:
+    if machine.kind != "cuda" or not machine.gpu_memory_bytes:
+        return 1
+    base = PROCESS_BYTES["cuda"]
+    replica = memory_bytes(group[0], vocab_size, "cuda", precision) - base
+    fits = max(1, int((0.9 * machine.gpu_memory_bytes - base) // replica))
+    share = math.ceil(n_trials / max(1.0, machine.gpus))  # a bundle larger than a GPU's share of the study would leave another idle
+    return max(1, min(fits, share, LARGEST_BUNDLE, len(group)))
+
+
+def _planned(trials: tuple[Trial, ...], vocab_size: int, machine: Machine, speeds: Speeds, choice: Choice, precision: str) -> PlannedBundle:
+    first, size = trials[0], len(trials)
+    memory = memory_bytes(first, vocab_size, machine.kind, precision, size)
+    gpus = choice.gpus_per_trial
+    if gpus is None:
+        gpus = gpu_fraction(memory, machine.gpu_memory_bytes) if machine.kind == "cuda" and machine.gpu_memory_bytes else 0.0
+    seconds = trial_seconds(first, speeds.ms_per_step(machine.name, first, vocab_size, size), size)
+    return PlannedBundle(trials, choice.cpus_per_trial, gpus, seconds, memory)
+
+
+def _schedule(bundles: tuple[PlannedBundle, ...], machine: Machine, choice: Choice) -> Plan:
+    """Longest-processing-time-first on equal slots (Graham 1969): within 4/3 of the best possible end."""
+    if not bundles:
+        return Plan((), 0, 0.0, 0.0, 0.0)
+    by_cpu = int(machine.cpus // choice.cpus_per_trial) if choice.cpus_per_trial else len(bundles)
+    by_gpu = int(machine.gpus / max(bundle.gpus for bundle in bundles) + 1e-6) if any(b.gpus for b in bundles) else by_cpu
+    slots = max(1, min(by_cpu, by_gpu, len(bundles), choice.max_concurrent or len(bundles)))
+    ends = [0.0] * slots
+    for bundle in bundles:
+        heapq.heapreplace(ends, ends[0] + bundle.seconds)
+    busy, makespan = sum(bundle.seconds for bundle in bundles), max(ends)
+    device = sum(bundle.seconds * (bundle.gpus or bundle.cpus) for bundle in bundles)
+    return Plan(bundles, slots, START_S + WORKER_START_S + makespan + END_S, device / 3600, busy / (slots * makespan))

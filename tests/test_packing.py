@@ -1,0 +1,104 @@
+"""The plan follows from memory and time: bundles fit, fractions pack, the quote is what the schedule takes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from models.config import Shape
+from study.device import Execution
+from study.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, probe, step_flops, to_probe
+from study.spec import DataConfig, Study, TrainConfig, Trial, expand
+
+STUDY = Study(sweeps=("depth:n_layer=1,2,4", "width:n_embd=32,64,128"), seeds=(1, 2, 3))
+GPU = Machine("cuda", "gpu", cpus=16, gpus=2, gpu_memory_bytes=80 << 30)
+
+
+def speeds_for(device: str, ms: float = 10.0) -> Speeds:
+    speeds = Speeds()
+    speeds.note(device, expand(STUDY)[0], 64, ms, real=False)
+    return speeds
+
+
+def test_every_trial_is_planned_once_and_long_bundles_come_first() -> None:
+    trials = expand(STUDY)
+    for machine in (Machine(), GPU):
+        plan = make_plan(trials, 64, machine, speeds_for(machine.name), Choice())
+        planned = [t.trial_id for b in plan.bundles for t in b.trials]
+        assert sorted(planned) == sorted(t.trial_id for t in trials)
+        assert [b.seconds for b in plan.bundles] == sorted((b.seconds for b in plan.bundles), reverse=True)
+        assert 0 < plan.utilisation <= 1
+
+
+def test_a_cpu_trains_trials_alone_and_a_gpu_bundles_the_seeds_of_a_configuration() -> None:
+    trials = expand(STUDY)
+    assert all(len(b.trials) == 1 for b in make_plan(trials, 64, Machine(), speeds_for("cpu"), Choice()).bundles)
+    on_gpu = make_plan(trials, 64, GPU, speeds_for("gpu"), Choice()).bundles
+    assert all(len(b.trials) == 3 for b in on_gpu)
+    assert all(len({t.shape for t in b.trials}) == 1 for b in on_gpu)
+    assert all(len(b.trials) == 2 or len(b.trials) == 1 for b in make_plan(trials, 64, GPU, speeds_for("gpu"), Choice(bundle=2)).bundles)
+
+
+@pytest.mark.parametrize("memory", [1 << 30, 9 << 30, 30 << 30, 79 << 30])
+def test_fractions_pack_without_exceeding_memory(memory: int) -> None:
+    fraction = gpu_fraction(memory, 80 << 30)
+    side_by_side = round(1 / fraction)
+    assert side_by_side * fraction == pytest.approx(1)
+    assert side_by_side == 1 or side_by_side * memory <= 80 << 30
+
+
+def test_a_bundle_never_needs_more_memory_than_the_gpu_has() -> None:
+    large = Trial(Shape(12, 768, 12, 1024), TrainConfig(batch_size=64), DataConfig(), 1)
+    small_gpu = replace(GPU, gpu_memory_bytes=24 << 30)
+    plan = make_plan([replace(large, seed=s) for s in range(8)], 228, small_gpu, speeds_for("gpu"), Choice(), "bf16")
+    alone = memory_bytes(large, 228, "cuda", "bf16")
+    assert all(b.memory_bytes <= max(alone, 24 << 30) for b in plan.bundles)
+
+
+def test_the_expected_end_is_that_of_the_schedule() -> None:
+    trials = expand(replace(STUDY, sweeps=()))[:3]
+    plan = make_plan(trials, 64, Machine(cpus=2), speeds_for("cpu"), Choice())
+    one = plan.bundles[0].seconds
+    assert plan.slots == 2
+    assert plan.seconds - 2 * one == pytest.approx(make_plan(trials, 64, Machine(cpus=1), speeds_for("cpu"), Choice()).seconds - 3 * one)
+    assert plan.device_hours == pytest.approx(3 * one / 3600)
+
+
+def test_what_real_trials_took_replaces_a_probe_and_survives_on_disk(tmp_path: Path) -> None:
+    trial = expand(STUDY)[0]
+    speeds = Speeds.load(tmp_path)
+    assert to_probe([trial], "cpu", speeds, 64) == [trial]
+    speeds.note("cpu", trial, 64, 12.0, real=False)
+    speeds.note("cpu", trial, 64, 10.0, real=True)
+    speeds.note("cpu", trial, 64, 99.0, real=False)
+    speeds.save()
+    again = Speeds.load(tmp_path)
+    assert again.ms_per_step("cpu", trial, 64) == 10.0
+    assert to_probe([trial], "cpu", again, 64) == []
+    (tmp_path / "speed.json").write_text("{")
+    assert Speeds.load(tmp_path).seen == {}
+    with pytest.raises(ValueError, match="probe comes first"):
+        Speeds().ms_per_step("cpu", trial, 64)
+
+
+def test_larger_steps_are_predicted_to_take_longer() -> None:
+    speeds, trials = speeds_for("cpu"), expand(STUDY)
+    ordered = sorted(trials, key=lambda t: step_flops(t, 64))
+    times = [speeds.ms_per_step("cpu", t, 64) for t in ordered]
+    assert times[-1] > 3 * times[0]
+
+
+def test_a_probe_times_real_steps_also_of_a_model_far_too_large_for_this_machine() -> None:
+    tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
+    huge = Trial(Shape(6, 384, 8, 256), TrainConfig(batch_size=64), DataConfig(), 1)
+    fast, slow = probe([tiny, huge], 64, Execution(device="cpu", n_threads=1), seconds_each=0.05)
+    assert 0.05 < fast < 100
+    assert slow > 100 * fast
+
+
+def test_speeds_are_plain_json(tmp_path: Path) -> None:
+    speeds = Speeds.load(tmp_path)
+    speeds.note("cpu", expand(STUDY)[0], 64, 5.0, real=True)
+    speeds.save()
+    assert next(iter(json.loads((tmp_path / "speed.json").read_text())["cpu"].values()))["ms"] == 5.0
