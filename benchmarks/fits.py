@@ -1,0 +1,330 @@
+"""How fast and how exact the fits are, against code that anyone can install: `python -m benchmarks.fits`.
+
+Prints one table (what, ours, theirs, ratio, bar) and writes it to `benchmarks/results/fits.csv` with machine and versions. All times are
+processor seconds of one thread in this one run. The comparisons are SciPy optimizers driven as published fits drive them; they are
+written out below. `--coverage` adds simulated coverage of the intervals (minutes); `--full` runs all 4,500 published starts instead of a
+sample of them.
+
+Data are simulated from the published surface (Hoffmann et al. 2022, eq. 10), on 240 points like those of the replication by Besiroglu et al.
+2024 (arXiv 2404.10102), so that no file is needed.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import argparse
+import csv
+import itertools
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import scipy
+from scipy.optimize import curve_fit, minimize
+
+from analysis.design import Array
+from analysis.fits import fit, fit_batch
+from analysis.intervals import Loss, Observations, Parameter, Quantity, Slope, bootstrap, profile_batch, profiles, resample
+from analysis.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, additive, with_aspect
+
+RESULTS = Path(__file__).parent / "results" / "fits.csv"
+DELTA = 1e-3
+SURFACE = {"E": 1.69, "A": 406.4, "alpha": 0.34, "B": 410.7, "beta": 0.28}
+# Besiroglu et al. 2024: alpha, beta, e, a, b of the 4,500 published starts
+GRID = [(0, 0.5, 1, 1.5, 2), (0, 0.5, 1, 1.5, 2), (-1, -0.5, 0, 0.5, 1), (0, 5, 10, 15, 20, 25), (0, 5, 10, 15, 20, 25)]
+SAMPLED_STARTS, SAMPLED_REPLICATES = 150, 40
+
+
+@dataclass(frozen=True)
+class Line:
+    """One row of the table; times in processor seconds. `bar` is the smallest ratio, or the longest time, that passes."""
+
+    what: str
+    ours: float
+    theirs: float | None
+    bar: float
+    note: str
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.theirs is None else self.theirs / self.ours
+
+    @property
+    def passes(self) -> bool:
+        return self.ours <= self.bar if self.ratio is None else self.ratio >= self.bar
+
+
+def seconds(work: Callable[[], object], repeat: int = 5) -> float:
+    """Median processor seconds over repeats, after one call to warm up."""
+    work()
+    times = []
+    for _ in range(repeat):
+        start = time.process_time()
+        work()
+        times.append(time.process_time() - start)
+    return float(np.median(times))
+
+
+# ---- the code compared with ----
+
+
+def published_points() -> tuple[dict[str, Array], Array]:
+    """240 points: sizes from 44 million to 16 billion parameters, compute over three decades, noise 0.5 % of loss with outliers."""
+    rng = np.random.default_rng(0)
+    size = np.exp(rng.uniform(np.log(44e6), np.log(16e9), 240))
+    columns = {SIZE: size, TOKENS: np.exp(rng.uniform(np.log(6e18), np.log(3e21), 240)) / (6 * size)}
+    loss = POWER_FLOOR_DATA.predict(SURFACE, columns, {SIZE: 1.0, TOKENS: 1.0})
+    return columns, loss * np.exp(0.005 * rng.standard_t(4, 240))
+
+
+def huber_sum(params: Array, log_size: Array, log_tokens: Array, log_loss: Array) -> float:
+    """The published objective: Huber (1e-3) summed over residuals of a log-sum-exp; params a, b, e, alpha, beta."""
+    a, b, e, alpha, beta = params
+    terms = np.stack([a - alpha * log_size, b - beta * log_tokens, np.full_like(log_size, e)])
+    top = terms.max(axis=0)
+    residual = np.abs(log_loss - top - np.log(np.exp(terms - top).sum(axis=0)))
+    return float(np.where(residual <= DELTA, 0.5 * residual**2, DELTA * (residual - 0.5 * DELTA)).sum())
+
+
+def huber_gradient(params: Array, log_size: Array, log_tokens: Array, log_loss: Array) -> tuple[float, Array]:
+    """The same with its gradient."""
+    a, b, e, alpha, beta = params
+    terms = np.stack([a - alpha * log_size, b - beta * log_tokens, np.full_like(log_size, e)])
+    top = terms.max(axis=0)
+    powers = np.exp(terms - top)
+    total = powers.sum(axis=0)
+    residual = log_loss - top - np.log(total)
+    clipped = np.clip(residual, -DELTA, DELTA)
+    share = powers / total * clipped
+    gradient = -np.array([share[0].sum(), share[1].sum(), share[2].sum(), -(share[0] @ log_size), -(share[1] @ log_tokens)])
+    return float((clipped * (residual - 0.5 * clipped)).sum()), gradient
+
+
+# ---- comparisons ----
+
+
+def point_fit(full: bool) -> Line:
+    """One Huber fit against L-BFGS-B from the published grid of starts."""
+    columns, loss = published_points()
+    logs = np.log(columns[SIZE]), np.log(columns[TOKENS]), np.log(loss)
+    ours = seconds(lambda: fit(POWER_FLOOR_DATA, columns, loss, delta=DELTA))
+    starts = [np.array([a, b, e, alpha, beta]) for alpha, beta, e, a, b in itertools.product(*GRID)]
+    order = np.random.default_rng(0).permutation(len(starts))
+    used = order if full else order[:SAMPLED_STARTS]
+    begin = time.process_time()
+    best = min(minimize(huber_sum, starts[i], args=logs, method="L-BFGS-B").fun for i in used)
+    theirs = (time.process_time() - begin) * len(starts) / len(used)
+    mine = fit(POWER_FLOOR_DATA, columns, loss, delta=DELTA).objective_value
+    note = f"{len(used)} of {len(starts)} starts timed; objective ours/theirs - 1 = {mine / best - 1:.1e}"
+    return Line("point fit, 240 points, against L-BFGS-B from the 4,500-start grid", ours, theirs, 5000, note)
+
+
+def bootstraps() -> Iterator[Line]:
+    """4,000 replicates of that fit against one BFGS run for each."""
+    columns, loss = published_points()
+    start = fit(POWER_FLOOR_DATA, columns, loss, delta=DELTA)
+    rng = np.random.default_rng(1)
+    drawn = rng.integers(240, size=(4000, 240))
+    weights = np.stack([np.bincount(row, minlength=240) for row in drawn]).astype(float)
+    ours = seconds(lambda: fit_batch(POWER_FLOOR_DATA, columns, loss, weights=weights, start=start), repeat=3) / 4000
+    batch = fit_batch(POWER_FLOOR_DATA, columns, loss, weights=weights, start=start)
+    exponents = start.params["alpha"], start.params["beta"]
+    amplitudes = [np.log(start.params[k]) + p * np.log(start.reference[c]) for k, p, c in zip("AB", exponents, (SIZE, TOKENS), strict=True)]
+    origin = np.array([*amplitudes, np.log(start.params["E"]), *exponents])
+    for name, function, gradient, bar in (("numeric", huber_sum, None, 150), ("analytic", huber_gradient, True, 30)):
+        begin, found = time.process_time(), []
+        for rows in drawn[:SAMPLED_REPLICATES]:
+            logs = np.log(columns[SIZE][rows]), np.log(columns[TOKENS][rows]), np.log(loss[rows])
+            found.append(minimize(function, origin, args=logs, method="BFGS", jac=gradient).fun)
+        theirs = (time.process_time() - begin) / SAMPLED_REPLICATES
+        worse = np.max(batch.objective_value[:SAMPLED_REPLICATES] / np.array(found) - 1)
+        note = (
+            f"{SAMPLED_REPLICATES} replicates timed; largest ours/theirs - 1 = {worse:.1e}; converged {batch.converged.mean():.4f} of 4,000"
+        )
+        yield Line(f"bootstrap replicate, 240 points, against BFGS with {name} gradient", ours, theirs, bar, note)
+
+
+def one_dimensional() -> Line:
+    """A replicate of E + A N^-alpha over 24 points against scipy.optimize.curve_fit."""
+    columns = {SIZE: np.geomspace(1e5, 1e8, 24)}
+    loss = POWER_FLOOR.simulate({"E": 0.5, "A": 0.2, "alpha": 0.4}, columns, {SIZE: 1e6}, 0.005, np.random.default_rng(0))
+    start = fit(POWER_FLOOR, columns, loss, objective="least_squares")
+    drawn = np.random.default_rng(1).integers(24, size=(4000, 24))
+    weights = np.stack([np.bincount(row, minlength=24) for row in drawn]).astype(float)
+    ours = seconds(lambda: fit_batch(POWER_FLOOR, columns, loss, weights=weights, start=start), repeat=3) / 4000
+    relative = columns[SIZE] / 1e6
+
+    def log_law(x: Array, floor: float, amplitude: float, alpha: float) -> Array:
+        return np.log(floor + amplitude * x**-alpha)
+
+    begin = time.process_time()
+    for rows in drawn[:200]:
+        curve_fit(log_law, relative[rows], np.log(loss[rows]), p0=[0.5, 0.2, 0.4], bounds=([1e-6, 1e-6, 0], [5, 5, 5]))
+    theirs = (time.process_time() - begin) / 200
+    return Line("1-D replicate, 24 points, against curve_fit", ours, theirs, 50, "200 replicates timed; both bounded to E, A, alpha >= 0")
+
+
+def shape_fit() -> Line:
+    """Five-term fit on 220 rows."""
+    rng = np.random.default_rng(2)
+    names = ["n_layer", "n_embd", "n_head", TOKENS]
+    columns = {name: np.exp(rng.uniform(0, 3, 220)) for name in names}
+    law = additive(names)
+    truth = {name: 0.5 if name == "E" else 0.2 if name.startswith("A_") else 0.6 for name in law.parameters}
+    loss = law.simulate(truth, columns, dict.fromkeys(names, 1.0), 0.005, rng)
+    return Line(
+        "k = 4 additive fit, 220 rows", seconds(lambda: fit(law, columns, loss), repeat=3), None, 2.0, "default Huber with LAD pilot"
+    )
+
+
+def small_study() -> Line:
+    """The fits, profiles and 4,000-replicate bootstrap of a 12-run study."""
+    depth = np.array([2, 4, 8, 12, 6, 6, 6, 6, 6, 6, 6, 6], dtype=float)
+    width = np.array([256, 256, 256, 256, 128, 192, 256, 384, 256, 256, 256, 256], dtype=float)
+    columns = {"n_layer": depth, "n_embd": width, SIZE: 12 * depth * width**2}
+    loss = POWER_FLOOR.simulate({"E": 0.5, "A": 0.1, "alpha": 0.4}, columns, {SIZE: 5e6}, 0.004, np.random.default_rng(0))
+    asked: dict[str, Quantity] = {
+        "alpha": Parameter("alpha"),
+        "E": Parameter("E"),
+        "slope": Slope({SIZE: 5e6}),
+        "loss": Loss({SIZE: 2e7}),
+    }
+
+    def analyze() -> None:
+        seen = Observations(POWER_FLOOR, columns, loss, np.arange(12))
+        fitted = [fit(law, columns, loss) for law in (POWER, POWER_FLOOR, with_aspect(POWER_FLOOR))]
+        profiles(seen, asked)
+        bootstrap(seen, asked, n=4000, rng=np.random.default_rng(0), start=fitted[1])
+
+    return Line(
+        "fits M0, M1, M3, four profiles, 4,000 bootstraps of a 12-run study",
+        seconds(analyze, repeat=3),
+        None,
+        1.0,
+        "without tables and report",
+    )
+
+
+def large_study() -> Line:
+    """Fits of M0 to M3 with 1,000 bootstraps on the means of 5,000 configurations of 20 seeds (100,000 trials)."""
+    rng = np.random.default_rng(3)
+    depth, width = rng.integers(2, 25, 5000).astype(float), 32.0 * rng.integers(2, 33, 5000)
+    columns = {"n_layer": depth, "n_embd": width, SIZE: 12 * depth * width**2, TOKENS: np.exp(rng.uniform(16, 21, 5000))}
+    truth = {"E": 0.5, "A": 0.2, "alpha": 0.35, "B": 0.1, "beta": 0.3}
+    loss = POWER_FLOOR_DATA.simulate(truth, columns, {SIZE: 1e6, TOKENS: 1e8}, 0.004, rng)
+    weights = resample(np.arange(5000), 1000, rng)
+
+    def analyze() -> None:
+        for law in (POWER, POWER_FLOOR, POWER_FLOOR_DATA, with_aspect(POWER_FLOOR_DATA)):
+            fit_batch(law, columns, loss, weights=weights, start=fit(law, columns, loss))
+
+    begin = time.process_time()
+    analyze()
+    return Line("M0 to M3 with 1,000 bootstraps on 5,000 configuration means", time.process_time() - begin, None, 60.0, "fits only")
+
+
+def import_time() -> Line:
+    """Importing the fitting modules in a fresh process."""
+    code = "import time; t = time.process_time(); import analysis.laws, analysis.fits, analysis.intervals; print(time.process_time() - t)"
+    found = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
+    return Line("import of analysis.laws, fits, intervals", float(np.median(found)), None, 1.0, "fresh process")
+
+
+# ---- coverage ----
+
+
+def coverage(n_studies: int) -> Iterator[tuple[str, float]]:
+    """Share of simulated studies whose nominal 95 % profile interval holds the truth."""
+    truth, reference = {"E": 0.5, "A": 0.2, "alpha": 0.4}, {SIZE: 1e6}
+    for n_sizes, lack_of_fit in itertools.product((5, 8, 16), (0.0, 0.004)):
+        rng = np.random.default_rng([n_sizes, int(1e4 * lack_of_fit)])
+        columns = {SIZE: np.geomspace(1e5, 10**7.2, n_sizes)}
+        target = {SIZE: 4 * columns[SIZE][-1]}
+        noise = lack_of_fit * rng.standard_normal((n_studies, n_sizes)) + 0.003 / np.sqrt(3) * rng.standard_normal((n_studies, n_sizes))
+        means = POWER_FLOOR.predict(truth, columns, reference) * np.exp(noise)
+        extrapolated = float(POWER_FLOOR.predict(truth, {SIZE: np.array(target[SIZE])}, reference))
+        asked: list[tuple[str, Quantity, float]] = [
+            ("alpha", Parameter("alpha"), 0.4),
+            ("E", Parameter("E"), 0.5),
+            ("slope", Slope(reference), -0.4 * 0.2 / 0.7),
+            ("L at 4x", Loss(target), extrapolated),
+        ]
+        for name, quantity, value in asked:
+            found = profile_batch(POWER_FLOOR, columns, means, quantity)
+            label = f"{name}, {n_sizes} sizes, lack of fit {lack_of_fit:g}"
+            yield label, float(np.mean((found["low"] <= value) & (value <= found["high"])))
+
+
+# ---- output ----
+
+
+def versions() -> str:
+    """Machine and versions in a line."""
+    processor = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return f"{names[0] if names else processor}; Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}"
+
+
+def main() -> None:
+    """Run everything, print and save the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--full", action="store_true", help="time all 4,500 published starts (about two minutes)")
+    parser.add_argument("--coverage", type=int, default=0, metavar="STUDIES", help="also simulate the coverage of the intervals")
+    arguments = parser.parse_args()
+    machine = versions()
+    print(f"{machine}; processor seconds of one thread")
+    rows: list[dict[str, object]] = []
+    benches = [
+        lambda: [point_fit(arguments.full)],
+        bootstraps,
+        *(lambda b=b: [b()] for b in (one_dimensional, shape_fit, small_study, large_study, import_time)),
+    ]
+    for line in itertools.chain.from_iterable(bench() for bench in benches):
+        ratio = "" if line.ratio is None else f"{line.ratio:,.0f}x"
+        bar = f">= {line.bar:,.0f}x" if line.theirs is not None else f"<= {line.bar:g} s"
+        theirs = "" if line.theirs is None else f"{line.theirs:.3g} s"
+        print(
+            f"{line.what:<72} {line.ours:>9.3g} s {theirs:>10} {ratio:>8}  {bar:>10} {'pass' if line.passes else 'MISS'}  {line.note}",
+            flush=True,
+        )
+        rows.append(
+            {
+                "what": line.what,
+                "ours_s": line.ours,
+                "theirs_s": line.theirs,
+                "ratio": line.ratio,
+                "bar": bar,
+                "passes": line.passes,
+                "note": line.note,
+            }
+        )
+    for label, share in coverage(arguments.coverage) if arguments.coverage else ():
+        print(f"coverage of nominal 95 %: {label:<40} {100 * share:.1f} % of {arguments.coverage} studies", flush=True)
+        rows.append(
+            {
+                "what": f"coverage: {label}",
+                "ratio": share,
+                "bar": "0.93 to 0.97",
+                "passes": 0.93 <= share <= 0.97,
+                "note": f"{arguments.coverage} studies",
+            }
+        )
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["what", "ours_s", "theirs_s", "ratio", "bar", "passes", "note", "machine"], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({**row, "machine": machine} for row in rows)
+
+
+if __name__ == "__main__":
+    main()
