@@ -51,9 +51,9 @@ def analyze(results: Path, out: Path | None = None, options: Options | None = No
     conclusions.write(folder / "fits.json", tree)
     print(summary.text(tree))
     if report and results.is_dir() and importlib.util.find_spec("analysis.report"):
-        from analysis import report as report_module
+        from analysis.report import build
 
-        print(f"\nreport: {report_module.build(results, tree)}")
+        print(f"\nreport: {build(results, tree)}")
     else:
         print(f"\nfits: {folder / 'fits.json'}")
     return tree

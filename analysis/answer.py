@@ -13,6 +13,7 @@ from typing import Any
 
 from analysis.refusals import is_refused
 from analysis.structure import acts_like, count, in_words, interval_text, nats_text, than_word
+from analysis.sweeps import NAMES
 
 Tree = Mapping[str, Any]
 
@@ -44,7 +45,7 @@ def parameters(tree: Tree) -> str:
     if fit is None:
         only = tree["sweeps"][0]["levels"][0] if tree["sweeps"] else None
         where = f" ({only['params_non_embedding']:,} non-embedding parameters, mean loss {only['mean']:.3f} nats)" if only else ""
-        return f"All {counts['usable']} completed trials have one size{where}, so the study does not say what more parameters buy."
+        return f"{count(counts['usable'], 'usable trial')} of one size{where}: the study does not say what more parameters buy."
     slope, gain = fit["slope"], fit["slope"]["gain_per_doubling"]
     verb, worth = ("lowers", gain["value"]) if gain["value"] >= 0 else ("raises", -gain["value"])
     ends = _ends(gain) if gain["value"] >= 0 else ""
@@ -136,12 +137,18 @@ def _cannot_separate(tree: Tree) -> str:
     varied = [s for s in tree["sweeps"] if s["factor"] in ("n_layer", "n_embd") and len(s["levels"]) > 1]
     if not varied:
         return "Depth and width cannot be separated here, because neither was varied by itself."
-    names = " and ".join(str(s["name"]) for s in varied)
-    sizes = "; ".join(f"{s['name']}: {s['sentence'].rstrip('.')}" for s in varied)
-    why = "each changes the size with it and no configurations of equal size differ in shape"
+    found = "; ".join(_raw(sweep) for sweep in varied)
+    why = "each changes the size with it and no models of equal size differ in shape"
     if len(varied) == 1:
-        why = f"only {names} varies and it changes the size with it"
-    return f"Depth and width cannot be separated here, because {why} ({sizes}); add shapes of equal size."
+        why = f"only {NAMES[varied[0]['factor']]} varies and it changes the size with it"
+    return f"Depth and width cannot be separated here, because {why} ({found}); add shapes of equal size."
+
+
+def _raw(sweep: Mapping[str, Any]) -> str:
+    """Raw spread of a sweep, which mixes size with shape."""
+    low, high = sweep["levels"][0], sweep["levels"][-1]
+    change = high["mean"] - low["mean"]
+    return f"from {sweep['word']} {low['value']} to {high['value']} loss changes by {change:+.3f} nats, {sweep['verdict']}"
 
 
 # ---- heads ----

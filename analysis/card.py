@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from analysis.fit_blocks import Fitted, Options
+from analysis.fit_blocks import Options
+from analysis.fitted import Fitted
 from analysis.table import Table
 
 CONVENTION_TEXT = {

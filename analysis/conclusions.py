@@ -37,7 +37,8 @@ from analysis import (
     verdicts,
 )
 from analysis import table as tables
-from analysis.fit_blocks import CONVENTIONS, SIZE, Fitted, Options
+from analysis.fit_blocks import Options
+from analysis.fitted import CONVENTIONS, SIZE, Fitted, fit_size_law
 from analysis.refusals import Code, Refusal, collect
 from analysis.replicates import Configurations, Noise
 from analysis.sweeps import Sweep
@@ -98,9 +99,11 @@ class _Evidence:
         mask = selection.one_recipe(table.trials)
         joint = cells if mask.all() else replicates.average(table.trials[mask])
         tried = all_fits(joint)
-        refused = [{"subject": "fits", "code": str(f.code), "reason": f.reason} for f in tried if isinstance(f, Refusal)]
+        reasons = {f.reason: f.code for f in tried if isinstance(f, Refusal)}
+        refused = [{"subject": "fits", "code": str(code), "reason": reason} for reason, code in reasons.items()]
         fitted = [f for f in tried if isinstance(f, Fitted)]
-        return _Evidence(table, cells, joint, replicates.measure_noise(cells), sweeps.find_sweeps(cells), fitted, refused)
+        found = sweeps.find_sweeps(cells, set(joint.config_id))
+        return _Evidence(table, cells, joint, replicates.measure_noise(cells), found, fitted, refused)
 
     @property
     def primary(self) -> Fitted | None:
@@ -116,12 +119,12 @@ def all_fits(cells: Configurations) -> list[Fitted | Refusal]:
     sized = cells.take(members) if members else cells
     title = "All configurations" if len(sized) == len(cells) else "All configurations of the sweeps in which size varies"
     columns = [c for c in CONVENTIONS if np.isfinite(cells.columns[c]).all()]
-    tried = [fit_blocks.fit_size_law("joint" if c == SIZE else f"joint@{c}", title, sized, c) for c in columns]
+    tried = [fit_size_law("joint" if c == SIZE else f"joint@{c}", title, sized, c) for c in columns]
     if 0 < len(sized) < len(cells):
-        tried.append(fit_blocks.fit_size_law("joint:all", "All configurations, those of equal size included", cells))
+        tried.append(fit_size_law("joint:all", "All configurations, those of equal size included", cells))
     for sweep in growing:
         own = cells.take(list(sweep.members))
-        tried.append(fit_blocks.fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name))
+        tried.append(fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name))
     return tried
 
 
@@ -154,7 +157,7 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         "conventions": conventions(blocks),
         "selection": law_selection(study.joint),
         "irreducible_loss": irreducible(primary, blocks),
-        "compute_optimal": compute_optimal(study.joint).to_dict(),
+        "compute_optimal": compute_optimal(study.joint, primary, noise),
         "diagnostics": diagnostics.examine(primary, noise) if primary else _one_size(),
         "timing": speed.timing(study.table.trials, cells, study.sweeps),
         "overfitting": training.overfitting(cells),
@@ -228,18 +231,18 @@ def irreducible(primary: Fitted | None, blocks: Mapping[str, Any]) -> dict[str, 
     return cell
 
 
-def compute_optimal(cells: Configurations) -> Refusal:
-    """Compute-optimal N and D: always refused here, with the collinearity of ln N and ln D shown."""
+def compute_optimal(cells: Configurations, primary: Fitted | None, noise: Noise | Refusal) -> dict[str, Any]:
+    """Exponent a of N_opt ~ C^a = beta / (alpha + beta) (Hoffmann et al. 2022, eq. 4): only where N and D varied independently."""
     n, d = np.log(cells.columns[SIZE]), np.log(cells.columns["n_tokens"])
     if np.ptp(d) < 1e-9:
-        return Refusal(Code.FIXED_TOKENS, "compute-optimal N and D need runs at several n_tokens; all configurations saw the same number")
+        reason = "compute-optimal N and D need runs at several n_tokens; all configurations saw the same number"
+        return Refusal(Code.FIXED_TOKENS, reason).to_dict()
     r = float(np.corrcoef(n, d)[0, 1]) if np.ptp(n) > 1e-9 else 1.0
-    if abs(r) > 0.9:
-        return Refusal(
-            Code.COLLINEAR, f"compute-optimal N and D cannot be told apart: ln N and ln D correlate by {r:.2f}; vary them separately"
-        )
-    reason = f"compute-optimal N and D are not computed (ln N and ln D correlate by {r:.2f}); use the fitted law M2"
-    return Refusal(Code.COLLINEAR, reason)
+    if abs(r) > 0.9 or primary is None or "beta" not in primary.result.params:
+        reason = f"compute-optimal N and D cannot be told apart: ln N and ln D correlate by {r:.2f}; vary them separately"
+        return Refusal(Code.COLLINEAR, reason).to_dict()
+    refusal = fit_blocks.early_refusal(primary, "beta")
+    return refusal.to_dict() if refusal else {**fit_blocks.optimal_exponent(primary, noise), "correlation": r}
 
 
 def _forecasts(table: Table, study: _Evidence | None) -> list[dict[str, Any]]:

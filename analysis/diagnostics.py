@@ -1,6 +1,6 @@
 """Would the conclusion survive? Sizes left out, the largest forecast from the rest, lack of fit, trends, leverage, robustness of delta.
 
-block = diagnostics.examine(fitted, noise)          # fitted: analysis.fit_blocks.Fitted
+block = diagnostics.examine(fitted, noise)          # fitted: analysis.fitted.Fitted
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis import fits
-from analysis.fit_blocks import Fitted
 from analysis.fits import BatchResult
+from analysis.fitted import Fitted
 from analysis.laws import Power
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Noise, f_p_value, t_p_value, t_quantile

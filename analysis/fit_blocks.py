@@ -13,14 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis import fits, intervals, selection, verdicts
-from analysis.fits import FitResult
-from analysis.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, Law, Power
-from analysis.refusals import Code, Refusal
-from analysis.replicates import LEVEL, Configurations, Noise, f_p_value, t_quantile
+from analysis import intervals, selection, verdicts
+from analysis.fitted import Fitted, mean_variance, observations
+from analysis.laws import Law, Power
+from analysis.refusals import Refusal
+from analysis.replicates import LEVEL, Noise, t_quantile
 
-SIZE = "params_non_embedding"
-CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")
 CURVE_POINTS = 60
 REACH = 2.0
 """The drawn curve goes this factor beyond the data on either side, and never beyond one observed log-range."""
@@ -44,86 +42,6 @@ class Options:
     profile: bool = True
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A fit with the configurations that it used: what structure, diagnostics and forecasts start from.
-
-    Args:
-        fit_id: key in fits.json.
-        result: the fit on configuration means.
-        cells: those configurations.
-        column: how N is counted.
-        sweep: the one sweep whose configurations were used, or None.
-        title: for people.
-    """
-
-    fit_id: str
-    title: str
-    result: FitResult
-    cells: Configurations
-    column: str
-    sweep: str | None = None
-
-    @property
-    def df(self) -> int:
-        """Configurations less parameters."""
-        return len(self.cells) - len(self.result.params)
-
-    def at(self, size: Any, **other: Any) -> dict[str, NDArray[np.float64]]:
-        """Columns at sizes, everything else at the fit's reference."""
-        n = np.atleast_1d(np.asarray(size, dtype=float))
-        fixed = {**self.result.reference, **other}
-        return {name: n if name == self.column else np.full(len(n), fixed[name]) for name in self.result.law.columns}
-
-    def slope(self, size: float) -> float:
-        """Local slope dlnL/dlnN at a size (negative where larger is better)."""
-        step = 1e-5
-        up, down = self.result.predict(self.at([size * math.exp(step), size * math.exp(-step)]))
-        return float((math.log(up) - math.log(down)) / (2 * step))
-
-    def jacobian(self, points: Mapping[str, NDArray[np.float64]]) -> NDArray[np.float64]:
-        """d ln L / d coordinates at points, (points, parameters), by central differences."""
-        theta, step = self.result.theta, 1e-6
-        offsets = step * np.eye(len(theta))
-        shifted = np.concatenate([theta[:, None] + offsets, theta[:, None] - offsets], axis=1)
-        values = self.result.design.log_predict(shifted, dict(points))
-        half = len(theta)
-        return ((values[:half] - values[half:]) / (2 * step)).T
-
-    def log_error(self, points: Mapping[str, NDArray[np.float64]], variance: float) -> NDArray[np.float64]:
-        """Standard error of ln L at points for a residual variance of configuration means (delta method)."""
-        own = self.jacobian({name: self.cells.columns[name] for name in self.result.law.columns})
-        free = self.jacobian(points)
-        spread = np.linalg.pinv(own.T @ own, rcond=1e-12)
-        return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", free, spread, free), 0) * variance)
-
-
-def fit_size_law(
-    fit_id: str, title: str, cells: Configurations, column: str = SIZE, sweep: str | None = None, law: Law | None = None
-) -> Fitted | Refusal:
-    """Fit L(N), or L(N, D) where training tokens vary too, to configuration means; without a law, `choose_size_law` gives it."""
-    if verdicts.sizes(cells, column) < 2:
-        return Refusal(
-            Code.NO_VARIATION, f"{title}: N takes one value, so the data say nothing about what parameters buy; add a second size"
-        )
-    chosen = (law or choose_size_law(cells, column)).on(**{SIZE: column})
-    try:
-        result = fits.fit(chosen, cells.columns, cells.loss)
-    except fits.FitError as error:
-        return Refusal(Code.TOO_FEW_SIZES, f"{title}: {error}")
-    return Fitted(fit_id, title, result, cells, column, sweep)
-
-
-def choose_size_law(cells: Configurations, column: str = SIZE) -> Law:
-    """M2 where the training tokens vary too, M1 from four sizes on, else M0.
-
-    A floor is part of the law by default, for the entropy of text is not zero; what AICc says of the alternatives stands in `selection`.
-    """
-    if selection.varies(cells, "n_tokens", 3) and len(cells) > len(POWER_FLOOR_DATA.parameters):
-        return POWER_FLOOR_DATA
-    return POWER_FLOOR if verdicts.sizes(cells, column) >= 4 else POWER
-
-
 # ---- the block ----
 
 
@@ -132,7 +50,7 @@ def build(fitted: Fitted, noise: Noise | Refusal, options: Options) -> dict[str,
     result, cells = fitted.result, fitted.cells
     card = result.to_dict()
     refused = {name: refusal for name in result.params if (refusal := early_refusal(fitted, name))}
-    found = profile_all(fitted, options, [name for name in result.params if name not in refused])
+    found = profile_all(fitted, noise, options, [name for name in result.params if name not in refused])
     parameters = {name: parameter(fitted, name, found.get(name), refused.get(name)) for name in result.params}
     block = {
         "title": fitted.title,
@@ -205,48 +123,26 @@ def curve(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
     return block | {"low": y * np.exp(-half), "high": y * np.exp(half)}
 
 
-def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None, int]:
-    """Variance of a configuration mean about the curve in log loss, and its degrees of freedom.
-
-    Residual scatter alone where the lack of fit exceeds the seeds' noise (F test at 5 %); otherwise residuals and seed noise pooled, which
-    is what lets a four-level sweep with seeds say anything (Draper and Smith 1998, chapter 2).
-    """
-    rss, df = float(np.sum(fitted.result.residuals**2)), fitted.df
-    if isinstance(noise, Refusal):
-        return (rss / df, df) if df > 0 else (None, 0)
-    pure = float(np.mean((noise.difference_sd / fitted.cells.loss) ** 2 / fitted.cells.n_seeds))
-    if df > 0 and f_p_value(rss / df / pure, df, noise.difference_df) < 0.05:
-        return rss / df, df
-    return (rss + pure * noise.difference_df) / (df + noise.difference_df), df + noise.difference_df
-
-
 # ---- parameters ----
 
 
-def observations(fitted: Fitted) -> intervals.Observations:
-    """The fit's rows, one per configuration and seed, for intervals: seeds of one configuration are grouped, never independent."""
-    cells, law = fitted.cells, fitted.result.law
-    columns = {name: cells.columns[name][cells.cell_config] for name in law.columns}
-    return intervals.Observations(law, columns, cells.cell_loss, cells.cell_config, fitted.result.reference)
+def profile_all(fitted: Fitted, noise: Noise | Refusal, options: Options, parameters: Sequence[str]) -> dict[str, intervals.Interval]:
+    """Profile-likelihood intervals of the slope at the reference and of the named parameters; the delta method where that must do."""
+    if fitted.df >= 1 and (options.profile or parameters):
+        return intervals.profiles(observations(fitted), quantities_of(fitted, parameters), level=options.level)
+    slope = delta_slope(fitted, noise, options.level)
+    return {} if slope is None else {"slope": slope}
 
 
-def profile_all(fitted: Fitted, options: Options, parameters: Sequence[str]) -> dict[str, intervals.Interval]:
-    """Profile-likelihood intervals of the slope at the reference and of the named parameters; empty where no degree of freedom is left."""
-    if fitted.df < 1:
-        return {}
-    if not options.profile and not parameters:
-        return {"slope": delta_slope(fitted, options.level)}
-    return intervals.profiles(observations(fitted), quantities_of(fitted, parameters), level=options.level)
-
-
-def delta_slope(fitted: Fitted, level: float) -> intervals.Interval:
-    """Interval of the slope at the reference from the linearized fit and the residual scatter of configuration means."""
+def delta_slope(fitted: Fitted, noise: Noise | Refusal, level: float) -> intervals.Interval | None:
+    """Interval of the slope at the reference from the linearized fit; None where neither scatter nor seeds give a variance."""
+    variance, df = mean_variance(fitted, noise)
+    if variance is None:
+        return None
     size, step = float(fitted.result.reference[fitted.column]), 1e-3
     up, down = fitted.jacobian(fitted.at(size * np.exp([step, -step])))
-    direction = (up - down) / (2 * step)
-    own = fitted.jacobian({name: fitted.cells.columns[name] for name in fitted.result.law.columns})
-    variance = float(direction @ np.linalg.pinv(own.T @ own, rcond=1e-12) @ direction) * float(np.sum(fitted.result.residuals**2))
-    half, slope = t_quantile(fitted.df, level) * math.sqrt(max(variance, 0) / fitted.df), fitted.slope(size)
+    error = fitted.combination_error((up - down) / (2 * step), variance)
+    half, slope = t_quantile(df, level) * error, fitted.slope(size)
     return intervals.Interval(slope - half, slope + half, level, "delta", "closed", slope, len(fitted.cells))
 
 
@@ -301,6 +197,24 @@ def slope_block(fitted: Fitted, interval: intervals.Interval | None) -> dict[str
     return cell | {"at": size, "loss": loss, "nats_per_e_fold": slope * loss, "gain_per_doubling": doubling}
 
 
+def optimal_exponent(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
+    """a = beta / (alpha + beta), the exponent of the compute-optimal N in C, with a delta-method interval."""
+    design, theta = fitted.result.design, fitted.result.theta
+
+    def value(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+        params = design.to_params(coordinates)
+        return np.asarray(params["beta"] / (params["alpha"] + params["beta"]), dtype=float)
+
+    step = 1e-6 * np.eye(len(theta))
+    direction = (value(theta[:, None] + step) - value(theta[:, None] - step)) / 2e-6
+    cell: dict[str, Any] = {"value": float(value(theta[:, None])[0]), "low": None, "high": None, "level": LEVEL, "method": "delta"}
+    variance, df = mean_variance(fitted, noise)
+    if variance is not None:
+        half = t_quantile(df) * fitted.combination_error(direction, variance)
+        cell |= {"low": cell["value"] - half, "high": cell["value"] + half}
+    return cell
+
+
 def doubling_gain(loss: float, slope: float) -> float:
     """Nats that doubling N around a point of the curve buys: L 2 sinh(-slope ln2 / 2), exact to third order in ln 2."""
     return loss * 2 * math.sinh(-slope * math.log(2) / 2)
@@ -324,18 +238,18 @@ def cross_check(fitted: Fitted, found: Mapping[str, intervals.Interval], options
     source, n = observations(fitted), options.n_bootstrap
     resampled = intervals.bootstrap(source, wanted, rng=rng, n=n, level=options.level, start=fitted.result)
     ends = {name: {"low": v.low, "high": v.high, "status": v.status} for name, v in resampled.items()}
-    apart = [name for name in wanted if name in found and _widths_differ(found[name], resampled[name])]
-    if not apart:
-        return {"bootstrap": ends, "disagreement": None}
-    sentence = (
-        f"profile and bootstrap intervals of {', '.join(apart)} differ in width by more than 25 %; "
-        "the profile is reported: with few configurations the bootstrap is too short"
-    )
-    return {"bootstrap": ends, "disagreement": sentence}
+    return {"bootstrap": ends, "disagreement": disagreement(found, resampled)}
 
 
-def _widths_differ(profile: intervals.Interval, resampled: intervals.Interval) -> bool:
-    widths = (profile.high - profile.low, resampled.high - resampled.low)
-    if not all(math.isfinite(w) and w > 0 for w in widths):
-        return math.isfinite(widths[0]) != math.isfinite(widths[1])
-    return max(widths) / min(widths) > 1.25
+def disagreement(profiled: Mapping[str, intervals.Interval], resampled: Mapping[str, intervals.Interval]) -> str | None:
+    """A sentence naming the quantities whose two intervals differ in width by more than 25 %, or None."""
+    apart: dict[str, list[str]] = {"wider": [], "narrower": []}
+    for name, interval in profiled.items():
+        widths = (interval.width, resampled[name].width)
+        finite = [math.isfinite(w) and w > 0 for w in widths]
+        if finite[0] != finite[1] or (all(finite) and max(widths) > 1.25 * min(widths)):
+            apart["wider" if not finite[1] or widths[1] > widths[0] else "narrower"].append(name)
+    parts = [f"{kind} for {', '.join(names)}" for kind, names in apart.items() if names]
+    if not parts:
+        return None
+    return f"the bootstrap's intervals are over 25 % {' and '.join(parts)} than the profile's; the profile's are reported"

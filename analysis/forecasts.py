@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import intervals
-from analysis.fit_blocks import Fitted, observations
+from analysis.fitted import Fitted, observations
 from analysis.refusals import Code, Refusal
 from analysis.replicates import LEVEL, Configurations
 from models.config import ModelConfig

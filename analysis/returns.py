@@ -5,12 +5,11 @@ block = returns.diminishing(fitted, noise)
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 
-from analysis.fit_blocks import Fitted, mean_variance
+from analysis.fitted import Fitted, mean_variance
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Noise, t_quantile
 
@@ -43,10 +42,8 @@ def gain_between(fitted: Fitted, first: float, second: float, noise: Noise | Ref
     variance, df = mean_variance(fitted, noise)
     if variance is None:
         return cell
-    own = fitted.jacobian({name: fitted.cells.columns[name] for name in fitted.result.law.columns})
     slopes = fitted.jacobian(points) * losses[:, None]
-    direction = slopes[0] - slopes[1]
-    half = t_quantile(df) * math.sqrt(max(float(direction @ np.linalg.pinv(own.T @ own, rcond=1e-12) @ direction), 0) * variance)
+    half = t_quantile(df) * fitted.combination_error(slopes[0] - slopes[1], variance)
     return cell | {"low": cell["gain"] - half, "high": cell["gain"] + half}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fit_blocks import Fitted, mean_variance
+from analysis.fitted import Fitted, mean_variance
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Configurations, Noise, t_p_value, t_quantile
 from analysis.sweeps import NAMES, SHAPE, Sweep, p_text
@@ -136,7 +136,7 @@ def effect_at(
     own_df = noise.difference_df if isinstance(noise, Noise) else curve_df
     if own is None or curve_variance is None or (isinstance(noise, Refusal) and curve_df < 2):
         return Effect(delta * scale, None, 0, equivalent, None)
-    spread = curve_variance * np.linalg.pinv(_gram(curve), rcond=1e-12)
+    spread = curve_variance * curve.covariance()
     by_curve = (up - down) / 2e-5
     by_curve_equivalent = (up_equivalent - down_equivalent) / 2e-5
     variance_curve = float(by_curve @ spread @ by_curve)
@@ -149,11 +149,6 @@ def effect_at(
 def _own_variance(noise: Noise, n_seeds: Sequence[int], scale: float) -> float:
     """Variance of the log of means over so many seeds: their noise alone, for a shape's misfit is what is asked for."""
     return (noise.standard_error(*n_seeds) / scale) ** 2
-
-
-def _gram(curve: Fitted) -> NDArray[np.float64]:
-    own = curve.jacobian({name: curve.cells.columns[name] for name in curve.result.law.columns})
-    return own.T @ own
 
 
 # ---- equal sizes ----

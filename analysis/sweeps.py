@@ -8,6 +8,7 @@ The factor is the one column that varies; a sweep in which several vary (a grid,
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -51,13 +52,25 @@ class Sweep:
     members: tuple[int, ...]
 
 
-def find_sweeps(cells: Configurations) -> list[Sweep]:
-    """The study's sweeps, else one-factor sweeps found in the shapes; configurations in none of them follow as `other`."""
+def find_sweeps(cells: Configurations, chosen: Collection[str] | None = None) -> list[Sweep]:
+    """The study's sweeps, else one-factor sweeps found in the shapes; configurations in none of them follow as `other`.
+
+    Args:
+        chosen: configurations of the joint fit; where a shape was trained at several learning rates, a sweep over shapes shows only these.
+    """
     names = list(dict.fromkeys(name for sweeps in cells.sweeps for name in sweeps))
     found = [_sweep(cells, name, [i for i, own in enumerate(cells.sweeps) if name in own]) for name in sorted(names, key=_order)]
     found = found or [s for factor in SHAPE if (s := _one_factor(cells, factor))]
+    found = [_without_trials(cells, sweep, chosen or ()) for sweep in found]
     rest = sorted(set(range(len(cells))) - {i for sweep in found for i in sweep.members})
     return found + ([_sweep(cells, "other" if found else "all", rest)] if rest else [])
+
+
+def _without_trials(cells: Configurations, sweep: Sweep, chosen: Collection[str]) -> Sweep:
+    """The sweep without the learning rates that were only tried, where its shapes repeat."""
+    kept = [i for i in sweep.members if cells.config_id[i] in chosen]
+    shapes = {tuple(float(cells.columns[c][i]) for c in (*SHAPE, "n_tokens")) for i in sweep.members}
+    return _sweep(cells, sweep.name, kept) if kept and len(shapes) < len(sweep.members) and sweep.factor in (*SHAPE, "size") else sweep
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -69,7 +82,9 @@ def _sweep(cells: Configurations, name: str, members: list[int]) -> Sweep:
     varying = [c for c in SHAPE + RECIPE if len(np.unique(_filled(cells, c)[members])) > 1]
     shapes = [c for c in varying if c in SHAPE]
     # Width sweeps may scale lr or heads with the size by rule: the factor is the shape column, and what follows it is no second factor.
-    factor = varying[0] if len(varying) == 1 else (shapes[0] if len(shapes) == 1 and set(varying) <= {shapes[0], "lr"} else "size")
+    distinct = bool(shapes) and len(np.unique(cells.columns[shapes[0]][members])) == len(members)
+    by_rule = len(shapes) == 1 and set(varying) == {shapes[0], "lr"} and distinct
+    factor = varying[0] if len(varying) == 1 else (shapes[0] if by_rule else "size")
     key = cells.columns[SIZE if factor == "size" else factor]
     return Sweep(name, factor, tuple(sorted(members, key=lambda i: (float(key[i]), i))))
 
@@ -206,6 +221,8 @@ def levelling(levels: list[dict[str, Any]]) -> dict[str, Any] | None:
 def _sentence(block: dict[str, Any], noise: Noise | Refusal) -> str:
     """One sentence on the sweep: its spread, verdict and last step."""
     levels, word = block["levels"], block["word"]
+    if block["name"] == "other":
+        return f"{len(levels)} configurations belong to no sweep; they are shown, not compared."
     if len(levels) < 2:
         return f"{block['name'].capitalize()} has one level, so it says nothing about {word}."
     low, high = levels[0], levels[-1]
