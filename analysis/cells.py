@@ -35,3 +35,9 @@ def interval_of(cell: Any) -> tuple[float, float] | None:
 def reason_of(cell: Any) -> str:
     """Why a cell was refused, or "" where it holds a number."""
     return str(cell["refused"].get("reason", "refused")) if isinstance(cell, Mapping) and "refused" in cell else ""
+
+
+def part_of(fits: Any, name: str) -> Mapping[str, Any] | None:
+    """A part of `fits.json` that holds results, or None where it is absent or refused."""
+    part = fits.get(name) if isinstance(fits, Mapping) else None
+    return part if isinstance(part, Mapping) and "refused" not in part else None

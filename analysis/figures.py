@@ -91,7 +91,9 @@ def _draw_levels(ax: Axes, fits: Fits, levels: Sequence[tuple[str, Row]], column
             continue
         x = [float(level[column]) for level in own]
         seeds = [(n, float(v)) for n, level in zip(x, own, strict=True) for v in level["losses"]]
-        ax.scatter(*zip(*seeds, strict=True), s=9, color=color, alpha=0.75, lw=0, zorder=4, label=f"{sweep['name']}, seeds")
+        ax.scatter(
+            [n for n, _ in seeds], [v for _, v in seeds], s=9, color=color, alpha=0.75, lw=0, zorder=4, label=f"{sweep['name']}, seeds"
+        )
         means = [float(np.mean(level["losses"])) for level in own]
         ax.scatter(x, means, s=62, marker=marker, facecolor="none", edgecolor=color, lw=1.2, label=f"{sweep['name']}, mean", zorder=3)
         kind = column_of(sweep)
@@ -123,7 +125,7 @@ def _draw_floor(ax: Axes, fits: Fits) -> None:
             f"entropy of the text {floor:.3f}", (0.01, floor), (0, 3), ("axes fraction", "data"), "offset points", color=MUTED, fontsize=9
         )
     else:
-        ax.annotate(f"entropy of the text {floor:.3f}, below this axis", (0.01, 0.01), xycoords="axes fraction", color=MUTED, fontsize=9)
+        ax.annotate(f"entropy of the text {floor:.3f}, below this axis", (0.01, 0.025), xycoords="axes fraction", color=MUTED, fontsize=9)
 
 
 def draw_residuals(fits: Fits, ax: Axes | None = None, fit_id: str | None = None) -> Axes:
@@ -179,7 +181,7 @@ def _draw_sweep(fits: Fits, name: str, ax: Axes | None, panel: Any, label: str) 
 
 def _loss_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
     seeds = [(v * s, float(y)) for v, level in zip(values, levels, strict=True) for s, y in _spread(level["losses"])]
-    ax.scatter(*zip(*seeds, strict=True), s=14, color=color, alpha=0.75, lw=0, label="seeds", zorder=3)
+    ax.scatter([v for v, _ in seeds], [loss for _, loss in seeds], s=14, color=color, alpha=0.75, lw=0, label="seeds", zorder=3)
     ax.plot(values, [float(level["mean"]) for level in levels], marker=marker, ms=8, color=color, mfc="white", lw=1.2, label="mean")
     for v, level in zip(values, levels, strict=True):
         if value_of(level.get("low")) is not None and value_of(level.get("high")) is not None:

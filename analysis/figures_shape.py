@@ -17,12 +17,12 @@ def draw_shares(fits: Fits, ax: Axes | None = None) -> Axes:
         shares = [] if is_refused(fits.get("structure")) else fits["structure"].get("shares") or []
         shares = [s for s in shares if value_of(s.get("shapley")) is not None]
         for y, share in enumerate(shares):
-            ax.barh(y, value_of(share["shapley"]), height=0.55, color=BLUE, alpha=0.85)
+            ax.barh(y, _number(share["shapley"]), height=0.55, color=BLUE, alpha=0.85)
             if value_of(share.get("low")) is not None:
                 ax.plot([share["low"], share["high"]], [y, y], color=INK, lw=1.2, label="_interval")
             if value_of(share.get("sequential")) is not None:
-                ax.plot([value_of(share["sequential"])], [y], "|", color=VERMILLION, ms=16, mew=2)
-        ax.plot([value_of(s["shapley"]) for s in shares], range(len(shares)), lw=0, label="Shapley share")
+                ax.plot([_number(share["sequential"])], [y], "|", color=VERMILLION, ms=16, mew=2)
+        ax.plot([_number(s["shapley"]) for s in shares], range(len(shares)), lw=0, label="Shapley share")
         ax.set_yticks(range(len(shares)), [str(s["factor"]) for s in shares])
         ax.set_ylim(len(shares) - 0.5, -0.5)
         ax.set_xlim(min(0, *[value_of(s["shapley"]) or 0 for s in shares], 0), 1.02)
@@ -42,8 +42,8 @@ def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
             clear = sure and not c["pe_low"] <= 1 <= c["pe_high"]
             if sure:
                 ax.plot([c["pe_low"], c["pe_high"]], [y, y], color=BLUE, lw=1.4, label="_interval")
-            ax.plot([value_of(c["parameter_equivalent"])], [y], "o", color=BLUE, mfc=BLUE if clear else "white")
-        ax.plot([value_of(c["parameter_equivalent"]) for c in rows], range(len(rows)), lw=0, label="parameter-equivalent")
+            ax.plot([_number(c["parameter_equivalent"])], [y], "o", color=BLUE, mfc=BLUE if clear else "white")
+        ax.plot([_number(c["parameter_equivalent"]) for c in rows], range(len(rows)), lw=0, label="parameter-equivalent")
         ax.set_yticks(range(len(rows)), [str(c["name"]) for c in rows])
         ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         ends = [c.get(k) for c in rows for k in ("parameter_equivalent", "pe_low", "pe_high")]
@@ -51,3 +51,9 @@ def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
         style.log_axis(ax, "x")
         ax.set_xlabel("parameter-equivalent (1 = acts its size)")
     return ax
+
+
+def _number(cell: object) -> float:
+    """A cell whose value is known to be there."""
+    value = value_of(cell)
+    return float("nan") if value is None else value

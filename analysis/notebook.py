@@ -132,6 +132,8 @@ def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int) -> str:
         # Unix sockets in a private folder where there are any: nobody else on the machine can talk to the kernel.
         places = {"transport": "ipc", "ip": f"{private}/k"} if os.name == "posix" else {}
         manager = AsyncKernelManager(connection_file=f"{private}/kernel.json", **places)
+        if manager.kernel_spec is None:
+            return "no Jupyter kernel is installed"
         manager.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--matplotlib=inline"]
         quick = {"shutdown_kernel": "immediate", "startup_timeout": 30, "record_timing": False}
         client = NotebookClient(made, km=manager, timeout=limit_s, resources={"metadata": {"path": str(folder)}}, **quick)

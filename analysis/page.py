@@ -22,29 +22,14 @@ from analysis import content, sections, style
 from analysis.evidence import Evidence
 
 TEMPLATES = Path(__file__).parent / "templates"
-ROW = (
-    "trial_id",
-    "n_layer",
-    "n_embd",
-    "n_head",
-    "seed",
-    "params_non_embedding",
-    "params_total",
-    "val_loss",
-    "train_loss",
-    "lr",
-    "n_tokens",
-)
-ROW += ("ms_per_step", "peak_memory_bytes", "wall_s", "device", "status")
+ROW = ("trial_id", "n_layer", "n_embd", "n_head", "seed", "params_non_embedding", "params_total", "val_loss", "train_loss", "lr")
+ROW_MORE = ("n_tokens", "ms_per_step", "peak_memory_bytes", "wall_s", "device", "status")
 """Columns of a trial that the explorer shows."""
 STORY_BYTES = 500_000
 """Room for stories in the explorer: the page stays well under 3 MB."""
 
-COLORS = {
-    style.INK: "--ink", style.MUTED: "--muted", style.FAINT: "--faint", style.PAPER: "--paper", style.BLUE: "--blue", style.GREEN: "--green",
-    style.VERMILLION: "--vermillion", style.PURPLE: "--purple", style.ORANGE: "--orange", style.SKY: "--sky",
-    **{shade: f"--shade-{i}" for i, shade in enumerate(style.SHADES)},
-}  # fmt: skip
+_NAMED = ("INK", "MUTED", "FAINT", "PAPER", "BLUE", "GREEN", "VERMILLION", "PURPLE", "ORANGE", "SKY")
+COLORS = {getattr(style, name): f"--{name.lower()}" for name in _NAMED} | {shade: f"--shade-{i}" for i, shade in enumerate(style.SHADES)}
 """Colors of the figures as variables of the style sheet, which has a dark set."""
 
 
@@ -94,14 +79,12 @@ def render(evidence: Evidence, drawn: Mapping[str, str]) -> str:
 
 def section_html(section: content.Section) -> str:
     """Prose, refusals, listings and stories of one section as escaped HTML, for a notebook."""
-    module = environment().get_template("report.html").make_module(
-        {"drawn": {}, "numbers": {}, "name": "", "question": "", "answer": [], "lead": content.Picture("", "", ""), "sections": [], "css": "", "script": "", "script_hash": "", "explorer": ""}
-    )  # fmt: skip
-    return f"<h3>{escape(section.title)}</h3>{module.body(section)}"  # type: ignore[attr-defined]
+    module: Any = environment().get_template("section.html").make_module({"drawn": {}, "numbers": {}})
+    return f"<h3>{escape(section.title)}</h3>{module.body(section)}"
 
 
 def inline_svg(svg: str, name: str, alt: str) -> str:
-    """A figure file's SVG made fit to stand inside the page: no foreign addresses, own ids, colors that follow the theme, alternative text."""
+    """A figure file's SVG made fit to stand inside the page: own ids, colors that follow the theme, alternative text."""
     body = re.sub(r"^.*?<svg[^>]*>", "", svg, count=1, flags=re.S).rsplit("</svg>", 1)[0]
     body = re.sub(r"<metadata>.*?</metadata>|<style[^>]*>.*?</style>|<defs>\s*</defs>", "", body, flags=re.S)
     body = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', body)
@@ -125,7 +108,7 @@ def script_json(data: Any) -> str:
 
 def explorer_data(evidence: Evidence, points: int = 40) -> dict[str, Any]:
     """Rows, thinned curves and some stories of the trials, as the explorer reads them."""
-    trials = [{key: _json(t.get(key)) for key in ROW} for t in evidence.trials]
+    trials = [{key: _json(t.get(key)) for key in (*ROW, *ROW_MORE)} for t in evidence.trials]
     curves: dict[str, list[list[float]]] = {str(t["trial_id"]): [] for t in trials}
     for row in evidence.curves:
         if row["trial_id"] in curves and _json(row.get("val_loss")) and row["tokens"]:

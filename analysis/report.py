@@ -7,10 +7,11 @@ Reads a results folder and its conclusions; writes `report/`: `figures/*.{svg,pd
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from analysis import exports, figures, markdown, notebook, page, sections, style
+from analysis import conclusions, exports, figures, markdown, notebook, page, sections, style, text_study
 from analysis.evidence import Evidence, load
 
 
@@ -21,9 +22,9 @@ def build(results: Path, fits: Mapping[str, Any], out: Path | None = None) -> Pa
         fits: the conclusions, as `analysis.conclusions` makes them.
         out: another folder to write to instead of `<results>/report`.
     """
-    evidence = load(results, fits)
     folder = out or results / "report"
     folder.mkdir(parents=True, exist_ok=True)
+    evidence = with_stories(load(results, fits), folder / "fits.json")
     drawn = save_figures(evidence, folder / "figures")
     path = folder / "report.html"
     path.write_text(page.render(evidence, drawn), encoding="utf-8")
@@ -31,6 +32,24 @@ def build(results: Path, fits: Mapping[str, Any], out: Path | None = None) -> Pa
     exports.write_tables(sections.sections(evidence), folder / "tables")
     notebook.write(evidence, folder / "report.ipynb")
     return path
+
+
+def with_stories(evidence: Evidence, path: Path) -> Evidence:
+    """The evidence with what its generated text says; `fits.json` gains it too, so that every number of the report stands there."""
+    if "measures" in (evidence.fits.get("stories") or {}):
+        return evidence
+    fits = {**evidence.fits, "stories": text_study.conclude(evidence)}
+    fits["refusals"] = [*(fits.get("refusals") or []), *story_refusals(fits["stories"])]
+    conclusions.write(path, fits)
+    return replace(evidence, fits=fits)
+
+
+def story_refusals(stories: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Refused measures as rows of the list of refusals."""
+    if "refused" in stories:
+        return [{"subject": "stories", **stories["refused"]}]
+    found = [(str(m.get("title", name)), m["refused"]) for name, m in stories["measures"].items() if "refused" in m]
+    return [{"subject": f"stories: {title}", **refused} for title, refused in found]
 
 
 def save_figures(evidence: Evidence, folder: Path) -> dict[str, str]:

@@ -11,6 +11,7 @@ import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -47,7 +48,7 @@ LOSS = "validation loss (nats per character)"
 WIDTH, HEIGHT = 5.2, 3.5
 """Inches. At 10-point type a figure is still readable at half its width, in a two-column paper or on a phone."""
 
-RC = {
+RC: dict[Any, Any] = {
     "font.family": ["DejaVu Sans"], "font.size": 10, "axes.titlesize": 10, "axes.labelsize": 10, "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5,
     "legend.fontsize": 9.5, "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED,
@@ -187,10 +188,10 @@ def label_points(ax: Axes, labels: Sequence[tuple[float, float, str, str]], avoi
     for x, y, text, color in labels:
         best: tuple[float, Annotation, Bbox] | None = None
         for dx, dy in OFFSETS:
-            where = {"ha": "center" if abs(dx) < 3 else ("left" if dx > 0 else "right"), "va": "center"}
+            where: dict[str, Any] = {"ha": "center" if abs(dx) < 3 else ("left" if dx > 0 else "right"), "va": "center"}
             note = ax.annotate(
                 text, (x, y), (dx, dy), textcoords="offset points", color=color, fontsize=9.5, annotation_clip=False, **where
-            )  # type: ignore[arg-type]
+            )
             note.set_in_layout(False)
             box = note.get_window_extent()
             bad = sum(_overlap(box, other) for other in taken) * 10 + int(np.sum([box.contains(*p) for p in points]))

@@ -32,17 +32,23 @@ def stories_section(evidence: Evidence) -> Section:
 def measures(found: Mapping[str, Any]) -> tuple[list[Cell], list[content.Listing]]:
     """The verdict on diversity and one row per measure: smallest and largest model, relation to loss, what it can and cannot say."""
     prose = [Cell(content.visible(str(found["sentence"])), "/stories/sentence")] if found.get("sentence") else []
-    rows = []
+    rows, heat = [], []
     for name, m in (found.get("measures") or {}).items():
         here = f"/stories/measures/{content.escape_pointer(name)}"
         title = Cell(str(m.get("title", name)), here, str(m.get("says", "")))
         if is_refused(m):
-            rows.append([title, Cell("refused", here, reason_of(m)), Cell("–"), Cell("–"), Cell(reason_of(m), here)])
+            rows.append([title, Cell("refused", here, reason_of(m)), Cell("–"), Cell("–"), Cell("–"), Cell(reason_of(m), here)])
             continue
-        ends = [content.number(m.get(end), f"{here}/{end}") for end in ("smallest", "largest", "spearman")]
+        ends = [content.number(m.get(end), f"{here}/{end}") for end in ("smallest", "largest", "held_out", "spearman")]
         rows.append([title, *ends, Cell(str(m.get("says", "")), f"{here}/says")])
-    columns = ["measure", "smallest model", "largest model", "Spearman with loss", "what it can and cannot say"]
-    return prose, [content.Listing("stories", "Measures of the generated text", columns, rows, str(found.get("note", "")))] if rows else []
+        heat.append([title, *[content.number(v, f"{here}/by_temperature/{t}") for t, v in m.get("by_temperature", {}).items()]])
+    columns = ["measure", "smallest model", "largest model", "held-out text", "Spearman with loss", "what it can and cannot say"]
+    listings = [content.Listing("stories", "Measures of the generated text", columns, rows, str(found.get("note", "")))] if rows else []
+    temperatures = list(next((m["by_temperature"] for m in found["measures"].values() if "by_temperature" in m), {})) if rows else []
+    if len(temperatures) > 1 and heat:
+        heads = ["mean over all models", *[f"temperature {t}" for t in temperatures]]
+        listings.append(content.Listing("temperature", "Sampling temperature as a factor", heads, heat))
+    return prose, listings
 
 
 def side_by_side(evidence: Evidence) -> tuple[str, list[Story]]:

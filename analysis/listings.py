@@ -1,0 +1,174 @@
+"""The tables of the report: fits, conventions, sweeps, shares, contrasts.
+
+Reads the conclusions (the dict of `fits.json`); writes nothing. Each cell knows its place in `fits.json`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis import content
+from analysis.cells import is_refused, part_of, reason_of, value_of
+from analysis.content import Cell, Listing, escape_pointer, number, plain, span_cell
+from analysis.figures import slug
+from analysis.style import CONVENTIONS, short_count
+
+Fits = Mapping[str, Any]
+
+
+def pretty(equation: str) -> str:
+    """An equation in plain letters with the signs that readers expect."""
+    for plain_name, sign in (("alpha", "α"), ("beta", "β"), ("gamma", "γ"), ("^-", "^−"), ("*", "·")):
+        equation = equation.replace(plain_name, sign)
+    return equation
+
+
+def fits_listing(fits: Fits) -> Listing:
+    """One row per fit: parameters at their reference, slope, points, status."""
+    rows = []
+    for fit_id, fit in fits["fits"].items():
+        source = f"/fits/{escape_pointer(fit_id)}"
+        if is_refused(fit):
+            rows.append([Cell(fit_id, source), *[Cell("–")] * 4, Cell("refused", source, reason_of(fit)), Cell("–")])
+            continue
+        found = fit.get("parameters") or {}
+        cells = [number(found[p], f"{source}/parameters/{p}") if p in found else Cell("–") for p in ("alpha", "E")]
+        slope = number(fit.get("slope"), f"{source}/slope") if fit.get("slope") is not None else Cell("–")
+        points = Cell(f"{plain(fit.get('n_configurations'))} × {plain(fit.get('n_seeds'))}", f"{source}/n_configurations", numeric=True)
+        counted = CONVENTIONS.get(fit.get("convention", ""), "")
+        title = f"{fit.get('title', fit_id)}, {counted}" if fit_id != fits.get("primary_fit") else str(fit.get("title", fit_id))
+        named = Cell(title, source, pretty(str(fit.get("equation", ""))))
+        quality = Cell(plain(fit.get("r2")), f"{source}/r2", numeric=True)
+        status = Cell(str(fit.get("status", "")).lower().replace("_", " "), f"{source}/status", str(fit.get("status_text", "")))
+        rows.append([named, *cells, slope, points, quality, status])
+    columns = ["fit", "exponent α", "E (nats)", "slope d ln L / d ln N", "points × seeds", "R²", "status"]
+    note = "95 % intervals in brackets; the slope is at the geometric mean of the sizes. E: the loss that this law would reach without end."
+    return Listing("fits", "Fits", columns, rows, note)
+
+
+def conventions_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
+    """The exponent under each way of counting parameters."""
+    cells = []
+    for i, row in enumerate(rows):
+        source = f"/conventions/{i}"
+        name = CONVENTIONS.get(row.get("convention", ""), str(row.get("convention")))
+        alpha = (
+            number(row["alpha"], f"{source}/alpha")
+            if isinstance(row.get("alpha"), Mapping)
+            else span_cell(row, ("alpha", "low", "high"), source)
+        )
+        slope = (
+            number(row["slope"], f"{source}/slope")
+            if isinstance(row.get("slope"), Mapping)
+            else span_cell(row, ("slope", "slope_low", "slope_high"), source)
+        )
+        cells.append([Cell(name, f"{source}/convention"), alpha, slope])
+    note = "At these sizes the way of counting moves the exponent; a comparison with another study must use its convention."
+    return Listing(
+        "conventions", "The same fit under each way of counting parameters", ["N counted as", "exponent α", "slope"], cells, note
+    )
+
+
+def sweep_listing(sweep: Mapping[str, Any], source: str) -> Listing:
+    """Levels of a sweep with the marginal gain of each step and its verdict."""
+    rows = []
+    for i, level in enumerate(sweep.get("levels") or []):
+        here = f"{source}/levels/{i}"
+        million, size = level.get("gain_per_million"), level["params_non_embedding"]
+        rows.append([
+            Cell(plain(level.get("value")), f"{here}/value", numeric=True),
+            Cell(short_count(float(size)), f"{here}/params_non_embedding", plain(size), True),
+            span_cell(level, ("mean", "low", "high"), here),
+            span_cell(level, ("gain", "gain_low", "gain_high"), here),
+            number(million, f"{here}/gain_per_million"),
+            Cell(content.visible(str(level.get("verdict") or "–")), f"{here}/verdict"),
+            Cell(plain(level.get("ms_per_step"), 3), f"{here}/ms_per_step", numeric=True),
+        ])  # fmt: skip
+    columns = [str(sweep["name"]), "parameters", "loss (nats)", "gain of this step (nats)", "gain per million", "verdict", "ms per step"]
+    return Listing(
+        f"sweep_{slug(sweep['name'])}",
+        f"The {sweep['name']} sweep",
+        columns,
+        rows,
+        f"Spread {plain(value_of(sweep.get('spread')), 3)} nats: {sweep.get('verdict') or 'no verdict'}.",
+    )
+
+
+def contrasts_listing(contrasts: Sequence[Mapping[str, Any]]) -> Listing:
+    """Contrasts at matched size: difference in loss, what it is worth in parameters, verdict."""
+    rows = []
+    for i, c in enumerate(contrasts):
+        here = f"/structure/contrasts/{i}"
+        worth = span_cell(c, ("parameter_equivalent", "pe_low", "pe_high"), here)
+        verdict = Cell(content.visible(str(c.get("verdict") or "–")), f"{here}/verdict")
+        rows.append([Cell(str(c["name"]), f"{here}/name"), span_cell(c, ("delta", "low", "high"), here), worth, verdict])
+    columns = ["contrast", "difference (nats)", "parameter-equivalent", "verdict"]
+    return Listing(
+        "contrasts",
+        "Contrasts at matched size",
+        columns,
+        rows,
+        "Differences are from the fitted curve at the same parameter count; below 0 is better.",
+    )
+
+
+def shares_listing(shares: Sequence[Mapping[str, Any]]) -> Listing:
+    """Shares of the variance of loss, sequential and Shapley."""
+    rows = []
+    for i, share in enumerate(shares):
+        here = f"/structure/shares/{i}"
+        name = Cell(str(share["factor"]), f"{here}/factor")
+        rows.append([name, number(share.get("sequential"), f"{here}/sequential"), span_cell(share, ("shapley", "low", "high"), here)])
+    return Listing("shares", "Shares of the variance of loss", ["factor", "sequential", "Shapley"], rows)
+
+
+def refusals_listing(refusals: Sequence[Mapping[str, Any]]) -> Listing:
+    """What was asked for and why there is no number."""
+    rows = []
+    for i, r in enumerate(refusals):
+        why = Cell(content.visible(str(r.get("reason", ""))), f"/refusals/{i}/reason", str(r.get("code", "")))
+        rows.append([Cell(content.visible(str(r.get("subject", ""))), f"/refusals/{i}/subject"), why])
+    return Listing("refusals", "", ["asked for", "why there is no number"], rows)
+
+
+def returns_listing(returns: Mapping[str, Any]) -> Listing:
+    """What a doubling of the parameters buys at the small end, at the large end, and next."""
+    titles = {"smallest": "first doubling in the data", "largest": "last doubling in the data", "next": "next doubling, beyond the data"}
+    rows = []
+    for key, title in titles.items():
+        found = part_of(returns, key)
+        if found:
+            here = f"/returns/{key}"
+            span = Cell(f"{short_count(found['from'])} to {short_count(found['to'])}", f"{here}/from", numeric=True)
+            rows.append([Cell(title, here), span, span_cell(found, ("gain", "low", "high"), here)])
+    note = str(returns.get("below_noise_reason") or "")
+    below = value_of(returns.get("below_noise_from"))
+    if below is not None:
+        note = f"From {short_count(below)} parameters on, a doubling gains less than the noise floor."
+    return Listing("returns", "Diminishing returns of a doubling", ["", "parameters", "gain (nats)"], rows, note[:1].upper() + note[1:])
+
+
+def held_out_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
+    """Each size predicted from the smaller ones only, with its signed error."""
+    rows = []
+    for i, row in enumerate(found):
+        here = f"/diagnostics/leave_largest_out/{i}"
+        size = value_of(row.get("size", row.get("params_non_embedding")))
+        numbers = [Cell(plain(value_of(row.get(k))), f"{here}/{k}", numeric=True) for k in ("predicted", "observed", "error_percent")]
+        first = Cell(short_count(size) if size else "–", f"{here}/size", numeric=True)
+        rows.append([first, Cell(plain(row.get("from_sizes")), f"{here}/from_sizes", numeric=True), *numbers])
+    columns = ["size", "from so many smaller sizes", "predicted (nats)", "observed (nats)", "error (%)"]
+    return Listing("held_out", "Each size predicted from the smaller ones", columns, rows)
+
+
+def timing_listing(found: Sequence[Mapping[str, Any]], limit: int = 40) -> Listing:
+    """Time per step and memory of each configuration, from trials that had their device to themselves where there are any."""
+    rows = []
+    for i, row in enumerate(found[:limit]):
+        here = f"/timing/rows/{i}"
+        shape = f"{plain(row.get('n_layer'))} × {plain(row.get('n_embd'))}, {plain(row.get('n_head'))} heads"
+        memory = value_of(row.get("peak_memory_bytes"))
+        cells = [Cell(plain(value_of(row.get(k)), 3), f"{here}/{k}", numeric=True) for k in ("ms_per_step", "tokens_per_s")]
+        megabytes = Cell(plain(memory / 2**20, 3) if memory else "–", f"{here}/peak_memory_bytes", numeric=True)
+        rows.append([Cell(shape, here), *cells, megabytes, Cell("alone" if row.get("exclusive") else "shared", f"{here}/exclusive")])
+    note = f"{len(found) - limit} more rows are in fits.json." if len(found) > limit else ""
+    return Listing("timing", "Time per step", ["shape", "ms per step", "characters per s", "peak memory (MiB)", "device"], rows, note)
