@@ -131,6 +131,7 @@ def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dic
         "p": p,
         "verdict": verdict,
         "levelling": levelling(levels),
+        "params_per_unit": _params_per_unit(levels, sweep.factor),
     }
     return block | {"sentence": _sentence(block, noise)}
 
@@ -216,6 +217,14 @@ def levelling(levels: list[dict[str, Any]]) -> dict[str, Any] | None:
         if level["verdict"].startswith(("within", "worse")):
             return {"from": previous["value"], "to": level["value"], "gain": level["gain"], "verdict": level["verdict"]}
     return None
+
+
+def _params_per_unit(levels: list[dict[str, Any]], factor: str) -> float | None:
+    """Parameters that one more layer (or other unit) adds, where every step adds equally many per unit."""
+    if factor == "size":
+        return None
+    added = [(b[SIZE] - a[SIZE]) / (b["value"] - a["value"]) for a, b in pairwise(levels) if b["value"] != a["value"]]
+    return added[0] if added and np.allclose(added, added[0], rtol=1e-9) else None
 
 
 def _sentence(block: dict[str, Any], noise: Noise | Refusal) -> str:
