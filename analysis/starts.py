@@ -16,7 +16,7 @@ from analysis.design import Array, Design
 from analysis.laws import Power, Proportional
 from analysis.newton import Objective, solve
 
-GRID_POINTS = {1: 24, 2: 10, 3: 6, 4: 5}  # exponents per term, by the number of terms
+GRID_POINTS = {1: 24, 2: 14, 3: 7, 4: 5}  # exponents per term, by the number of terms
 GRID_RANGE = (0.03, 3.0)
 SMALL = 1e-4  # share of the loss that an absent term starts from, so that Newton can bring it back
 

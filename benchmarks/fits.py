@@ -5,7 +5,7 @@ processor seconds of one thread in this one run. The comparisons are SciPy optim
 written out below. `--coverage` adds simulated coverage of the intervals (minutes); `--full` runs all 4,500 published starts instead of a
 sample of them.
 
-Data are simulated from the published surface (Hoffmann et al. 2022, eq. 10), on 240 points like those of the replication by Besiroglu et al.
+Data are simulated from the published surface (Hoffmann et al. 2022, eq. 10), on 240 points like those of Besiroglu et al.
 2024 (arXiv 2404.10102), so that no file is needed.
 """
 
