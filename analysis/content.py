@@ -6,9 +6,10 @@ Text that a model generated or a file named is untrusted: `visible` makes its co
     number({"value": 0.34, "low": 0.29, "high": 0.41}, "/fits/joint/parameters/alpha").text   # '0.34 [0.29, 0.41]'
 """
 
+import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -112,20 +113,28 @@ def plain(value: Any, digits: int = 4) -> str:
         return f"{value:,}"
     if not isinstance(value, float):
         return ", ".join(plain(v) for v in value) if isinstance(value, list | tuple) else str(value)
-    if value == int(value) and abs(value) < 1e15 and abs(value) >= 1000:
-        return f"{int(value):,}"
-    return f"{value:.{digits}g}".replace("-", "\u2212")
+    if 1000 <= abs(value) < 1e15:
+        return f"{float(f'{value:.{max(digits, 4)}g}'):,.0f}".replace("-", "\u2212")
+    text = re.sub(r"e([+-])0*(\d+)", lambda m: f" \u00d7 10^{m.group(1).strip('+')}{m.group(2)}", f"{value:.{digits}g}")
+    return text.replace("-", "\u2212")
 
 
 def spanned(value: float | None, low: float | None, high: float | None, scale: float = 1.0, unit: str = "") -> str:
     """'0.34 [0.29, 0.41]': as many decimals as the interval supports."""
     if value is None:
         return "–"
-    if low is None or high is None:
+    if low is None or high is None or low == high:
         return plain(value * scale) + unit
     value, low, high = value * scale, low * scale, high * scale
     places = decimals_for((high - low) / 2)
     return f"{value:.{places}f}{unit} [{low:.{places}f}, {high:.{places}f}]".replace("-", "\u2212")
+
+
+def pretty(equation: str) -> str:
+    """An equation in plain letters with the signs that readers expect."""
+    for plain_name, sign in (("alpha", "α"), ("beta", "β"), ("gamma", "γ"), ("^-", "^−"), ("*", "·")):
+        equation = equation.replace(plain_name, sign)
+    return equation
 
 
 def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
@@ -177,7 +186,9 @@ def records_listing(name: str, title: str, rows: Iterable[Mapping[str, Any]], so
 
 def facts_listing(name: str, title: str, facts: Mapping[str, Any], source: str, note: str = "") -> Listing:
     """A mapping as two columns; mappings inside are flattened with a slash."""
-    rows = [[Cell(key.replace("_", " ")), _any_cell(value, pointer)] for key, value, pointer in _flat(facts, source)]
+    rows = [
+        [Cell(key.replace("_", " ")), replace(_any_cell(value, pointer), numeric=False)] for key, value, pointer in _flat(facts, source)
+    ]
     return Listing(name, title, ["", ""], rows, note)
 
 
@@ -197,4 +208,6 @@ def _any_cell(value: Any, source: str) -> Cell:
             if {"value", "refused"} & set(value)
             else Cell("; ".join(f"{k}: {plain(v)}" for k, v in value.items()), source)
         )
+    if source.endswith("/equation"):
+        return Cell(pretty(visible(str(value))), source)
     return Cell(visible(plain(value)), source, numeric=isinstance(value, int | float) and not isinstance(value, bool))

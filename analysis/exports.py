@@ -5,6 +5,7 @@ Reads the sections of a report; writes `<folder>/<name>.csv` and `<folder>/<name
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,4 +52,8 @@ def as_latex(table: Listing) -> str:
 
 def latex(text: str) -> str:
     """Text in which no sign is a LaTeX command."""
-    return "".join(_LATEX.get(c, c) for c in text)
+    raised = re.split(r"\^([\u2212-]?\w+)", text)
+    marked = [
+        f"$^{{{part.replace(chr(0x2212), '-')}}}$" if i % 2 else "".join(_LATEX.get(c, c) for c in part) for i, part in enumerate(raised)
+    ]
+    return "".join(marked)

@@ -3,23 +3,17 @@
 Reads the conclusions (the dict of `fits.json`); writes nothing. Each cell knows its place in `fits.json`.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
-from analysis.content import Cell, Listing, escape_pointer, number, plain, span_cell
+from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, span_cell
 from analysis.figures import slug
 from analysis.style import CONVENTIONS, short_count
 
 Fits = Mapping[str, Any]
-
-
-def pretty(equation: str) -> str:
-    """An equation in plain letters with the signs that readers expect."""
-    for plain_name, sign in (("alpha", "α"), ("beta", "β"), ("gamma", "γ"), ("^-", "^−"), ("*", "·")):
-        equation = equation.replace(plain_name, sign)
-    return equation
 
 
 def fits_listing(fits: Fits) -> Listing:
@@ -37,7 +31,8 @@ def fits_listing(fits: Fits) -> Listing:
         counted = CONVENTIONS.get(fit.get("convention", ""), "")
         title = f"{fit.get('title', fit_id)}, {counted}" if fit_id != fits.get("primary_fit") else str(fit.get("title", fit_id))
         named = Cell(title, source, pretty(str(fit.get("equation", ""))))
-        quality = Cell(plain(fit.get("r2")), f"{source}/r2", numeric=True)
+        r2 = value_of(fit.get("r2"))
+        quality = Cell("–" if r2 is None else f"{r2:.4f}", f"{source}/r2", numeric=True)
         status = Cell(str(fit.get("status", "")).lower().replace("_", " "), f"{source}/status", str(fit.get("status_text", "")))
         rows.append([named, *cells, slope, points, quality, status])
     columns = ["fit", "exponent α", "E (nats)", "slope d ln L / d ln N", "points × seeds", "R²", "status"]
@@ -117,8 +112,11 @@ def shares_listing(shares: Sequence[Mapping[str, Any]]) -> Listing:
     for i, share in enumerate(shares):
         here = f"/structure/shares/{i}"
         name = Cell(str(share["factor"]), f"{here}/factor")
-        rows.append([name, number(share.get("sequential"), f"{here}/sequential"), span_cell(share, ("shapley", "low", "high"), here)])
-    return Listing("shares", "Shares of the variance of loss", ["factor", "sequential", "Shapley"], rows)
+        percent = [value_of(share.get(key)) for key in ("sequential", "shapley", "low", "high")]
+        told = [f"{100 * v:.1f}" if v is not None else "–" for v in percent]
+        shapley = told[1] if percent[2] is None or percent[3] is None else f"{told[1]} [{told[2]}, {told[3]}]"
+        rows.append([name, Cell(told[0], f"{here}/sequential", numeric=True), Cell(shapley, f"{here}/shapley", numeric=True)])
+    return Listing("shares", "Shares of the variance of loss", ["factor", "sequential (%)", "Shapley (%)"], rows)
 
 
 def refusals_listing(refusals: Sequence[Mapping[str, Any]]) -> Listing:
@@ -126,8 +124,18 @@ def refusals_listing(refusals: Sequence[Mapping[str, Any]]) -> Listing:
     rows = []
     for i, r in enumerate(refusals):
         why = Cell(content.visible(str(r.get("reason", ""))), f"/refusals/{i}/reason", str(r.get("code", "")))
-        rows.append([Cell(content.visible(str(r.get("subject", ""))), f"/refusals/{i}/subject"), why])
+        rows.append([Cell(subject_words(content.visible(str(r.get("subject", "")))), f"/refusals/{i}/subject"), why])
     return Listing("refusals", "", ["asked for", "why there is no number"], rows)
+
+
+def subject_words(subject: str) -> str:
+    """Places in fits.json as words: 'fits.joint.parameters.E, fits.joint.parameters.alpha' -> 'E, alpha of the joint fit'."""
+    owners: dict[str, list[str]] = {}
+    for part in subject.split(", "):
+        match = re.fullmatch(r"fits\.(.+?)\.(?:parameters\.)?(\w+)", part)
+        name, owner = (match.group(2), f"fit {match.group(1)}") if match else (part, "")
+        owners.setdefault(owner, []).append(re.sub(r"^structure\.claims\.", "", name).replace("_", " "))
+    return "; ".join(", ".join(names) + (f" of {owner}" if owner else "") for owner, names in owners.items())
 
 
 def returns_listing(returns: Mapping[str, Any]) -> Listing:
@@ -153,11 +161,17 @@ def held_out_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
     for i, row in enumerate(found):
         here = f"/diagnostics/leave_largest_out/{i}"
         size = value_of(row.get("size", row.get("params_non_embedding")))
-        numbers = [Cell(plain(value_of(row.get(k))), f"{here}/{k}", numeric=True) for k in ("predicted", "observed", "error_percent")]
+        losses = [Cell(_fixed(row.get(k), 3), f"{here}/{k}", numeric=True) for k in ("predicted", "observed")]
+        error = Cell(_fixed(row.get("error_percent"), 1), f"{here}/error_percent", numeric=True)
         first = Cell(short_count(size) if size else "–", f"{here}/size", numeric=True)
-        rows.append([first, Cell(plain(row.get("from_sizes")), f"{here}/from_sizes", numeric=True), *numbers])
+        rows.append([first, Cell(plain(row.get("from_sizes")), f"{here}/from_sizes", numeric=True), *losses, error])
     columns = ["size", "from so many smaller sizes", "predicted (nats)", "observed (nats)", "error (%)"]
     return Listing("held_out", "Each size predicted from the smaller ones", columns, rows)
+
+
+def _fixed(cell: Any, places: int) -> str:
+    value = value_of(cell)
+    return "–" if value is None else f"{value:.{places}f}".replace("-", "\u2212")
 
 
 def timing_listing(found: Sequence[Mapping[str, Any]], limit: int = 40) -> Listing:

@@ -36,7 +36,7 @@ def section_lines(section: Section, drawn: Sequence[str] = ()) -> list[str]:
     for cell in section.prose:
         lines += [escape(cell.text), ""]
     for cell in section.refused:
-        lines += [f"*No number.* {escape(cell.text)}", ""]
+        lines += [f"*Refused.* {escape(cell.text)}", ""]
     for p in section.pictures:
         lines += picture(p, drawn)
     for table in section.listings:

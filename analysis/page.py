@@ -42,8 +42,9 @@ def environment() -> jinja2.Environment:
 
 
 def typeset(text: str) -> Markup:
-    """Escaped text in which exponents are raised, N0 has its subscript, and a number stays on one line with its percent sign."""
-    safe = re.sub(r"\^([\u2212-]?[\w.]+)", r"<sup>\1</sup>", escape(text))
+    """Escaped text with raised exponents, real minus signs, and numbers on one line with their percent sign."""
+    safe = re.sub(r"\^([\u2212-]?\w+(?:\.\d+)?)", r"<sup>\1</sup>", escape(text))
+    safe = re.sub(r"(?<![\w.])-(?=\d)", "\u2212", safe)
     safe = re.sub(r"\b([ND])0\b", r"\1<sub>0</sub>", safe)
     return Markup(re.sub(r"(?<=\d) %", "\u00a0%", safe))
 

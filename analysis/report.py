@@ -48,8 +48,11 @@ def story_refusals(stories: Mapping[str, Any]) -> list[dict[str, str]]:
     """Refused measures as rows of the list of refusals."""
     if "refused" in stories:
         return [{"subject": "stories", **stories["refused"]}]
-    found = [(str(m.get("title", name)), m["refused"]) for name, m in stories["measures"].items() if "refused" in m]
-    return [{"subject": f"stories: {title}", **refused} for title, refused in found]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for name, m in stories["measures"].items():
+        if "refused" in m:
+            reasons.setdefault((m["refused"]["code"], m["refused"]["reason"]), []).append(str(m.get("title", name)))
+    return [{"subject": "stories: " + ", ".join(titles), "code": code, "reason": reason} for (code, reason), titles in reasons.items()]
 
 
 def save_figures(evidence: Evidence, folder: Path) -> dict[str, str]:

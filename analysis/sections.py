@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
-from analysis.content import Cell, Picture, Section, escape_pointer, plain
+from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty
 from analysis.evidence import Evidence
 from analysis.figures import slug
 from analysis.listings import (
@@ -18,7 +18,6 @@ from analysis.listings import (
     conventions_listing,
     fits_listing,
     held_out_listing,
-    pretty,
     refusals_listing,
     returns_listing,
     shares_listing,
@@ -145,7 +144,12 @@ def sweeps_section(fits: Fits) -> Section:
             Picture(f"sweep_{slug(name)}", f"Loss in the {word} sweep. {seeds}", f"Loss in the {word} sweep. {s.get('sentence', '')}", True)
         )
         pictures.append(
-            Picture(f"speed_{slug(name)}", "Time per step; open: timed on a shared device.", f"Time per step in the {word} sweep", True)
+            Picture(
+                f"speed_{slug(name)}",
+                f"Time per step in the {word} sweep; open markers: timed on a shared device.",
+                f"Time per step in the {word} sweep",
+                True,
+            )
         )
     listings = [sweep_listing(s, f"/sweeps/{i}") for i, s in enumerate(found)]
     return Section("sweeps", "Sweeps", prose or [Cell("The study holds no one-factor sweep.", "/sweeps")], pictures, listings)

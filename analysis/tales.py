@@ -24,7 +24,7 @@ def stories_section(evidence: Evidence) -> Section:
     prompt, stories = side_by_side(evidence)
     if not stories and (is_refused(found) or not found):
         return Section("stories", "Stories", [Cell(reason_of(found) or "No generated text was recorded.", "/stories")])
-    refused = [Cell(reason_of(found), "/stories")] if reason_of(found) else []
+    refused = [Cell(reason_of(found), "/stories")] if reason_of(found) else refused_measures(found)
     prose, listings = measures(found) if isinstance(found, Mapping) and not is_refused(found) else ([], [])
     return Section("stories", "Stories", prose, (), listings, refused, prompt, stories)
 
@@ -32,23 +32,33 @@ def stories_section(evidence: Evidence) -> Section:
 def measures(found: Mapping[str, Any]) -> tuple[list[Cell], list[content.Listing]]:
     """The verdict on diversity and one row per measure: smallest and largest model, relation to loss, what it can and cannot say."""
     prose = [Cell(content.visible(str(found["sentence"])), "/stories/sentence")] if found.get("sentence") else []
-    rows, heat = [], []
-    for name, m in (found.get("measures") or {}).items():
+    known = {name: m for name, m in (found.get("measures") or {}).items() if not is_refused(m)}
+    rows, heat, words = [], [], []
+    for name, m in known.items():
         here = f"/stories/measures/{content.escape_pointer(name)}"
         title = Cell(str(m.get("title", name)), here, str(m.get("says", "")))
-        if is_refused(m):
-            rows.append([title, Cell("refused", here, reason_of(m)), Cell("–"), Cell("–"), Cell("–"), Cell(reason_of(m), here)])
-            continue
-        ends = [content.number(m.get(end), f"{here}/{end}") for end in ("smallest", "largest", "held_out", "spearman")]
-        rows.append([title, *ends, Cell(str(m.get("says", "")), f"{here}/says")])
+        rows.append([title, *[content.number(m.get(end), f"{here}/{end}") for end in ("smallest", "largest", "held_out", "spearman")]])
         heat.append([title, *[content.number(v, f"{here}/by_temperature/{t}") for t, v in m.get("by_temperature", {}).items()]])
-    columns = ["measure", "smallest model", "largest model", "held-out text", "Spearman with loss", "what it can and cannot say"]
-    listings = [content.Listing("stories", "Measures of the generated text", columns, rows, str(found.get("note", "")))] if rows else []
-    temperatures = list(next((m["by_temperature"] for m in found["measures"].values() if "by_temperature" in m), {})) if rows else []
-    if len(temperatures) > 1 and heat:
-        heads = ["mean over all models", *[f"temperature {t}" for t in temperatures]]
+        words.append([title, Cell(str(m.get("says", "")), f"{here}/says")])
+    if not rows:
+        return prose, []
+    columns = ["measure", "smallest model", "largest model", "held-out text", "Spearman with loss"]
+    listings = [content.Listing("stories", "Measures of the generated text", columns, rows, str(found.get("note", "")))]
+    listings.append(content.Listing("stories_meaning", "What they can and cannot say", ["measure", ""], words))
+    if len(heat[0]) > 2:
+        heads = ["mean over all models", *[f"temperature {t}" for t in next(iter(known.values()))["by_temperature"]]]
         listings.append(content.Listing("temperature", "Sampling temperature as a factor", heads, heat))
     return prose, listings
+
+
+def refused_measures(found: Any) -> list[Cell]:
+    """Measures that could not be taken, one line for each reason."""
+    reasons: dict[str, list[str]] = {}
+    if isinstance(found, Mapping):
+        for name, m in (found.get("measures") or {}).items():
+            if is_refused(m):
+                reasons.setdefault(reason_of(m), []).append(str(m.get("title", name)))
+    return [Cell(content.visible(f"{', '.join(titles)}: {reason}."), "/stories/measures") for reason, titles in reasons.items()]
 
 
 def side_by_side(evidence: Evidence) -> tuple[str, list[Story]]:
