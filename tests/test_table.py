@@ -1,0 +1,222 @@
+"""Loading results: what may be fitted, what is left out and why, and one clear sentence for each kind of bad input."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import replicates, table
+from analysis.refusals import Refusal
+from study import records
+from tests.conftest import SWEEPS, synthetic_row, write_synthetic
+
+
+def rows_of(seeds: int = 2, sweep: str = "width") -> list[dict[str, Any]]:
+    """Rows of one synthetic sweep."""
+    rng = np.random.default_rng(3)
+    return [synthetic_row(shape, seed, rng) for shape in SWEEPS[sweep] for seed in range(seeds)]
+
+
+def put(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    """Write rows without the checks of a run, as another program might."""
+    records.write_table(folder / "trials.parquet", records.to_table("trials", rows))
+    return folder
+
+
+def reasons(loaded: table.Table) -> dict[str, str]:
+    return {e.trial_id: e.reason for e in loaded.excluded}
+
+
+# ---- what is read ----
+
+
+def test_a_results_folder_loads_whole(synthetic_results: Path) -> None:
+    loaded = table.load(synthetic_results)
+    assert (len(loaded.trials), loaded.excluded, loaded.problems, loaded.name) == (30, [], (), "synthetic")
+    assert table.counts(loaded)["sizes"] == 7
+    assert len(loaded.curves) == 30 * 12
+    assert set(loaded.samples.temperature) == {0.5, 0.8}
+
+
+def test_parts_newer_than_the_compacted_table_win(tmp_path: Path) -> None:
+    rows = rows_of()
+    put(tmp_path, rows)
+    changed = {**rows[0], "val_loss": 9.0}
+    records.write(tmp_path / "trials" / f"{rows[0]['trial_id']}.parquet", "trials", [changed])
+    loaded = table.load(tmp_path)
+    assert len(loaded.trials) == len(rows)
+    assert loaded.trials.set_index("trial_id").val_loss[rows[0]["trial_id"]] == 9.0
+
+
+def test_a_file_of_another_program_needs_only_the_required_columns(tmp_path: Path) -> None:
+    required = {name: [row[name] for row in rows_of()] for name in records.required_columns("trials")}
+    narrow = pa.table(required).cast(
+        pa.schema([(k, pa.int32() if pa.types.is_integer(pa.array(v).type) else pa.array(v).type) for k, v in required.items()])
+    )
+    pq.write_table(narrow, tmp_path / "foreign.parquet")
+    loaded = table.load(tmp_path / "foreign.parquet")
+    assert len(loaded.trials) == 8
+    assert loaded.curves.empty
+
+
+def test_a_large_folder_reads_only_the_parts_that_may_be_newer(tmp_path: Path) -> None:
+    rows = rows_of()
+    put(tmp_path, [{**row, "trial_id": f"t{i}"} for i, row in enumerate(rows * 130)])
+    for i in range(1040):
+        (tmp_path / "trials").mkdir(exist_ok=True)
+        (tmp_path / "trials" / f"t{i}.parquet").touch()
+        os.utime(tmp_path / "trials" / f"t{i}.parquet", (0, 0))
+    records.write(tmp_path / "trials" / "new.parquet", "trials", [{**rows[0], "trial_id": "new"}])
+    loaded = table.load(tmp_path)
+    assert len(loaded.rows) == 1041
+    assert loaded.problems == ()
+
+
+# ---- rows that may not be fitted ----
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"val_loss": float("nan")}, "val_loss is missing"),
+        ({"val_loss": float("inf")}, "val_loss is infinite"),
+        ({"val_loss": -1.0}, "val_loss is not positive"),
+        ({"params_non_embedding": 0}, "params_non_embedding is missing or not positive"),
+        ({"n_tokens": -5}, "n_tokens is missing or not positive"),
+        ({"status": "STOPPED"}, "stopped early by a scheduler"),
+        ({"status": "FAILED", "reason": "RuntimeError: out of memory"}, "failed: RuntimeError: out of memory"),
+        ({"status": "DIVERGED", "val_loss": None}, "diverged"),
+        ({"status": "done"}, "status done is not one of COMPLETED"),
+    ],
+)
+def test_a_row_that_may_not_be_fitted_stays_with_its_reason(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    rows = rows_of()
+    rows[0] |= change
+    loaded = table.load(put(tmp_path, rows))
+    assert words in reasons(loaded)[rows[0]["trial_id"]]
+    assert len(loaded.trials) == len(rows) - 1
+    assert len(loaded.rows) == len(rows)
+
+
+def test_stale_rows_and_rows_of_other_studies_are_named_and_left_out(tmp_path: Path) -> None:
+    rows = rows_of()
+    rows[0]["data_sha256"], rows[1]["recipe_version"] = "older", 0
+    put(tmp_path, rows)
+    present = {"data_sha256": "synthetic", "recipe_version": 1, "trial_ids": [row["trial_id"] for row in rows[:-1]]}
+    (tmp_path / "study.json").write_text(json.dumps(present))
+    loaded = table.load(tmp_path)
+    left_out = reasons(loaded)
+    assert left_out[rows[0]["trial_id"]] == "stale: data older, the study now has synthetic"
+    assert left_out[rows[1]["trial_id"]] == "stale: recipe version 0, the study now has 1"
+    assert left_out[rows[-1]["trial_id"]] == "not in the present study"
+    assert table.counts(loaded)["stale"] == 3
+
+
+def test_repeated_trial_ids_are_named_and_the_last_row_used(tmp_path: Path) -> None:
+    rows = rows_of()
+    loaded = table.load(put(tmp_path, [*rows, {**rows[0], "val_loss": 5.0}]))
+    assert "repeats 1 trial ids" in loaded.problems[0]
+    assert loaded.trials.set_index("trial_id").val_loss[rows[0]["trial_id"]] == 5.0
+
+
+def test_a_config_id_over_unlike_models_is_taken_apart(tmp_path: Path) -> None:
+    loaded = table.load(put(tmp_path, [{**row, "config_id": "same"} for row in rows_of()]))
+    assert loaded.trials.config_id.nunique() == 4
+    assert "cover several shapes" in loaded.problems[0]
+
+
+# ---- files that cannot be used ----
+
+
+def test_nothing_to_read_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no results folder"):
+        table.load(tmp_path / "absent")
+    with pytest.raises(ValueError, match="holds no trials"):
+        table.load(tmp_path)
+
+
+def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
+    data = records.to_table("trials", rows_of()).drop_columns(["n_layer"])
+    pq.write_table(data, tmp_path / "trials.parquet")
+    with pytest.raises(ValueError, match=r"lacks the columns \['n_layer'\].*it has \['trial_id'"):
+        table.load(tmp_path)
+
+
+def test_a_truncated_part_is_named_and_the_rest_reported(tmp_path: Path) -> None:
+    rows = write_synthetic(tmp_path, seeds=1, compacted=False)
+    victim = tmp_path / "trials" / f"{rows[0]['trial_id']}.parquet"
+    victim.write_bytes(victim.read_bytes()[:100])
+    loaded = table.load(tmp_path)
+    assert len(loaded.trials) == len(rows) - 1
+    assert victim.name in loaded.problems[0]
+    assert "cannot be read as Parquet" in loaded.problems[0]
+
+
+def test_a_newer_major_version_among_older_ones_is_refused_by_name(tmp_path: Path) -> None:
+    rows = rows_of()
+    put(tmp_path, rows[:-1])
+    newer = records.to_table("trials", rows[-1:]).replace_schema_metadata({"schema_version": "2.0"})
+    records.write_table(tmp_path / "trials" / "new.parquet", newer)
+    loaded = table.load(tmp_path)
+    assert len(loaded.trials) == len(rows) - 1
+    assert "new.parquet has schema version 2.0" in loaded.problems[0]
+
+
+def test_a_broken_study_json_is_named_and_passed_over(tmp_path: Path) -> None:
+    put(tmp_path, rows_of())
+    (tmp_path / "study.json").write_text("{")
+    loaded = table.load(tmp_path)
+    assert len(loaded.trials) == 8
+    assert "cannot be read as JSON" in loaded.problems[0]
+
+
+# ---- configuration means and noise ----
+
+
+def test_configuration_means_average_seeds_and_sort_by_size() -> None:
+    cells = replicates.average(_frame(rows_of(seeds=3)))
+    assert list(cells.n_seeds) == [3, 3, 3, 3]
+    assert np.all(np.diff(cells.columns["params_non_embedding"]) > 0)
+    assert cells.loss[0] == pytest.approx(np.mean(cells.losses(0)))
+
+
+def test_repeats_of_one_seed_are_no_replicates() -> None:
+    rows = rows_of(seeds=1)
+    again = [{**row, "trial_id": row["trial_id"] + "again", "val_loss": row["val_loss"] + 0.001} for row in rows]
+    cells = replicates.average(_frame(rows + again))
+    assert list(cells.n_seeds) == [1, 1, 1, 1]
+    assert cells.repeat_sd == pytest.approx(0.001 / np.sqrt(2))
+    assert isinstance(replicates.measure_noise(cells), Refusal)
+
+
+def test_the_noise_interval_covers_the_true_seed_sd() -> None:
+    rng = np.random.default_rng(0)
+    covered = 0
+    rows = rows_of(seeds=4)
+    for _ in range(100):
+        noisy = [{**row, "val_loss": 1.0 + rng.normal(0, 0.01)} for row in rows]
+        noise = replicates.measure_noise(replicates.average(_frame(noisy)))
+        assert isinstance(noise, replicates.Noise)
+        covered += noise.low <= 0.01 <= noise.high
+    assert 88 <= covered <= 100
+
+
+def test_a_seed_that_shifts_all_configurations_alike_does_not_count_in_comparisons() -> None:
+    rows = rows_of(seeds=4)
+    shift = {0: 0.0, 1: 0.05, 2: -0.05, 3: 0.02}
+    rng = np.random.default_rng(1)
+    noise = replicates.measure_noise(
+        replicates.average(_frame([{**row, "val_loss": 1 + shift[row["seed"]] + rng.normal(0, 0.002)} for row in rows]))
+    )
+    assert isinstance(noise, replicates.Noise)
+    assert noise.paired
+    assert noise.difference_sd < 0.1 * noise.seed_sd
+
+
+def _frame(rows: list[dict[str, Any]]) -> Any:
+    return records.to_table("trials", rows).to_pandas()
