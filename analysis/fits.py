@@ -26,7 +26,7 @@ from analysis.starts import grid_starts
 
 __all__ = ["BatchResult", "FitError", "FitResult", "FitStatus", "fit", "fit_batch"]
 
-N_STARTS = 12
+N_STARTS = 10
 AGREEMENT = 1e-6  # relative: objectives closer than this are the same optimum
 ILL_CONDITIONED = 1e6  # of the scaled Jacobian: noise of 1e-4 then moves parameters by more than their size
 

@@ -43,7 +43,7 @@ def residuals(objective: Objective, theta: Array) -> Array:
 
 def least_squares(objective: Objective, theta: Array, *, rough: bool = False) -> tuple[Minimum, Array]:
     """Least squares; scale (R, 1) is the root mean square residual, at least WIDTH_FLOOR. `rough` stops early: enough for a start."""
-    first = minimize(objective.at(np.inf, 0.01), theta, tolerance=1e-3, max_steps=16)
+    first = minimize(objective.at(np.inf, 0.01), theta, tolerance=1e-3, max_steps=12)
     scale = spread(objective, first.theta)
     return (first if rough else minimize(objective.at(np.inf, scale), first.theta)), scale
 

@@ -116,7 +116,7 @@ def point_fit(full: bool) -> Line:
     """One Huber fit against L-BFGS-B from the published grid of starts."""
     columns, loss = published_points()
     logs = np.log(columns[SIZE]), np.log(columns[TOKENS]), np.log(loss)
-    ours = seconds(lambda: fit(POWER_FLOOR_DATA, columns, loss, delta=DELTA))
+    ours = seconds(lambda: fit(POWER_FLOOR_DATA, columns, loss, delta=DELTA), repeat=15)
     starts = [np.array([a, b, e, alpha, beta]) for alpha, beta, e, a, b in itertools.product(*GRID)]
     order = np.random.default_rng(0).permutation(len(starts))
     used = order if full else order[:SAMPLED_STARTS]
