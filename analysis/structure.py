@@ -100,7 +100,8 @@ def _off_curve(cells: Configurations, curve: Fitted) -> list[int]:
 
 def _against_curve(cells: Configurations, i: int, curve: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
     loss, size = float(cells.loss[i]), float(cells.columns[curve.column][i])
-    effect = effect_at(curve, size, math.log(loss), loss, [int(cells.n_seeds[i])], noise, on_curve=True)
+    scale = math.sqrt(loss * float(curve.result.predict(curve.at(size))[0]))  # turns differences of logs into nats to third order
+    effect = effect_at(curve, size, math.log(loss), scale, [int(cells.n_seeds[i])], noise, on_curve=True)
     block = effect.to_dict(isinstance(noise, Noise))
     label = shape_label(cells, i)
     than = f"the curve of the {curve.sweep} sweep at its size"
