@@ -197,7 +197,7 @@ def _flat(facts: Mapping[str, Any], source: str, prefix: str = "") -> Iterable[t
         pointer = f"{source}/{escape_pointer(key)}"
         if isinstance(value, Mapping) and not ({"value", "refused"} & set(value)):
             yield from _flat(value, pointer, f"{prefix}{key} / ")
-        elif not isinstance(value, list) or len(value) <= 12:
+        elif value is not None and (not isinstance(value, list) or len(value) <= 12):
             yield f"{prefix}{key}", value, pointer
 
 

@@ -18,7 +18,7 @@ from analysis import style
 from analysis.cells import Fits, Row, is_refused, value_of
 from analysis.figures_shape import draw_contrasts, draw_shares
 from analysis.figures_training import draw_gap, draw_learning_curves, draw_learning_rates, draw_memory
-from analysis.style import AXIS_LABELS, BLUE, CONVENTIONS, FACTOR_COLUMNS, INK, LOSS, MUTED
+from analysis.style import AXIS_LABELS, BLUE, CONVENTIONS, FACTOR_COLUMNS, INK, LETTERS, LOSS, MUTED
 
 
 def sweep_levels(fits: Fits) -> list[tuple[str, Row]]:
@@ -125,7 +125,9 @@ def _draw_floor(ax: Axes, fits: Fits) -> None:
             f"entropy of the text {floor:.3f}", (0.01, floor), (0, 3), ("axes fraction", "data"), "offset points", color=MUTED, fontsize=9
         )
     else:
-        ax.annotate(f"entropy of the text {floor:.3f}, below this axis", (0.01, 0.025), xycoords="axes fraction", color=MUTED, fontsize=9)
+        ax.annotate(
+            f"entropy of the text {floor:.3f}, below this axis", (0.01, 0.025), xycoords="axes fraction", color=LETTERS[MUTED], fontsize=9
+        )
 
 
 def draw_residuals(fits: Fits, ax: Axes | None = None, fit_id: str | None = None) -> Axes:

@@ -30,6 +30,7 @@ STORY_BYTES = 500_000
 
 _NAMED = ("INK", "MUTED", "FAINT", "PAPER", "BLUE", "GREEN", "VERMILLION", "PURPLE", "ORANGE", "SKY")
 COLORS = {getattr(style, name): f"--{name.lower()}" for name in _NAMED} | {shade: f"--shade-{i}" for i, shade in enumerate(style.SHADES)}
+COLORS |= {letter: f"{COLORS[color]}-text" for color, letter in style.LETTERS.items()}
 """Colors of the figures as variables of the style sheet, which has a dark set."""
 
 

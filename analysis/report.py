@@ -15,12 +15,13 @@ from analysis import conclusions, exports, figures, markdown, notebook, page, se
 from analysis.evidence import Evidence, load
 
 
-def build(results: Path, fits: Mapping[str, Any], out: Path | None = None) -> Path:
+def build(results: Path, fits: Mapping[str, Any], out: Path | None = None, run_notebook: bool = True) -> Path:
     """Write everything under `report/` and return the path of `report.html`.
 
     Args:
         fits: the conclusions, as `analysis.conclusions` makes them.
         out: another folder to write to instead of `<results>/report`.
+        run_notebook: save the notebook with its outputs; that takes a few seconds.
     """
     folder = out or results / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +31,7 @@ def build(results: Path, fits: Mapping[str, Any], out: Path | None = None) -> Pa
     path.write_text(page.render(evidence, drawn), encoding="utf-8")
     (folder / "report.md").write_text(markdown.render(evidence, list(drawn)), encoding="utf-8")
     exports.write_tables(sections.sections(evidence), folder / "tables")
-    notebook.write(evidence, folder / "report.ipynb")
+    notebook.write(evidence, folder / "report.ipynb", run_notebook)
     return path
 
 

@@ -6,6 +6,7 @@ and ends where its length ran out, so half words at both ends are dropped, and a
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,13 +140,16 @@ def _coherence(samples: Sequence[Sample], keys: Sequence[int]) -> dict[str, Scor
     return scores
 
 
+_FULL_STOP = re.compile(r"(?<!\bMr)(?<!\bMrs)\.\"?(?=\s|$)")
+
+
 def first_story(sample: Sample) -> str:
     """Prompt and text up to the end of the first story, or to the last whole sentence."""
     whole, end, _ = (str(sample["prompt"]) + str(sample["text"])).partition(END)
     if end:
         return whole.strip()
-    last = max(whole.rfind(sign) for sign in ".!?")
-    return whole[: last + 2 if whole[last + 1 : last + 2] == '"' else last + 1].strip()
+    stops = [match.end() for match in _FULL_STOP.finditer(whole)]
+    return whole[: stops[-1]].strip() if stops else whole.strip()
 
 
 # ---- the text that the models were trained on ----

@@ -5,7 +5,7 @@
   const data = JSON.parse(document.getElementById("trials").textContent);
   const section = document.getElementById("explore");
   section.hidden = false;
-  const svgSpace = document.querySelector("svg") ? document.querySelector("svg").namespaceURI : "";
+  const svgSpace = section.querySelector("svg").namespaceURI;
   const plot = section.querySelector(".plot"), detail = section.querySelector(".detail"), filters = section.querySelector(".filters");
   const make = (parent, tag, attributes = {}, text = null, space = null) => {
     const node = space ? document.createElementNS(space, tag) : document.createElement(tag);
@@ -19,14 +19,15 @@
     for (const mantissas of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
       const found = [];
       for (let d = Math.floor(Math.log10(low)); d <= Math.log10(high); d++) for (const m of mantissas) { const v = m * 10 ** d; if (v >= low && v <= high) found.push(+v.toPrecision(3)); }
-      if (found.length >= 3) return found;
+      if (found.length >= 4) return found;
     }
-    return [low, Math.sqrt(low * high), high].map(v => +v.toPrecision(3));
+    const raw = (high - low) / 5, power = 10 ** Math.floor(Math.log10(raw)), step = power * [1, 2, 2.5, 5, 10].find(m => m * power >= raw);
+    return Array.from({ length: Math.floor(high / step) - Math.ceil(low / step) + 1 }, (_, k) => +((Math.ceil(low / step) + k) * step).toPrecision(6));
   };
   const axes = (parent, xs, ys, width, height, xLabel, yLabel, label) => {
     const svg = make(parent, "svg", { viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label }, null, svgSpace);
     const wide = values => { const low = Math.min(...values), high = Math.max(...values), room = Math.max(0.06 * Math.log(high / low), 0.02); return [low * Math.exp(-room), high * Math.exp(room)]; };
-    const [x0, x1] = wide(xs), [y0, y1] = wide(ys), left = 46, bottom = height - 42;
+    const [x0, x1] = wide(xs), [y0, y1] = wide(ys), left = 56, bottom = height - 42;
     const px = v => left + (width - left - 8) * Math.log(v / x0) / Math.log(x1 / x0), py = v => bottom - (bottom - 8) * Math.log(v / y0) / Math.log(y1 / y0);
     make(svg, "path", { d: `M${left} 8V${bottom}H${width - 8}`, fill: "none", class: "axis" }, null, svgSpace);
     for (const v of ticks(x0, x1)) make(svg, "text", { x: px(v), y: bottom + 17, "text-anchor": "middle" }, short(v), svgSpace);
@@ -37,7 +38,7 @@
   };
   const trials = data.trials.filter(t => t.val_loss > 0 && t.params_non_embedding > 0);
   if (!trials.length) { section.hidden = true; return; }
-  const [svg, px, py] = axes(plot, trials.map(t => t.params_non_embedding), trials.map(t => t.val_loss), 480, 380, "non-embedding parameters", "validation loss (nats per character)", "Trials: loss against parameters");
+  const [svg, px, py] = axes(plot, trials.map(t => t.params_non_embedding), trials.map(t => t.val_loss), 440, 350, "non-embedding parameters", "validation loss (nats per character)", "Trials: loss against parameters");
   const points = trials.map((t, i) => {
     const name = `${t.n_layer} layers, width ${t.n_embd}, ${t.n_head} heads, seed ${t.seed}: loss ${t.val_loss.toFixed(3)}`;
     const point = make(svg, "circle", { cx: px(t.params_non_embedding), cy: py(t.val_loss), r: 6, class: "point", tabindex: i ? -1 : 0, role: "button", "aria-label": name }, null, svgSpace);
@@ -69,7 +70,7 @@
     }
     const curve = data.curves[t.trial_id] || [];
     if (curve.length > 1) {
-      const [drawn, cx, cy] = axes(detail, curve.map(p => p[0]), curve.map(p => p[1]), 400, 240, "training characters seen", "validation loss", "Learning curve of this trial");
+      const [drawn, cx, cy] = axes(detail, curve.map(p => p[0]), curve.map(p => p[1]), 440, 250, "training characters seen", "validation loss", "Learning curve of this trial");
       make(drawn, "path", { class: "curve", d: curve.map((p, k) => `${k ? "L" : "M"}${cx(p[0]).toFixed(1)} ${cy(p[1]).toFixed(1)}`).join("") }, null, svgSpace);
     }
     for (const [prompt, temperature, text] of data.stories[t.trial_id] || []) {
