@@ -53,6 +53,7 @@ class Interrupts:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:  # asked twice: tables are written whole or not at all, so leaving at once loses nothing
+            os.write(2, b"\nstudy.run: stopped at once; the same command continues\n")
             os._exit(128 + signum)
         self.signum = signum
         if not self.deferred:

@@ -6,6 +6,7 @@ view = open_view(trials, already_done=3, flops=flops); view.progress(trial_id, r
 import sys
 import time
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,11 +54,11 @@ class Tally:
 
     def counts(self) -> dict[str, int]:
         """Trials by state."""
-        completed = sum(row["status"] == "COMPLETED" for row in self.ended.values())
+        ends = Counter(row["status"] for row in self.ended.values())
         return {
-            "done": completed + self.done_before,
+            "done": ends["COMPLETED"] + self.done_before,
             "running": len(self.latest),
-            "failed": len(self.ended) - completed,
+            "failed": ends["FAILED"] + ends["DIVERGED"],
             "all": len(self.trials) + self.done_before,
         }
 

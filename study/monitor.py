@@ -6,7 +6,7 @@ Only the driver writes tables, and a trial that was retried appears in them once
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,7 +77,7 @@ class Monitor(tune.Callback):
         stall_s: float = 1800.0,
         budget_s: float = 0.0,
     ) -> None:
-        self.recorder, self.views, self.interrupts, self.bundles = recorder, views, interrupts, bundles
+        self.recorder, self.views, self.interrupts, self.bundles = recorder, list(views), interrupts, bundles
         self.stall_s, self.budget_s, self.began = stall_s, budget_s, time.monotonic()
         self.running: dict[int, _Running] = {}
         self.out_of_budget = False
@@ -95,8 +95,7 @@ class Monitor(tune.Callback):
             raise OutOfBudget
         self.interrupts.check()
         self._restart_stalled(trials)
-        for view in self.views:
-            view.tick()
+        self._show(lambda view: view.tick())
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle begins, for the first time or again."""
@@ -119,8 +118,9 @@ class Monitor(tune.Callback):
         rows = result.pop("rows", [])
         for row in rows:
             running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
-            for view in self.views:
-                view.progress(row["trial_id"], [row])
+            self._show(lambda view, row=row: view.progress(row["trial_id"], [row]))  # type: ignore[misc]
+        if "refused" in result:
+            self._cut_off(running, "FAILED", printable(result["refused"]))
         for outcome in result.pop("outcomes", []):
             row = self.recorder.ended(outcome, running.where())
             self._show_end(row, outcome["samples"])
@@ -151,8 +151,7 @@ class Monitor(tune.Callback):
 
     def close(self) -> None:
         """Let the views finish."""
-        for view in self.views:
-            view.close()
+        self._show(lambda view: view.close())
 
     def _cut_off(self, running: _Running, status: str, reason: str) -> None:
         for trial in running.bundled.trials:
@@ -163,13 +162,20 @@ class Monitor(tune.Callback):
             self._show_end(row, [])
 
     def _show_end(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-        for view in self.views:
-            view.ended(row, samples)
+        self._show(lambda view: view.ended(row, samples))
 
     def note(self, text: str) -> None:
         """Tell the views something a person should know."""
-        for view in self.views:
-            view.note(text)
+        self._show(lambda view: view.note(text))
+
+    def _show(self, call: Callable[[View], None]) -> None:
+        """Call every view; one whose files cannot be written is dropped, the results are not at stake."""
+        for view in list(self.views):
+            try:
+                call(view)
+            except OSError as error:
+                self.views.remove(view)
+                self.note(f"{type(view).__name__} is given up: {error}")
 
     def _restart_stalled(self, trials: list[Any]) -> None:
         """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""

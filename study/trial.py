@@ -88,14 +88,20 @@ class BundleTrainable(tune.Trainable):
         from study.train import Bundle
 
         work, bundled = self.work, self.work.bundles[index]
-        self.bundle = None  # lets go of the last model before the next one is made
-        self.bundle = Bundle(bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled))
+        self.bundle: Bundle | None = None  # lets go of the last model before the next one is made
+        self.refused = ""
+        try:
+            self.bundle = Bundle(bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled))
+        except ValueError as error:  # bad input: trying again would not help
+            self.refused = str(error)
+            return
         self.bundle.restore(work.checkpoints)
         self.saved_at = time.monotonic()
 
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation; the last result carries the outcomes."""
-        assert self.bundle is not None
+        if self.bundle is None:
+            return {"refused": self.refused, "done": True}
         rows = [] if self.bundle.done else self.bundle.advance()
         notes, self.bundle.notes = self.bundle.notes, []
         result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done}

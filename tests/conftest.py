@@ -5,6 +5,8 @@ a known law with seed noise. No training happens; the tables are written by `stu
 """
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
-from study import records
+from study import environment, records
 
 TRUTH = {"E": 0.62, "A": 0.55, "alpha": 0.34, "reference": 100_000.0, "seed_sd": 0.006}
 """Law of the synthetic study: L = E + A (N / reference)^-alpha, plus normal seed noise (nats)."""
@@ -109,3 +111,33 @@ def synthetic_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     results = tmp_path_factory.mktemp("synthetic") / "synthetic"
     write_synthetic(results)
     return results
+
+
+# ---- a real local Ray ----
+
+
+@pytest.fixture(scope="session")
+def story_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache folder of this test session; programs started by tests use it too."""
+    cache = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("SCALING_STUDY_CACHE")
+    os.environ["SCALING_STUDY_CACHE"] = str(cache)
+    yield cache
+    os.environ.pop("SCALING_STUDY_CACHE")
+    if before is not None:
+        os.environ["SCALING_STUDY_CACHE"] = before
+
+
+@pytest.fixture(scope="session")
+def local_ray(story_cache: Path) -> Iterator[None]:
+    """One real Ray with two CPUs for the whole session; `study.run.main` uses the Ray that is already up."""
+    environment.set_ray_environment()
+    import ray
+
+    before = os.environ.pop("RAY_ADDRESS", None)  # tests never join somebody's cluster
+    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR", "object_store_memory": 100 * 2**20}
+    ray.init(address="local", num_cpus=2, **options)
+    yield
+    ray.shutdown()
+    if before is not None:
+        os.environ["RAY_ADDRESS"] = before

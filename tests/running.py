@@ -1,0 +1,98 @@
+"""Helpers of the tests that run studies: a tiny study's command line, running it, and comparing what it left."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from study import records
+
+ROOT = Path(__file__).parent.parent
+TIMES = {
+    "ms_per_step", "tokens_per_s", "wall_s", "train_s", "eval_s", "started_at", "finished_at", "peak_memory_bytes", "restarts", "host",
+    "exclusive_timing", "mfu", "git_commit", "git_dirty",
+}  # fmt: skip
+"""Columns that differ between two runs of the same trial."""
+
+
+def tiny(out: Path, *more: str) -> list[str]:
+    """Arguments of a study of three trials that take about a second each, checkpointed at every evaluation."""
+    recipe = ["--train.n_steps", "160", "--train.eval_interval", "20", "--train.eval_windows", "16", "--precision", "float32"]
+    return ["smoke", "--out", str(out), "--seeds", "1", "--sweeps", "width:n_embd=16,24,32", *recipe, "--checkpoint-s", "0", *more]
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m study.run` as a person's terminal would, in a process group of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "study.run", *arguments]
+    with log.open("wb") as file:
+        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 90, process: subprocess.Popen[bytes] | None = None) -> Any:
+    """Wait for a condition; returns its value, or None when time is up or the process has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and (process is None or process.poll() is None):
+        if value := condition():
+            return value
+        time.sleep(0.02)
+    return condition()
+
+
+def checkpoints(out: Path, from_step: int) -> list[Path]:
+    """Whole checkpoints at or after a step."""
+    return [path for path in out.glob("checkpoints/*/step-*") if path.name[5:].isdigit() and int(path.name[5:]) >= from_step]
+
+
+def workers(ancestor: int) -> list[int]:
+    """Process ids of the trial workers below a process of ours."""
+    parents: dict[int, int] = {}
+    named = []
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit():
+                pid = int(folder.name)
+                parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if (folder / "cmdline").read_bytes().startswith((b"ray::BundleTrainable", b"ray::ResourceTrainable")):
+                    named.append(pid)
+        except OSError:  # it has just ended
+            continue
+
+    def below(pid: int) -> bool:
+        while pid in parents and pid != ancestor:
+            pid = parents[pid]
+        return pid == ancestor
+
+    return [pid for pid in named if below(pid)]
+
+
+def kill_one_worker(ancestor: int, number: int = signal.SIGKILL) -> int:
+    """Send a signal to one trial worker; returns its process id."""
+    pid = workers(ancestor)[0]
+    os.kill(pid, number)
+    return pid
+
+
+def tables(results: Path) -> dict[str, list[dict[str, Any]]]:
+    """All tables without the columns that hold times."""
+    return {
+        table: [{key: value for key, value in row.items() if key not in TIMES} for row in records.read(results, table).to_pylist()]
+        for table in records.SCHEMAS
+    }
+
+
+def rows(results: Path) -> list[dict[str, Any]]:
+    """The rows of `trials`."""
+    found: list[dict[str, Any]] = records.read(results, "trials").to_pylist()
+    return found
+
+
+def facts(results: Path) -> dict[str, Any]:
+    """study.json."""
+    found: dict[str, Any] = json.loads((results / "study.json").read_text())
+    return found

@@ -1,0 +1,160 @@
+"""Faults on a real Ray: whatever happens, the same command ends with the tables of an undisturbed run, bit for bit."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from study import folder, run
+from tests.running import checkpoints, facts, kill_one_worker, rows, start, tables, tiny, wait_until, workers
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the tiny study without any fault."""
+    out = tmp_path_factory.mktemp("faults") / "undisturbed"
+    assert run.main(tiny(out, "--no-report")) == 0
+    return out
+
+
+def test_a_worker_killed_in_mid_trial_resumes_from_its_checkpoint_with_equal_losses(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def kill() -> None:
+        wait_until(lambda: checkpoints(tmp_path, 60))
+        kill_one_worker(os.getpid())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    code = run.main(tiny(tmp_path, "--no-report"))
+    killer.join()
+    assert code == 0
+    assert "its worker process died" in capsys.readouterr().out
+    assert sum(row["restarts"] for row in rows(tmp_path)) >= 1
+    assert tables(tmp_path) == tables(undisturbed)
+
+
+def test_ctrl_c_exits_130_and_the_same_command_ends_like_an_undisturbed_run(undisturbed: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
+    assert process.wait(30) == 130
+    said = log.read_text()
+    assert "the same command continues: python -m study.run smoke" in said
+    assert "Traceback" not in said
+    cut = [row for row in rows(out) if row["status"] == "INTERRUPTED"]
+    assert cut
+    assert all(row["reason"] == "Ctrl-C" for row in cut)
+    assert run.main(tiny(out, "--no-report")) == 0
+    assert tables(out) == tables(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_a_terminated_or_killed_driver_leaves_no_worker_behind_and_the_same_command_continues(
+    undisturbed: Path, tmp_path: Path, number: int, code: int
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    pids = workers(process.pid)
+    process.send_signal(number)
+    assert process.wait(30) == code
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), seconds=20)
+    assert run.main(tiny(out, "--no-report")) == 0
+    assert tables(out) == tables(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_is_replaced(undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def hang() -> None:
+        wait_until(lambda: checkpoints(tmp_path, 60))
+        kill_one_worker(os.getpid(), signal.SIGSTOP)
+
+    stopper = threading.Thread(target=hang)
+    stopper.start()
+    code = run.main(tiny(tmp_path, "--no-report", "--stall-minutes", "0.15"))
+    stopper.join()
+    assert code == 0
+    assert "no progress" in capsys.readouterr().out
+    assert tables(tmp_path) == tables(undisturbed)
+
+
+def test_damaged_checkpoints_and_tables_are_named_set_aside_and_recomputed(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    trial_id = facts(out)["trial_ids"][0]
+    for name in ("trials.parquet", f"trials/{trial_id}.parquet"):
+        (out / name).write_bytes((out / name).read_bytes()[:200])
+    broken = out / "checkpoints" / trial_id / "step-00000040"
+    broken.mkdir(parents=True)
+    (broken / "state.safetensors").write_bytes(b"not a tensor")
+    (broken / "state.json").write_text("{}")
+    assert run.main(tiny(out, "--no-report")) == 0
+    said = capsys.readouterr().out
+    assert f"trials/{trial_id}.parquet is damaged; set aside as" in said
+    assert "step-00000040" in said
+    assert "2 done, 1 to run" in said
+    assert tables(out) == tables(undisturbed)
+
+
+def test_a_trial_that_cannot_train_fails_with_its_reason_one_that_explodes_diverges_and_the_rest_go_on(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweeps = ["--sweeps", "context:block_size=32,300000", "rate:lr=0.01,1e30"]
+    assert run.main([*tiny(tmp_path, "--no-report"), *sweeps]) == 1
+    ends = {(row["block_size"], row["lr"]): row for row in rows(tmp_path)}
+    assert ends[32, 0.01]["status"] == "COMPLETED"
+    assert ends[32, 1e30]["status"] == "DIVERGED"
+    assert "not finite at step" in ends[32, 1e30]["reason"]
+    assert ends[300000, 0.01]["status"] == "FAILED"
+    assert "too short for block_size=300000" in ends[300000, 0.01]["reason"]
+    assert "1 of 3 trials are completed" in capsys.readouterr().out
+    assert run.main([*tiny(tmp_path, "--no-report"), *sweeps]) == 1
+    assert "2 done, 1 to run (1 of them again)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_trial_that_crashes_each_time_is_tried_three_times_and_then_recorded_failed(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    impossible = ["--sweeps", "width:n_embd=16,4000000"]  # 800 TB of weights: no allocator grants them
+    assert run.main([*tiny(tmp_path, "--no-report"), *impossible]) == 1
+    ends = {row["n_embd"]: row for row in rows(tmp_path)}
+    assert ends[16]["status"] == "COMPLETED"
+    assert ends[4000000]["status"] == "FAILED"
+    assert "memory" in ends[4000000]["reason"]
+    assert capsys.readouterr().out.count("trying again from its newest checkpoint") == 2
+
+
+def test_a_second_run_on_the_same_folder_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with folder.locked(tmp_path):
+        assert run.main(tiny(tmp_path)) == 1
+    said = capsys.readouterr().err
+    assert f"is in use by another run (process {os.getpid()} on" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text(json.dumps({"pid": 999999, "host": "elsewhere", "since": "long ago"}))
+    with folder.locked(tmp_path):
+        assert json.loads((tmp_path / ".lock").read_text())["pid"] == os.getpid()
+
+
+def test_a_results_folder_that_cannot_be_written_is_refused_before_anything_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert run.main(tiny(tmp_path / "file" / "out")) == 1
+    said = capsys.readouterr().err
+    assert "results cannot be written to" in said
+    assert len(said.strip().splitlines()) == 1
