@@ -56,6 +56,8 @@ def draw_loss_against_parameters(fits: Fits, ax: Axes | None = None, fit_id: str
         ax.set_ylim(style.pad_limits([*losses, *_floor_if_near(fits, losses)], 0.1))
         if losses:
             ax.set_xlim(style.pad_limits([float(level[column]) for _, level in levels], 0.16))
+        else:
+            ax.text(0.5, 0.5, "no completed trial", transform=ax.transAxes, ha="center", color=LETTERS[MUTED])
         style.log_axis(ax, "x", counts=True)
         style.log_axis(ax, "y")
         ax.set_xlabel(CONVENTIONS.get(column, column))

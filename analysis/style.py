@@ -121,6 +121,8 @@ def log_axis(ax: Axes, which: str, counts: bool = False, values: Sequence[float]
         values: label exactly these positions (the levels of a sweep).
     """
     limits = ax.get_xlim() if which == "x" else ax.get_ylim()
+    if limits[0] <= 0:  # nothing is drawn yet: matplotlib's limits of empty axes are 0 and 1
+        limits = (0.1 * max(limits[1], 1.0), max(limits[1], 1.0))
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     (ax.set_xlim if which == "x" else ax.set_ylim)(limits)
     axis = ax.xaxis if which == "x" else ax.yaxis

@@ -144,7 +144,10 @@ _FULL_STOP = re.compile(r"(?<!\bMr)(?<!\bMrs)\.\"?(?=\s|$)")
 
 
 def first_story(sample: Sample) -> str:
-    """Prompt and text up to the end of the first story, or to the last whole sentence."""
+    """Prompt and text up to the end of the first story, or to the last full stop.
+
+    A text that breaks off within speech can lose one sentence more; that is equal for all models.
+    """
     whole, end, _ = (str(sample["prompt"]) + str(sample["text"])).partition(END)
     if end:
         return whole.strip()

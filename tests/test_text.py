@@ -219,7 +219,7 @@ def test_a_model_that_recites_is_told_from_one_that_does_not(tmp_path: Path, cac
     assert found["copied_longest"]["largest"]["value"] > 60 > 30 > found["copied_longest"]["smallest"]["value"]
     assert found["unseen_words"]["largest"]["value"] == 0.0
     assert 0 < found["copied_mean"]["held_out"] < 10
-    assert found["grammatical"]["smallest"]["value"] == 1.0
+    assert found["grammatical"]["smallest"]["value"] > 0.95  # a text that is cut within speech loses a sentence
 
 
 def test_without_training_text_the_measures_that_need_it_are_refused(synthetic_results: Path) -> None:
