@@ -1,0 +1,240 @@
+"""The command line: what is parsed, what is refused and how it is said, what a dry run shows. No Ray starts here."""
+
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from study import folder, interrupt, overview, run
+from study.command import Options, parse, preset_names, safe_name, seconds, study_flags
+from study.spec import expand
+from tests.conftest import write_synthetic
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story_cache: Path) -> None:
+    """Each test has a working folder of its own, so that nothing lands in the repository."""
+    monkeypatch.chdir(tmp_path)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code and the sentence on stderr; there must be no traceback."""
+    try:
+        code = run.main(list(arguments))
+    except SystemExit as end:
+        code = int(end.code or 0)
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return code, " ".join(said.replace("│", " ").split())
+
+
+# ---- parsing ----
+
+
+def test_flags_win_over_the_study_and_the_study_over_defaults() -> None:
+    command = parse(["smoke", "--train.lr", "2e-3", "--seeds", "7", "8"])
+    assert command.study.train.lr == 2e-3
+    assert command.study.seeds == (7, 8)
+    assert command.study.model.n_embd == 32
+    assert command.study.train.beta2 == 0.99
+
+
+def test_the_study_may_come_after_flags_and_is_quick_by_default() -> None:
+    assert parse(["--dry-run", "smoke"]).study == parse(["smoke", "--dry-run"]).study
+    assert parse([]).name == "quick"
+
+
+def test_underscores_and_dashes_are_one() -> None:
+    assert parse(["smoke", "--train.n-steps", "5", "--dry_run"]) == parse(["smoke", "--train.n_steps", "5", "--dry-run"])
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_parses_and_expands(name: str) -> None:
+    trials = expand(parse([name]).study)
+    assert len({trial.trial_id for trial in trials}) == len(trials) > 1
+    assert len(study_flags(name)) > 5
+
+
+def test_a_yaml_study_and_the_same_flags_give_the_same_study(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("seeds: 3\ntrain: {lr: 1e-3}\nsweeps:\n  depth: {n_layer: [1, 2]}\n  rate: {lr: [1e-3, 2e-3]}\n")
+    command = parse(["mine.yaml"])
+    flags = ["--seeds", "3", "--train.lr", "1e-3", "--sweeps", "depth:n_layer=1,2", "rate:lr=1e-3,2e-3"]
+    (tmp_path / "empty.yaml").write_text("question: What do depth, width, heads, or simply more parameters buy?\n")
+    assert command.study == parse(["empty.yaml", *flags]).study
+    assert command.study_name == "mine"
+    assert command.out == tmp_path / "results" / "mine"
+
+
+def test_where_to_run_never_changes_which_trials_there_are() -> None:
+    here = ["--cpus-per-trial", "2", "--device", "cpu", "--out", "x", "--precision", "float32", "--max-concurrent", "1", "--budget", "2h"]
+    assert [t.trial_id for t in expand(parse(["smoke", *here]).study)] == [t.trial_id for t in expand(parse(["smoke"]).study)]
+
+
+def test_other_data_get_a_results_folder_of_their_own(tmp_path: Path) -> None:
+    assert parse(["smoke"]).out == tmp_path / "results" / "smoke"
+    assert parse(["smoke", "--data.path", "a/My book.txt"]).out == tmp_path / "results" / "smoke-My-book"
+    assert parse(["smoke", "--data.name", "tinystories"]).out == tmp_path / "results" / "smoke-tinystories"
+
+
+def test_a_data_path_in_a_study_file_is_taken_from_the_file(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "s.yaml").write_text("data: {path: book.txt}\n")
+    assert Path(parse(["sub/s.yaml"]).study.data.path) == Path("sub/book.txt")
+    assert parse(["sub/s.yaml"]).out.name == "s"
+
+
+def test_names_cannot_leave_the_results_folder() -> None:
+    assert safe_name("../../etc/passwd") == "etc-passwd"
+    assert safe_name("...") == "study"
+
+
+def test_durations_need_a_unit() -> None:
+    assert [seconds(text) for text in ("90s", "30m", "1.5h", "2 d")] == [90, 1800, 5400, 172800]
+    for text in ("90", "-3s", "soon", "0h"):
+        with pytest.raises(ValueError, match="with a unit, for example"):
+            seconds(text)
+
+
+# ---- messages ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["qiuck"], 2, "there is no study 'qiuck'; did you mean quick? presets are"),
+        (["nowhere.yaml"], 2, "there is no study file nowhere.yaml"),
+        (["smoke", "--train.bach", "3"], 2, "--train.batch-size"),
+        (["smoke", "--train.lr", "-1"], 2, "lr=-1.0 must be a positive number, for example 1e-3"),
+        (["smoke", "--train.lr", "fast"], 2, "could not convert string to float: 'fast'"),
+        (["smoke", "--model.n_embd", "100", "--model.n_head", "8"], 2, "n_embd=100 is not divisible by n_head=8"),
+        (["smoke", "--sweeps", "heads:n_head=3"], 2, "sweep 'heads': n_embd=32 is not divisible by n_head=3"),
+        (["smoke", "--sweeps", "speed:warp=3"], 2, "sweep 'speed' changes unknown field ['warp']"),
+        (["smoke", "--gpus-per-trial", "1.5"], 2, "gpus-per-trial=1.5 must be a fraction from 0 to 1 or a whole number"),
+        (["smoke", "--budget", "3"], 2, "budget='3' is not a duration"),
+        (["smoke", "--out", "s3://bucket/x"], 2, "give a folder"),
+        (["smoke", "--data.path", "missing.txt"], 1, "missing.txt"),
+    ],
+)
+def test_a_mistake_gives_one_sentence_and_the_right_exit_code(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, sentence: str
+) -> None:
+    found, said = refused(capsys, *arguments, "--dry-run")
+    assert found == code, said
+    assert sentence in said
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("seeds: [1, 2\n", "is not valid YAML"),
+        ("- a\n- b\n", "holds no study"),
+        ("sedes: [1]\n", "has an unknown key 'sedes'"),
+        ("out: /etc\n", "has an unknown key 'out' (where to run belongs on the command line)"),
+        ("sweeps: depth\n", "sweeps should map each name to its fields"),
+        ("train: {learning_rate: 1}\n", "--train.learning_rate"),
+        ("question: !!python/object/apply:os.system ['true']\n", "is not valid YAML"),
+    ],
+)
+def test_a_bad_study_file_is_refused_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, sentence: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    code, said = refused(capsys, "bad.yaml", "--dry-run")
+    assert (code, sentence in said) == (2, True), said
+
+
+def test_help_answers_in_half_a_second_of_processor_time() -> None:
+    def used() -> float:
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return usage.ru_utime + usage.ru_stime
+
+    times = []
+    for _ in range(3):
+        before = used()
+        done = subprocess.run([sys.executable, "-m", "study.run", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+        times.append(used() - before)
+    assert "--train.lr FLOAT" in done.stdout
+    assert "presets" in done.stdout.lower()
+    assert min(times) < 0.5
+
+
+# ---- before anything starts ----
+
+
+def test_a_dry_run_shows_every_configuration_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["smoke", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "14 trials = 7 configurations x 2 seeds; 0 done, 14 to run" in said
+    assert "depth, width, heads" in said
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_dry_run_of_data_that_are_not_here_downloads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.monotonic()
+    assert run.main(["smoke", "--data.name", "tinystories", "--dry-run"]) == 0
+    assert "not on this machine yet" in capsys.readouterr().out
+    assert time.monotonic() - began < 5
+
+
+def test_a_survey_tells_done_missing_stale_and_foreign_rows_apart(tmp_path: Path) -> None:
+    from study import records
+
+    trials = expand(parse(["smoke"]).study)
+    template = write_synthetic(tmp_path / "synthetic", seeds=1)[0]
+    plans = [
+        ("COMPLETED", "now", 0),
+        ("DIVERGED", "now", 1),
+        ("FAILED", "now", 2),
+        ("COMPLETED", "old data", 3),
+        ("COMPLETED", "now", None),
+    ]
+    for number, (status, sha256, index) in enumerate(plans):
+        trial_id = trials[index].trial_id if index is not None else "somebody-else"
+        row = {**template, "trial_id": trial_id, "status": status, "data_sha256": sha256}
+        records.write(tmp_path / "out" / "trials" / f"{number}.parquet", "trials", [row])
+    found = folder.survey(tmp_path / "out", trials, "now")
+    assert set(found.done) == {trials[0].trial_id, trials[1].trial_id}
+    assert len(found.missing) == len(trials) - 2
+    assert (found.failed_before, found.stale, found.foreign) == (1, 1, 1)
+    assert trials[3] in found.missing
+
+
+def test_json_is_replaced_whole_and_damaged_json_reads_as_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "study.json"
+    folder.write_json(path, {"a": 1})
+    folder.write_json(path, {"a": 2})
+    assert folder.read_json(path) == {"a": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["study.json"]
+    path.write_text("{")
+    assert folder.read_json(path) == {}
+
+
+def test_numbers_are_short() -> None:
+    assert [overview.compact(x) for x in (12, 999, 1234, 4_845_824, 81_920_000, 1.5e13)] == [
+        "12",
+        "999",
+        "1.23K",
+        "4.85M",
+        "81.9M",
+        "1.50e+13",
+    ]
+
+
+def test_an_interrupt_outside_of_training_ends_the_run_with_its_code() -> None:
+    with interrupt.Interrupts() as interrupts:
+        with pytest.raises(interrupt.Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        assert interrupts.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) != interrupts._handle
+
+
+def test_options_have_no_part_in_what_a_trial_is() -> None:
+    import dataclasses
+
+    from study.spec import Study
+
+    assert not {f.name for f in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(Study)}
