@@ -139,6 +139,8 @@ def pretty(equation: str) -> str:
 
 def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
     """A cell of `fits.json` as text: with its interval, or "refused" with the reason as the note."""
+    if cell is None:
+        return Cell("–", numeric=True)
     reason = reason_of(cell)
     if reason:
         bound = value_of(cell.get("bound")) if isinstance(cell, Mapping) else None
@@ -152,6 +154,8 @@ def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
 def span_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str, scale: float = 1.0) -> Cell:
     """Value, low and high that stand as three fields of one row, as one cell."""
     value, low, high = (value_of(row.get(name)) for name in names)
+    if names[0] not in row:
+        return Cell("–", numeric=True)
     return Cell(spanned(value, low, high, scale), f"{source}/{names[0]}", reason_of(row.get(names[0])), numeric=True)
 
 
