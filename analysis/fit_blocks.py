@@ -20,6 +20,9 @@ from analysis.refusals import Refusal
 from analysis.replicates import LEVEL, Noise, t_quantile
 
 CURVE_POINTS = 60
+MANY = 5000
+"""Trials beyond which the bootstrap resamples configurations only, and lists are thinned."""
+SHOWN = 1000
 REACH = 2.0
 """The drawn curve goes this factor beyond the data on either side, and never beyond one observed log-range."""
 
@@ -100,11 +103,16 @@ def residual_rows(fitted: Fitted, noise: Noise | Refusal) -> list[dict[str, Any]
     cells = fitted.cells
     left = cells.loss - fitted.result.fitted
     rows = []
-    for i in range(len(cells)):
+    for i in thinned(len(cells)):
         half = noise.half_width(int(cells.n_seeds[i])) if isinstance(noise, Noise) else None
         ends = {"low": None, "high": None} if half is None else {"low": left[i] - half, "high": left[i] + half}
         rows.append({"config_id": str(cells.config_id[i]), "x": float(cells.columns[fitted.column][i]), "residual": float(left[i]), **ends})
     return rows
+
+
+def thinned(n: int) -> list[int]:
+    """Indices of at most SHOWN items, evenly spread: what a person can look at of thousands."""
+    return [int(i) for i in (np.arange(n) if n <= SHOWN else np.unique(np.linspace(0, n - 1, SHOWN).round()))]
 
 
 def curve(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
@@ -235,7 +243,8 @@ def cross_check(fitted: Fitted, found: Mapping[str, intervals.Interval], options
         return {"bootstrap": {}, "disagreement": None}
     rng = np.random.default_rng(options.seed)
     wanted = quantities_of(fitted, list(fitted.result.params))
-    source, n = observations(fitted), options.n_bootstrap
+    # Of many thousand trials the means are resampled: 1,000 weights for each of 100,000 rows would take the memory of the machine.
+    source, n = observations(fitted, means=len(fitted.cells.cell_loss) > MANY), options.n_bootstrap
     resampled = intervals.bootstrap(source, wanted, rng=rng, n=n, level=options.level, start=fitted.result)
     ends = {name: {"low": v.low, "high": v.high, "status": v.status} for name, v in resampled.items()}
     return {"bootstrap": ends, "disagreement": disagreement(found, resampled)}

@@ -126,8 +126,15 @@ def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None,
     return (rss + pure * noise.difference_df) / (df + noise.difference_df), df + noise.difference_df
 
 
-def observations(fitted: Fitted) -> intervals.Observations:
-    """The fit's rows, one per configuration and seed, for intervals: seeds of one configuration are grouped, never independent."""
+def observations(fitted: Fitted, means: bool = False) -> intervals.Observations:
+    """The fit's rows, one per configuration and seed, for intervals: seeds of one configuration are grouped, never independent.
+
+    Args:
+        means: give configuration means instead, one row each.
+    """
     cells, law = fitted.cells, fitted.result.law
+    if means:
+        own = {name: cells.columns[name] for name in law.columns}
+        return intervals.Observations(law, own, cells.loss, np.arange(len(cells)), fitted.result.reference)
     columns = {name: cells.columns[name][cells.cell_config] for name in law.columns}
     return intervals.Observations(law, columns, cells.cell_loss, cells.cell_config, fitted.result.reference)

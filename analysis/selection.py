@@ -34,22 +34,29 @@ def one_recipe(trials: pd.DataFrame) -> NDArray[np.bool_]:
     """
     if trials.empty:
         return np.zeros(0, dtype=bool)
-    keys = trials[list(RECIPE)].astype("string").fillna("")
-    label = keys.agg("|".join, axis=1)
-    common = (label == label.value_counts().index[0]).to_numpy(dtype=bool)
+    label = _codes(trials, RECIPE)
+    common = label == np.bincount(label).argmax()
     return common & _chosen_rates(trials, common)
 
 
+def _codes(trials: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int64]:
+    """One whole number per row, equal where all the columns are equal (missing values being equal to each other)."""
+    code = np.zeros(len(trials), dtype=np.int64)
+    for column in columns:
+        own = pd.factorize(trials[column], use_na_sentinel=False)[0]
+        code = np.unique(code * (int(own.max()) + 1) + own, return_inverse=True)[1]
+    return code
+
+
 def _chosen_rates(trials: pd.DataFrame, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    model = trials["n_layer"].astype(str) + "," + trials["n_embd"].astype(str) + "," + trials["n_head"].astype(str)
-    model += "," + trials["n_tokens"].astype(str)
+    model = pd.Series(_codes(trials, ("n_layer", "n_embd", "n_head", "n_tokens")), index=trials.index)
     lr = trials["lr"].astype(float).fillna(-1.0)
     table = pd.DataFrame({"model": model, "lr": lr, "tuned": trials["lr_status"].isin(TUNED), "loss": trials["val_loss"]})[among]
-    if not len(table) or table.groupby("model")["lr"].nunique().max() == 1:
+    if table.groupby("model")["lr"].nunique().max() == 1:
         return np.ones(len(trials), dtype=bool)
     ranked = table.groupby(["model", "lr"]).agg(tuned=("tuned", "max"), rows=("loss", "size"), loss=("loss", "mean")).reset_index()
     ranked = ranked.sort_values(["tuned", "rows", "loss"], ascending=[False, False, True]).drop_duplicates("model")
-    best = dict(zip(ranked["model"], ranked["lr"], strict=True))
+    best = ranked.set_index("model")["lr"]
     return (lr == model.map(best)).to_numpy(dtype=bool)
 
 

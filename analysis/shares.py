@@ -26,6 +26,9 @@ FACTORS = {
 COLLINEAR = 0.95
 """R^2 of one factor on the others above which their shares cannot be told apart."""
 
+MAX_DRAWS = 2_000_000
+"""Replicates times configurations at most: of thousands of configurations fewer replicates say as much."""
+
 Floats = NDArray[np.float64]
 
 
@@ -53,6 +56,7 @@ def variance_shares(cells: Configurations, rng: np.random.Generator, n_bootstrap
         return Refusal(Code.UNMATCHED, reason)
     mean, within = _log_cells(cells)
     point = _shares(np.ones((1, len(cells))), cells.n_seeds, mean, within, bases)
+    n_bootstrap = min(n_bootstrap, max(MAX_DRAWS // len(cells), 50))
     drawn = rng.multinomial(len(cells), np.full(len(cells), 1 / len(cells)), size=n_bootstrap).astype(float)
     drawn = drawn[(drawn > 0).sum(axis=1) >= n_columns + 2]
     resampled = _shares(drawn, cells.n_seeds, mean, within, bases) if len(drawn) else None

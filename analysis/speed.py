@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import fits
+from analysis.fit_blocks import thinned
 from analysis.laws import TIMING
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Configurations, t_quantile
@@ -34,7 +35,7 @@ def timing(trials: pd.DataFrame, cells: Configurations, sweeps: Sequence[Sweep])
             "peak_memory_bytes": cells.columns["peak_memory_bytes"][i],
             "exclusive": bool(alone[i]),
         }
-        for i in range(len(cells))
+        for i in thinned(len(cells))
         if np.isfinite(cells.columns["ms_per_step"][i])
     ]
     if not rows:
@@ -60,7 +61,12 @@ def _fit(cells: Configurations, alone: Any) -> dict[str, Any]:
     card = result.to_dict()
     keys = ("law", "equation", "source", "reference", "status", "gradient_norm", "starts_agreeing", "n_starts", "condition")
     typical = float(np.median(np.abs(np.expm1(result.residuals))))
-    return {**{k: card[k] for k in keys}, "parameters": dict(result.params), "median_relative_error": typical, "n_configurations": len(timed)}
+    return {
+        **{k: card[k] for k in keys},
+        "parameters": dict(result.params),
+        "median_relative_error": typical,
+        "n_configurations": len(timed),
+    }
 
 
 def heads_slowdown(trials: pd.DataFrame, cells: Configurations, sweep: Sweep) -> dict[str, Any] | Refusal:

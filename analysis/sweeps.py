@@ -35,6 +35,8 @@ WORDS = {
     "size": "size",
 }
 SIZE = "params_non_embedding"
+SHOWN = 1000
+"""Levels listed at most: of thousands of configurations an even selection is shown."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,10 @@ def describe_all(cells: Configurations, noise: Noise | Refusal) -> list[dict[str
 
 def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dict[str, Any]:
     """Levels with means, intervals and the gain of each step; spread, verdict and one sentence."""
-    levels = [_level(cells, i, sweep.factor, noise) for i in sweep.members]
+    shown = sweep.members
+    if len(shown) > SHOWN:
+        shown = tuple(shown[int(j)] for j in np.unique(np.linspace(0, len(shown) - 1, SHOWN).round()))
+    levels = [_level(cells, i, sweep.factor, noise) for i in shown]
     for previous, level in pairwise(levels):
         level |= gain(previous, level, sweep.factor, noise)
     best = min(levels, key=lambda v: float(v["mean"]))
