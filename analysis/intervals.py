@@ -23,6 +23,7 @@ from analysis.laws import Law, column_values
 from analysis.newton import TOLERANCE, Objective
 from analysis.profiles import Ends, profile_ends
 from analysis.quantities import Contrast, Loss, Parameter, Quantity, Reading, Slope, read
+from analysis.resampling import distinct_points, resample
 from analysis.starts import grid_starts
 
 __all__ = [
@@ -312,32 +313,9 @@ def bootstrap(
     except FitError as error:
         return {name: _failed(level, "bootstrap", int(group.max(initial=-1)) + 1, str(error)) for name in quantities}
     weights = resample(group, n, rng)
-    usable = _distinct_points(columns, weights) >= len(seen.law.parameters)
+    usable = distinct_points(columns, weights) >= len(seen.law.parameters)
     batch = fit_batch(seen.law, columns, loss, weights=weights[usable], start=start) if usable.any() else None
     return {name: _percentile(quantity, start, batch, level, int(group.max()) + 1, n) for name, quantity in quantities.items()}
-
-
-def resample(group: NDArray[np.intp], n: int, rng: np.random.Generator) -> Array:
-    """Bootstrap weights (n, rows): configurations with replacement, then as many seeds of each with replacement; a configuration
-    drawn once weighs 1 in total, however many seeds it has."""
-    order = np.argsort(group, kind="stable")
-    count = np.bincount(group)
-    first = np.concatenate([[0], np.cumsum(count)[:-1]])
-    drawn = rng.integers(len(count), size=(n, len(count)))
-    seeds = rng.random((n, len(count), int(count.max())))
-    size = count[drawn][:, :, None]
-    rows = order[first[drawn][:, :, None] + np.minimum((seeds * size).astype(np.intp), size - 1)]
-    weight = np.where(np.arange(seeds.shape[2]) < size, 1.0 / size, 0.0)
-    flat = (np.arange(n)[:, None, None] * len(group) + rows).reshape(-1)
-    total: Array = np.bincount(flat, weights=weight.reshape(-1), minlength=n * len(group)).astype(float)
-    return total.reshape(n, len(group))
-
-
-def _distinct_points(columns: Mapping[str, Array], weights: Array) -> NDArray[np.intp]:
-    """Distinct design points with weight, per replicate."""
-    _, point = np.unique(np.stack(list(columns.values()), axis=1), axis=0, return_inverse=True)
-    member = np.eye(int(point.max()) + 1)[point.reshape(-1)]
-    return (weights @ member > 0).sum(axis=1)
 
 
 def _percentile(quantity: Quantity, start: FitResult, batch: BatchResult | None, level: float, count: int, n: int) -> Interval:
