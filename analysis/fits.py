@@ -15,12 +15,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from analysis import modes
-from analysis.design import MAX_LOG_AMPLITUDE, MIN_LOG_AMPLITUDE, Array, Design, FitError, build
-from analysis.laws import Bowl, Law, column_values
-from analysis.newton import TOLERANCE, Basis, Minimum, Objective, minimize
+from analysis.design import Array, Design, FitError, build
+from analysis.judging import condition_number, judge
+from analysis.laws import Law, column_values
+from analysis.newton import Basis, Minimum, Objective, minimize
 from analysis.results import BatchResult, FitResult, FitStatus
 from analysis.starts import grid_starts
 
@@ -28,7 +29,6 @@ __all__ = ["BatchResult", "FitError", "FitResult", "FitStatus", "fit", "fit_batc
 
 N_STARTS = 10
 AGREEMENT = 1e-6  # relative: objectives closer than this are the same optimum
-ILL_CONDITIONED = 1e6  # of the scaled Jacobian: noise of 1e-4 then moves parameters by more than their size
 
 
 # ---- one fit ----
@@ -189,7 +189,7 @@ def _absolute(data: Objective, theta: Array) -> Array:
     return (data.weights * tilt * np.abs(residual)).sum(axis=1)
 
 
-# ---- judging a fit ----
+# ---- the result ----
 
 
 def _result(
@@ -210,9 +210,9 @@ def _result(
     delta = None if width is None else float(width[0, 0])
     edge = delta if delta is not None else 3 * max(scale, modes.WIDTH_FLOOR)
     agreeing = found.value <= found.value[best] * (1 + AGREEMENT) + 1e-12 * modes.WIDTH_FLOOR
-    condition = _condition(data, theta)
+    condition = condition_number(data, theta)
     distinct = _require_points(design.law, columns, weights[None])
-    status, message = _judge(design, found, best, agreeing, condition, distinct)
+    status, message = judge(design, found, best, agreeing, condition, distinct)
     return FitResult(
         law=design.law,
         params={name: float(value[0]) for name, value in design.to_params(theta[:, None]).items()},
@@ -237,64 +237,6 @@ def _result(
         design=design,
         theta=theta,
     )
-
-
-def _condition(data: Objective, theta: Array) -> float:
-    """Condition number of the weighted Jacobian with unit columns; infinite where a coordinate has no effect."""
-    slope = modes.jacobian(data, theta) * np.sqrt(data.weights[0])[:, None]
-    length = np.linalg.norm(slope, axis=0)
-    return float(np.linalg.cond(slope / length)) if (length > 1e-12).all() else float("inf")
-
-
-def _judge(
-    design: Design, found: Minimum, best: int, agreeing: NDArray[np.bool_], condition: float, distinct: int
-) -> tuple[FitStatus, str]:
-    """The most serious doubt about a fit, and the sentence for it."""
-    theta = found.theta[:, best]
-    apart = float(np.ptp(found.theta[:, agreeing], axis=1).max())
-    bounds = bounds_hit(design, theta)
-    bowls = [f for t in design.law.terms for f in t.factors if isinstance(f, Bowl)]
-    params = design.to_params(theta[:, None])
-    if not found.converged[best]:
-        status, detail = FitStatus.NOT_CONVERGED, f"scaled gradient {found.gradient_norm[best]:.1e} exceeds {TOLERANCE:.0e}"
-    elif bounds:
-        status, detail = FitStatus.BOUND_HIT, "; ".join(bounds)
-    elif (agreeing.sum() < 2 and len(agreeing) > 1) or apart > 0.01:
-        status, detail = FitStatus.STARTS_DISAGREE, f"{int(agreeing.sum())} of {len(agreeing)} starts reach the best objective"
-    elif any(params[f.curvature][0] <= 0 for f in bowls):
-        status, detail = FitStatus.NO_OPTIMUM, "the curvature in ln aspect is not positive"
-    elif condition > ILL_CONDITIONED:
-        status, detail = FitStatus.ILL_CONDITIONED, f"condition number {condition:.1e} of the scaled Jacobian"
-    elif distinct == len(design.law.parameters):
-        status, detail = FitStatus.SATURATED, f"{distinct} distinct points, {distinct} parameters"
-    else:
-        return FitStatus.CONVERGED, FitStatus.CONVERGED.value
-    return status, f"{status.value} ({detail})"
-
-
-def bounds_hit(design: Design, theta: Array) -> list[str]:
-    """Sentences naming each coordinate that is at its bound."""
-    low, high = design.bounds()
-    names = coordinate_names(design.law)
-    sentences = []
-    for j in np.flatnonzero((theta <= low) | (theta >= high)):
-        side = "lower" if theta[j] <= low[j] else "upper"
-        vanished = low[j] == MIN_LOG_AMPLITUDE and high[j] == MAX_LOG_AMPLITUDE and side == "lower"
-        sentences.append(f"the term of {names[j]} vanishes" if vanished else f"{names[j]} is at its {side} bound")
-    return sentences
-
-
-def coordinate_names(law: Law) -> list[str]:
-    """The parameter that each coordinate belongs to, in coordinate order."""
-    names = [law.floor] if law.floor else []
-    for term in law.terms:
-        names.append(term.amplitude)
-        for factor in term.factors:
-            if isinstance(factor, Bowl):
-                names += [factor.optimum, factor.curvature]
-            elif hasattr(factor, "exponent"):
-                names.append(factor.exponent)
-    return names
 
 
 # ---- many fits ----
@@ -325,6 +267,8 @@ def fit_batch(
     """
     losses, share = _checked_losses(loss, weights)
     if start is not None:
+        if start.law != law:
+            raise ValueError(f"start is a fit of law {start.law.name}, not of {law.name}; fit the same law first")
         objective, delta, tau, reference = start.objective, start.delta, start.tau, start.reference
     modes.check_mode(objective, delta, tau)
     if len(losses) != len(share) and 1 not in (len(losses), len(share)):
@@ -336,16 +280,7 @@ def fit_batch(
         theta = np.broadcast_to(theta, (design.size, n_replicates))
         found, width = _solve(data, theta.copy(), objective, delta, one_data_set=False)
     else:
-        if start.law != law:
-            raise ValueError(f"start is a fit of law {start.law.name}, not of {law.name}; fit the same law first")
-        theta = np.repeat(design.from_params({k: np.array([v]) for k, v in start.params.items()}), n_replicates, axis=1)
-        found, width = _refit(data, theta, objective, delta)
-        failed = np.flatnonzero(~found.converged)
-        if failed.size:  # resamples far from the data: start those from their own grid
-            theirs = data.take(failed)
-            cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
-            again, _ = _refit(theirs, cold, objective, delta)
-            found = modes.merge(found, failed, again)
+        found, width = _refit_from(start, design, data, n_replicates)
     return BatchResult(
         law=law,
         reference=design.reference,
@@ -357,6 +292,19 @@ def fit_batch(
         design=design,
         theta=found.theta,
     )
+
+
+def _refit_from(start: FitResult, design: Design, data: Objective, n_replicates: int) -> tuple[Minimum, Array | None]:
+    """Every replicate from a fit of the whole; those that stall, from their own grid."""
+    theta = np.repeat(design.from_params({name: np.array([value]) for name, value in start.params.items()}), n_replicates, axis=1)
+    found, width = _refit(data, theta, start.objective, start.delta)
+    failed = np.flatnonzero(~found.converged)
+    if failed.size:  # resamples far from the data
+        theirs = data.take(failed)
+        cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
+        again, _ = _refit(theirs, cold, start.objective, start.delta)
+        found = modes.merge(found, failed, again)
+    return found, width
 
 
 def _refit(data: Objective, theta: Array, objective: str, delta: float | None) -> tuple[Minimum, Array | None]:

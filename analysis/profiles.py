@@ -2,7 +2,8 @@
 
 For least squares on configuration means, the values of a quantity q that pass the F test against the best fit form the interval:
 (S(q) - S_min) / (S_min / df) <= F(1, df), S(q) being the smallest sum of squares among curves with that q (Bates and Watts 1988,
-section 6.1). S_min / df measures the scatter of the means around the curve, so seed noise and lack of fit are both in it.
+section 6.1). S_min / df measures the scatter of the means around the curve, so seed noise and lack of fit are both in it. Simulated
+coverage is 93.5 to 95.7 % (`benchmarks.fits --coverage`); where a bound is near, such as a floor close to 0, it is 96 to 98 %.
 
 A tilt instead of a constraint: the minimum of S + k (q - q0)^2 is the minimum of S among curves with the q that it *reaches*, whatever k
 is. So every solve yields an exact point of the profile, and a secant on the signed root of the F statistic finds the end.

@@ -16,7 +16,7 @@ from analysis.design import Array, Design
 from analysis.laws import Power, Proportional
 from analysis.newton import Objective, solve
 
-GRID_POINTS = {1: 24, 2: 14, 3: 7, 4: 5}  # exponents per term, by the number of terms
+GRID_POINTS = {1: 24, 2: 14, 3: 7, 4: 5, 5: 3}  # exponents per term, by the number of terms; 2 beyond
 GRID_RANGE = (0.03, 3.0)
 SMALL = 1e-4  # share of the loss that an absent term starts from, so that Newton can bring it back
 
@@ -39,7 +39,7 @@ def grid_starts(design: Design, objective: Objective, n_starts: int) -> Array:
 def _exponent_nodes(design: Design) -> list[Array]:
     """For each term, coordinates of its factors at each grid exponent, (grid, q - 1); other factors start without effect."""
     n_terms = len(design.law.terms)
-    grid = np.geomspace(*GRID_RANGE, GRID_POINTS.get(n_terms, 3))
+    grid = np.geomspace(*GRID_RANGE, GRID_POINTS.get(n_terms, 2))
     nodes = []
     for term in design.law.terms:
         powers = [f for f in term.factors if isinstance(f, Power)]

@@ -33,8 +33,9 @@ from scipy.optimize import curve_fit, minimize
 
 from analysis.design import Array
 from analysis.fits import fit, fit_batch
-from analysis.intervals import Loss, Observations, Parameter, Quantity, Slope, bootstrap, profile_batch, profiles, resample
+from analysis.intervals import Loss, Observations, Parameter, Quantity, Slope, bootstrap, profile_batch, profiles
 from analysis.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, additive, with_aspect
+from analysis.resampling import resample
 
 RESULTS = Path(__file__).parent / "results" / "fits.csv"
 DELTA = 1e-3

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from analysis import laws, modes, newton
-from analysis.fits import FitError, FitStatus, coordinate_names, fit, fit_batch, objective_of
+from analysis.fits import FitError, FitStatus, fit, fit_batch, objective_of
+from analysis.judging import coordinate_names
 from analysis.laws import (
     POWER,
     POWER_FLOOR,
@@ -432,3 +433,14 @@ def test_equal_inputs_give_equal_results():
     first, second = (fit(POWER_FLOOR, sizes(), curve(sizes(), sd=0.01)) for _ in range(2))
     assert first == second
     assert replace(first, n_starts=1) != second
+
+
+def test_a_law_of_six_terms_is_recovered():
+    rng = np.random.default_rng(0)
+    names = [f"x{i}" for i in range(6)]
+    columns = {name: np.exp(rng.uniform(0, 4, 300)) for name in names}
+    law = additive(names)
+    params = {name: 0.5 if name == "E" else 0.2 if name.startswith("A_") else float(rng.uniform(0.3, 1)) for name in law.parameters}
+    loss = law.predict(params, columns, dict.fromkeys(names, 5.0))
+    result = fit(law, columns, loss, reference=dict.fromkeys(names, 5.0), objective="least_squares")
+    assert result.params == pytest.approx(params, rel=1e-9)

@@ -90,6 +90,18 @@ def test_nominal_95_percent_intervals_cover_the_truth(n_sizes, lack_of_fit):
         assert 0.912 <= covered <= 0.988, f"{quantity}: {covered:.3f}"
 
 
+def test_intervals_of_a_new_run_cover_the_run():
+    rng = np.random.default_rng(9)
+    columns = {SIZE: np.geomspace(1e5, 1e7, 6)}
+    target = {SIZE: 3e7}
+    center = float(POWER_FLOOR.predict(TRUTH, {SIZE: np.array(3e7)}, REFERENCE))
+    noise = 0.005 * rng.standard_normal((400, 7))  # the last is the new run's own deviation
+    means = POWER_FLOOR.predict(TRUTH, columns, REFERENCE) * np.exp(noise[:, :6])
+    found = profile_batch(POWER_FLOOR, columns, means, Loss(target), new_run=True)
+    run = center * np.exp(noise[:, 6])
+    assert 0.917 <= np.mean((found["low"] <= run) & (run <= found["high"])) <= 0.983  # 3 standard errors of 400 studies
+
+
 def test_a_batch_of_profiles_equals_single_profiles():
     columns = {SIZE: np.geomspace(1e5, 1e7, 7)}
     means = np.stack([POWER_FLOOR.simulate(TRUTH, columns, REFERENCE, 0.004, np.random.default_rng(s)) for s in range(5)])
