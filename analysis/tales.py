@@ -11,6 +11,7 @@ from analysis.cells import is_refused, reason_of
 from analysis.content import Cell, Section, Story
 from analysis.evidence import Evidence
 from analysis.style import short_count
+from analysis.text_study import final_samples, main_temperature
 
 SHOWN = 900
 """Characters of a story shown side by side; the rest is in the samples table."""
@@ -62,14 +63,13 @@ def refused_measures(found: Any) -> list[Cell]:
 
 
 def side_by_side(evidence: Evidence) -> tuple[str, list[Story]]:
-    """One prompt (the first that most trials continued, at the lowest temperature), continued by one seed of each configuration."""
+    """One prompt (the first that most trials continued, at the main temperature), continued by one seed of each configuration."""
     trials = {t["trial_id"]: t for t in evidence.trials}
-    rows = [s for s in evidence.samples if s["trial_id"] in trials]
+    rows = final_samples(evidence)
     if not rows:
         return "", []
-    cold = min(s["temperature"] for s in rows)
-    last = {t: max(s["step"] or 0 for s in rows if s["trial_id"] == t) for t in {s["trial_id"] for s in rows}} if len(rows) < 20_000 else {}
-    rows = [s for s in rows if s["temperature"] == cold and (s["step"] or 0) == last.get(s["trial_id"], s["step"] or 0)]
+    main = main_temperature(rows)
+    rows = [s for s in rows if s["temperature"] == main]
     counts: dict[str, int] = {}
     for s in rows:
         counts[s["prompt"]] = counts.get(s["prompt"], 0) + 1

@@ -67,6 +67,14 @@ def final_samples(evidence: Evidence) -> list[Sample]:
     return [s for s in evidence.samples if s["trial_id"] in trials and (s["step"] or 0) == last[s["trial_id"]]]
 
 
+def main_temperature(samples: Sequence[Sample]) -> float:
+    """The temperature of most texts, the lowest of them where several have as many."""
+    counts: dict[float, int] = {}
+    for s in samples:
+        counts[s["temperature"]] = counts.get(s["temperature"], 0) + 1
+    return min(counts, key=lambda t: (-counts[t], t))
+
+
 # ---- intervals ----
 
 
@@ -80,10 +88,10 @@ class _Builder:
         for key, s in enumerate(samples):
             self.groups.setdefault((self.trials[s["trial_id"]]["config_id"], s["temperature"]), []).append(key)
         self.temperatures = sorted({t for _, t in self.groups})
-        self.cold = self.temperatures[0]
+        self.cold = main_temperature(samples)
 
     def measure(self, name: str, scores: Mapping[int, float]) -> dict[str, Any]:
-        """One measure at the lowest temperature by configuration, its ends, its relation to loss, and its mean at each temperature."""
+        """One measure at the main temperature by configuration, its ends, its relation to loss, and its mean at each temperature."""
         rows = [self._row(config, keys, scores) for (config, t), keys in self.groups.items() if t == self.cold]
         rows = sorted((r for r in rows if r), key=lambda r: (r["params_non_embedding"], r["config_id"]))
         found: dict[str, Any] = {"title": MEASURES[name].title, "says": MEASURES[name].says}
@@ -141,7 +149,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
 
 def diversity_sentence(measure: Mapping[str, Any]) -> str:
     """Whether worse models write with a more diverse vocabulary: confirmed, refuted or undecided."""
-    found = measure.get("spearman") or {}
+    found = measure if "refused" in measure else measure["spearman"]
     if "refused" in found:
         return f"Whether worse models use more diverse words is not decided: {found['refused']['reason']}."
     numbers = f"Spearman {found['value']:.2f}, 95 % interval {found['low']:.2f} to {found['high']:.2f}, {found['n']} configurations"
