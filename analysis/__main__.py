@@ -9,41 +9,51 @@ import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from analysis import conclusions, summary
+from analysis import conclusions, forecasts, replicates, selection, summary
 from analysis import table as tables
 from analysis.fit_blocks import Options
+from analysis.fitted import Fitted
+from analysis.refusals import Refusal
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    main_parser = argparse.ArgumentParser(prog="python -m analysis", description="What a study's results say, and how sure that is.")
-    main_parser.add_argument("results", type=Path, nargs="+", help="results folder of a study, or a trials.parquet")
-    main_parser.add_argument("--out", type=Path, help="where to write fits.json and the report (default: RESULTS/report)")
-    main_parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)"
-    )
-    main_parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
-    main_parser.add_argument("--no-report", action="store_true", help="write fits.json and print the summary only")
-    return main_parser
+    line = argparse.ArgumentParser(prog="python -m analysis", description="What a study's results say, and how sure that is.")
+    line.add_argument("results", type=Path, nargs="+", help="results folder of a study, or a trials.parquet")
+    line.add_argument("--out", type=Path, help="folder for fits.json (default: RESULTS/report); the report is built in RESULTS/report")
+    line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
+    line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    line.add_argument("--no-report", action="store_true", help="write fits.json and print the summary only")
+    shape = "LAYERSxWIDTHhHEADS[@TOKENS]"
+    line.add_argument("--forecast", action="append", default=[], metavar=shape, help="put a forecast of a configuration on record")
+    return line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    given = parser().parse_args(arguments)
+    line = parser()
+    given = line.parse_args(arguments)
     if given.bootstrap < 0:
-        parser().error(f"--bootstrap={given.bootstrap} must be 0 or more")
+        line.error(f"--bootstrap={given.bootstrap} must be 0 or more")
+    if len(given.results) > 1 and (given.out or given.forecast):
+        line.error("--out and --forecast go with one results folder; run the others separately")
+    options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
     try:
         for results in given.results:
-            analyze(results, given.out, Options(n_bootstrap=given.bootstrap, seed=given.seed), report=not given.no_report)
+            for target in given.forecast:
+                print(record_forecast(results, target))
+            analyze(results, given.out, options, report=not given.no_report)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def analyze(results: Path, out: Path | None = None, options: Options | None = None, report: bool = True) -> dict[str, object]:
+def analyze(results: Path, out: Path | None = None, options: Options | None = None, report: bool = True) -> dict[str, Any]:
     """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions."""
     table = tables.load(results)
     tree = conclusions.conclude(table, options)
@@ -57,6 +67,30 @@ def analyze(results: Path, out: Path | None = None, options: Options | None = No
     else:
         print(f"\nfits: {folder / 'fits.json'}")
     return tree
+
+
+def record_forecast(results: Path, text: str) -> str:
+    """Forecast one configuration from the joint fit and put it on record in forecasts.json; returns a sentence.
+
+    Raises:
+        ValueError: the shape is malformed, has run already, or the data allow no forecast of it.
+    """
+    if not results.is_dir():
+        raise ValueError(f"forecasts are kept in a results folder, and {results} is a file; give the folder")
+    trials = tables.load(results).trials
+    if trials.empty:
+        raise ValueError(f"{results} holds no usable trial to forecast from; run some first")
+    cells = replicates.average(trials[selection.one_recipe(trials)])
+    target = forecasts.parse(text, cells)
+    fitted = next((f for f in conclusions.all_fits(cells) if isinstance(f, Fitted)), None)
+    if fitted is None:
+        raise ValueError("all configurations have one size, which allows no forecast; add a second size")
+    commits = sorted(str(c) for c in trials["git_commit"].dropna().unique())
+    made = forecasts.make(fitted, target, commits[-1] if commits else None, datetime.now(UTC))
+    if isinstance(made, Refusal):
+        raise ValueError(made.reason)
+    forecasts.add(results / "forecasts.json", made, cells)
+    return f"forecast {text}: {made['point']:.4f} [{made['low']}, {made['high']}] nats by {made['law']}, on record in forecasts.json"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,132 @@
+"""Forecasts are written before a trial runs, scored after, and never rewritten."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis import forecasts, replicates, table
+from analysis.__main__ import main
+from analysis.fitted import Fitted, fit_size_law
+from analysis.refusals import Code, Refusal
+from study import records
+from tests.conftest import synthetic_row
+
+SHAPES = [(2, 16, 2), (2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 128, 4), (2, 160, 4)]
+TARGET = (2, 256, 4)
+NOW = datetime(2026, 12, 1, tzinfo=UTC)
+
+
+def write(results: Path, shapes: list[tuple[int, int, int]], finished: datetime = NOW + timedelta(hours=1)) -> None:
+    rng = np.random.default_rng(1)
+    rows = [{**synthetic_row(shape, seed, rng), "finished_at": finished} for shape in shapes for seed in range(3)]
+    records.write(results / "trials.parquet", "trials", rows)
+
+
+def fitted_to(results: Path) -> tuple[Fitted, Any, Any]:
+    trials = table.load(results).trials
+    cells = replicates.average(trials)
+    fitted = fit_size_law("joint", "all", cells)
+    assert isinstance(fitted, Fitted)
+    return fitted, cells, trials
+
+
+def made(results: Path, text: str = "2x256h4", now: datetime = NOW) -> dict[str, Any]:
+    fitted, cells, _ = fitted_to(results)
+    forecast = forecasts.make(fitted, forecasts.parse(text, cells), "abc", now)
+    assert isinstance(forecast, dict)
+    return forecast
+
+
+def test_a_forecast_states_point_interval_law_data_time_and_commit(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    forecast = made(tmp_path)
+    assert forecast["low"] < forecast["point"] < forecast["high"]
+    assert (forecast["law"], forecast["git_commit"], forecast["made_at"]) == ("M1", "abc", NOW.isoformat())
+    assert forecast["configuration"]["params_non_embedding"] == 2 * (12 * 256**2 + 512) + 256
+    assert len(forecast["data"]["config_ids"]) == 6
+    assert forecast["outcome"] is None
+
+
+def test_a_forecast_is_scored_once_its_trial_has_run_and_keeps_what_it_said(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    path = tmp_path / "forecasts.json"
+    forecast = made(tmp_path)
+    _, cells, trials = fitted_to(tmp_path)
+    forecasts.add(path, forecast, cells)
+    assert forecasts.score(path, cells, trials)[0]["outcome"] is None
+    write(tmp_path, [*SHAPES, TARGET])
+    _, cells, trials = fitted_to(tmp_path)
+    scored = forecasts.score(path, cells, trials)[0]
+    assert {**scored, "outcome": None} == forecast
+    assert scored["outcome"]["counted"]
+    assert scored["outcome"]["covered"]
+    assert abs(scored["outcome"]["error_percent"]) < 3
+    assert forecasts.read(path) == [scored]
+
+
+def test_no_forecast_is_written_or_rewritten_after_the_fact(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    forecast = made(tmp_path)
+    write(tmp_path, [*SHAPES, TARGET])
+    _, cells, _ = fitted_to(tmp_path)
+    with pytest.raises(ValueError, match="has run already"):
+        forecasts.add(tmp_path / "forecasts.json", forecast, cells)
+
+
+def test_a_forecast_made_after_its_trial_ended_is_not_counted(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    path = tmp_path / "forecasts.json"
+    _, cells, _ = fitted_to(tmp_path)
+    forecasts.add(path, made(tmp_path, now=NOW + timedelta(days=1)), cells)
+    write(tmp_path, [*SHAPES, TARGET])
+    _, cells, trials = fitted_to(tmp_path)
+    assert not forecasts.score(path, cells, trials)[0]["outcome"]["counted"]
+
+
+def test_a_forecast_that_has_not_been_tested_may_be_replaced(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    _, cells, _ = fitted_to(tmp_path)
+    for now in (NOW, NOW + timedelta(hours=2)):
+        forecasts.add(tmp_path / "forecasts.json", made(tmp_path, now=now), cells)
+    rows = forecasts.read(tmp_path / "forecasts.json")
+    assert [row["made_at"] for row in rows] == [(NOW + timedelta(hours=2)).isoformat()]
+
+
+def test_beyond_one_observed_log_range_a_forecast_is_refused(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    fitted, cells, _ = fitted_to(tmp_path)
+    refused = forecasts.make(fitted, forecasts.parse("48x1024h8", cells), None, NOW)
+    assert isinstance(refused, Refusal)
+    assert refused.code == Code.EXTRAPOLATION
+
+
+@pytest.mark.parametrize(("text", "words"), [("8x256", "not of the form"), ("8x250h8", "not divisible"), ("axbhc", "not of the form")])
+def test_a_malformed_shape_is_explained(tmp_path: Path, text: str, words: str) -> None:
+    write(tmp_path, SHAPES)
+    with pytest.raises(ValueError, match=words):
+        forecasts.parse(text, fitted_to(tmp_path)[1])
+
+
+def test_a_foreign_file_of_forecasts_is_not_overwritten(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    (tmp_path / "forecasts.json").write_text('{"mine": 1}')
+    with pytest.raises(ValueError, match="cannot be read as forecasts"):
+        forecasts.add(tmp_path / "forecasts.json", made(tmp_path), fitted_to(tmp_path)[1])
+    assert (tmp_path / "forecasts.json").read_text() == '{"mine": 1}'
+
+
+def test_the_command_line_records_scores_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, SHAPES)
+    arguments = [str(tmp_path), "--no-report", "--bootstrap", "0"]
+    assert main([*arguments, "--forecast", "2x256h4"]) == 0
+    assert "forecast 2x256h4" in capsys.readouterr().out
+    write(tmp_path, [*SHAPES, TARGET], finished=datetime.now(UTC) + timedelta(hours=1))
+    assert main(arguments) == 0
+    assert "inside the interval" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report" / "fits.json").read_text())["forecasts"][0]["outcome"]["covered"]
+    assert main([*arguments, "--forecast", "2x256h4"]) == 1
+    assert capsys.readouterr().err.startswith("error: 2x256h4 has run already")
