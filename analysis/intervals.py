@@ -16,15 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis import modes
-from analysis.design import Array, Design, build
-from analysis.fits import BatchResult, FitError, FitResult, fit, fit_batch, objective_of
+from analysis.design import Array, Design
+from analysis.fits import BatchResult, FitError, FitResult, fit, fit_batch
 from analysis.laws import Law, column_values
-from analysis.newton import TOLERANCE, Objective
+from analysis.means import MeansFit, SeedNoise, fit_means
 from analysis.profiles import Ends, profile_ends
 from analysis.quantities import Contrast, Loss, Parameter, Quantity, Reading, Slope, read
 from analysis.resampling import distinct_points, resample
-from analysis.starts import grid_starts
 
 __all__ = [
     "Contrast",
@@ -39,8 +37,6 @@ __all__ = [
     "profile_batch",
     "profiles",
 ]
-
-PROFILE_STARTS = 8
 
 
 @dataclass(frozen=True)
@@ -124,6 +120,16 @@ class Observations:
                 raise ValueError(f"rows of one configuration differ in {name!r}; a configuration is a trial without its seed")
         return {name: np.exp(values) for name, values in logs.items()}, averaged
 
+    def seed_noise(self) -> SeedNoise | None:
+        """Seeds of each configuration and the variance of log loss among them; None where all have equally many, or none has two."""
+        _, loss, group = self.rows()
+        count = np.bincount(group)
+        if (count == count[0]).all():
+            return None
+        logs = np.log(loss)
+        centered = logs - (np.bincount(group, weights=logs) / count)[group]
+        return SeedNoise(count, np.array([centered @ centered / (len(logs) - len(count))]))
+
 
 def _observe(source: FitResult | Observations) -> Observations:
     if isinstance(source, Observations):
@@ -162,7 +168,7 @@ def profiles(
     seen = _observe(source)
     columns, means = seen.means()
     try:
-        batch = _MeansFit.of(seen.law, columns, means[None], seen.reference)
+        batch = fit_means(seen.law, columns, means[None], seen.reference, seen.seed_noise())
     except FitError as error:
         return {name: _failed(level, "profile", len(means), str(error)) for name in quantities}
     if batch.df < 1:
@@ -170,7 +176,7 @@ def profiles(
             f"{len(means)} configurations for {batch.design.size} parameters leave no degree of freedom for the scatter around the curve"
         )
         return {name: _failed(level, "profile", len(means), reason) for name in quantities}
-    return {name: batch.interval(quantity, level, new_run) for name, quantity in quantities.items()}
+    return {name: _interval(batch, quantity, level, new_run) for name, quantity in quantities.items()}
 
 
 def profile_batch(
@@ -182,14 +188,17 @@ def profile_batch(
     level: float = 0.95,
     new_run: bool = False,
     reference: Mapping[str, float] | None = None,
+    noise: SeedNoise | None = None,
 ) -> dict[str, Array]:
     """Profile intervals of many studies over the same configurations: `means` is (studies, configurations).
+
+    Without `noise` (numbers of seeds, and each study's seed variance) every configuration weighs the same.
 
     Returns:
         Arrays (studies,) under "low", "high" and "point"; open ends are the end of the allowed range.
     """
     _check_level(level)
-    batch = _MeansFit.of(law, columns, np.atleast_2d(np.asarray(means, dtype=float)), reference)
+    batch = fit_means(law, columns, np.atleast_2d(np.asarray(means, dtype=float)), reference, noise)
     if batch.df < 1:
         raise FitError(f"{batch.data.log_loss.shape[1]} configurations leave no degree of freedom for law {law.name}; add configurations")
     reading = read(quantity, batch.design)
@@ -198,56 +207,19 @@ def profile_batch(
     return {"low": low, "high": high, "point": reading.report(ends.point)}
 
 
-@dataclass(frozen=True)
-class _MeansFit:
-    """Least squares on configuration means for one or many studies."""
-
-    design: Design
-    data: Objective
-    theta: Array
-    df: int
-    converged: NDArray[np.bool_]
-
-    @staticmethod
-    def of(law: Law, columns: Mapping[str, ArrayLike], means: Array, reference: Mapping[str, float] | None) -> _MeansFit:
-        bad = ~(np.isfinite(means) & (means > 0))
-        if bad.any():
-            raise ValueError(f"loss holds {means[bad][0]} in {int(bad.sum())} configurations; remove rows without a positive finite loss")
-        weights = np.ones((1, means.shape[1]))
-        distinct = len(np.unique(np.stack([column_values(columns, name) for name in law.columns], axis=1), axis=0))
-        if distinct < len(law.parameters):
-            raise FitError(
-                f"law {law.name} has {len(law.parameters)} parameters but there are {distinct} distinct configurations; add some"
-            )
-        design = build(law, columns, np.log(means[0] if len(means) == 1 else means), weights[0], reference)
-        data = objective_of(design, columns, means, weights)
-        theta, scale, norm = _best_of_starts(data, grid_starts(design, data, PROFILE_STARTS))
-        return _MeansFit(design, data.at(np.inf, scale), theta, means.shape[1] - design.size, norm <= TOLERANCE)
-
-    def interval(self, quantity: Quantity, level: float, new_run: bool) -> Interval:
-        method = "prediction profile" if new_run else "profile"
-        count = self.data.log_loss.shape[1]
-        try:
-            reading = read(quantity, self.design)
-        except ValueError as error:
-            return _failed(level, method, count, str(error))
-        if not self.converged.all():
-            return _failed(level, method, count, "the fit of the configuration means did not converge")
-        ends = profile_ends(self.data, self.theta, reading, self.df, level, new_run=new_run)
-        low, high = _open_ends(ends, reading, quantity, self.design)
-        status = _status(bool(ends.low_open[0]), bool(ends.high_open[0]))
-        return Interval(float(low[0]), float(high[0]), level, method, status, float(reading.report(ends.point)[0]), count)
-
-
-def _best_of_starts(data: Objective, starts: Array) -> tuple[Array, Array, Array]:
-    """Least squares from several starts (P, R, K) per replicate: coordinates (P, R), scale (R, 1), gradient norm (R,)."""
-    size, n_replicates, n_starts = starts.shape
-    repeated = data.take(np.repeat(np.arange(n_replicates), n_starts))
-    rough, _ = modes.least_squares(repeated, starts.reshape(size, -1), rough=True)
-    best = rough.value.reshape(n_replicates, n_starts).argmin(axis=1)
-    theta = rough.theta.reshape(size, n_replicates, n_starts)[:, np.arange(n_replicates), best]
-    found, scale = modes.least_squares(data, theta)
-    return found.theta, scale, found.gradient_norm
+def _interval(batch: MeansFit, quantity: Quantity, level: float, new_run: bool) -> Interval:
+    method = "prediction profile" if new_run else "profile"
+    count = batch.data.log_loss.shape[1]
+    try:
+        reading = read(quantity, batch.design)
+    except ValueError as error:
+        return _failed(level, method, count, str(error))
+    if not batch.converged.all():
+        return _failed(level, method, count, "the fit of the configuration means did not converge")
+    ends = profile_ends(batch.data, batch.theta, reading, batch.df, level, new_run=new_run)
+    low, high = _open_ends(ends, reading, quantity, batch.design)
+    status = _status(bool(ends.low_open[0]), bool(ends.high_open[0]))
+    return Interval(float(low[0]), float(high[0]), level, method, status, float(reading.report(ends.point)[0]), count)
 
 
 def _open_ends(ends: Ends, reading: Reading, quantity: Quantity, design: Design) -> tuple[Array, Array]:

@@ -121,7 +121,7 @@ def _vertex(objective: Objective, near: Minimum) -> Minimum:
     points = (points % inside.shape[1]).reshape(len(rows), size)
     solved = theta[:, rows]
     for _ in range(4):
-        slope = _jacobian(local, solved)  # (rows, n, P)
+        slope = jacobians(local, solved)  # (rows, n, P)
         at = np.take_along_axis(slope, points[:, :, None], axis=1)
         gap = np.take_along_axis(residuals(local, solved), points, axis=1)
         solved = solved + _solve_rows(at, gap).T
@@ -142,7 +142,7 @@ def _solve_rows(matrices: Array, right: Array) -> Array:
 
 def _multipliers(objective: Objective, theta: Array, points: NDArray[np.intp]) -> tuple[Array, NDArray[np.bool_]]:
     """How far the vertex is from balance, (rows,), and whether all multipliers are admissible."""
-    residual, slope = residuals(objective, theta), _jacobian(objective, theta)
+    residual, slope = residuals(objective, theta), jacobians(objective, theta)
     weights = np.broadcast_to(objective.weights, residual.shape).copy()
     tilt = np.where(residual > 0, 2 * objective.tau, -2 * (1 - objective.tau))
     others = weights * tilt
@@ -158,7 +158,7 @@ def _multipliers(objective: Objective, theta: Array, points: NDArray[np.intp]) -
     return balance, admissible
 
 
-def _jacobian(objective: Objective, theta: Array) -> Array:
+def jacobians(objective: Objective, theta: Array) -> Array:
     """d ln(law) / d theta, (R, n, P)."""
     shares = parts(objective.basis, theta)[1]
     columns = [shares[0][:, :, None]] if objective.basis.has_floor else []
@@ -169,7 +169,7 @@ def _jacobian(objective: Objective, theta: Array) -> Array:
 
 def jacobian(objective: Objective, theta: Array) -> Array:
     """d ln(law) / d theta of one set of coordinates (P,), shape (n, P)."""
-    return _jacobian(objective, theta[:, None])[0]
+    return jacobians(objective, theta[:, None])[0]
 
 
 # ---- scale ----

@@ -11,6 +11,7 @@ from analysis.design import build
 from analysis.fits import fit, fit_batch
 from analysis.intervals import Contrast, Interval, Loss, Observations, Parameter, Slope, bootstrap, profile, profile_batch, profiles
 from analysis.laws import POWER, POWER_FLOOR, SIZE, with_aspect
+from analysis.means import SeedNoise
 from analysis.quantities import read
 
 TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4}
@@ -88,6 +89,30 @@ def test_nominal_95_percent_intervals_cover_the_truth(n_sizes, lack_of_fit):
         found = profile_batch(POWER_FLOOR, columns, mean * np.exp(noise), quantity)
         covered = np.mean((found["low"] <= truth) & (truth <= found["high"]))
         assert 0.912 <= covered <= 0.988, f"{quantity}: {covered:.3f}"
+
+
+@pytest.mark.parametrize("lack_of_fit", [0.0, 0.004])
+def test_intervals_cover_where_the_largest_models_have_the_fewest_seeds(lack_of_fit):
+    # equal weights cover the extrapolated loss in 90 % of these studies
+    rng = np.random.default_rng(11)
+    seeds = np.array([5, 5, 5, 3, 3, 2, 1, 1])
+    columns = {SIZE: np.geomspace(1e5, 1e7, 8)}
+    noise = lack_of_fit * rng.standard_normal((1000, 8)) + 0.005 * rng.standard_normal((1000, 8)) / np.sqrt(seeds)
+    means = POWER_FLOOR.predict(TRUTH, columns, REFERENCE) * np.exp(noise)
+    seed_variance = 0.005**2 * rng.chisquare(17, 1000) / 17
+    truth = float(POWER_FLOOR.predict(TRUTH, {SIZE: np.array(4e7)}, REFERENCE))
+    found = profile_batch(POWER_FLOOR, columns, means, Loss({SIZE: 4e7}), noise=SeedNoise(seeds, seed_variance))
+    assert 0.93 <= np.mean((found["low"] <= truth) & (truth <= found["high"])) <= 0.97
+
+
+def test_unequal_seeds_are_counted_from_the_rows():
+    columns, loss, group = study(6)
+    kept = np.array([0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 12, 15])
+    noise = Observations(POWER_FLOOR, {SIZE: columns[SIZE][kept]}, loss[kept], group[kept]).seed_noise()
+    assert noise.counts.tolist() == [3, 3, 2, 2, 1, 1]
+    deviations = [np.log(loss[kept][group[kept] == g]) for g in range(6)]
+    assert noise.variance[0] == pytest.approx(sum(((d - d.mean()) ** 2).sum() for d in deviations) / 6, rel=1e-12)
+    assert Observations(POWER_FLOOR, columns, loss, group).seed_noise() is None
 
 
 def test_intervals_of_a_new_run_cover_the_run():
