@@ -126,6 +126,9 @@ def spanned(value: float | None, low: float | None, high: float | None, scale: f
     if low is None or high is None or low == high:
         return plain(value * scale) + unit
     value, low, high = value * scale, low * scale, high * scale
+    if not np.isfinite([low, high]).all():
+        ends = ["\u221e" if v == np.inf else "\u2212\u221e" if v == -np.inf else plain(v, 3) for v in (low, high)]
+        return f"{plain(value, 3)}{unit} [{ends[0]}, {ends[1]}]"
     places = decimals_for((high - low) / 2)
     return f"{value:.{places}f}{unit} [{low:.{places}f}, {high:.{places}f}]".replace("-", "\u2212")
 
@@ -145,10 +148,28 @@ def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
     if reason:
         bound = value_of(cell.get("bound")) if isinstance(cell, Mapping) else None
         return Cell(f"refused (at most {plain(bound)})" if bound is not None else "refused", source, reason)
-    low, high = interval_of(cell) or (None, None)
+    low, high = _ends(cell)
     text = spanned(value_of(cell), low, high, scale, unit) if isinstance(cell, Mapping) else plain(cell)
     note = str(cell.get("method", "")) if isinstance(cell, Mapping) else ""
     return Cell(text, source, note, numeric=True)
+
+
+def _ends(cell: Any) -> tuple[float | None, float | None]:
+    """Low and high of a cell; an interval that is open at one end has no number there and reaches infinity."""
+    closed = interval_of(cell)
+    if closed or not isinstance(cell, Mapping):
+        return closed or (None, None)
+    low, high = value_of(cell.get("low")), value_of(cell.get("high"))
+    if low is None and high is None:
+        return None, None
+    return -np.inf if low is None else low, np.inf if high is None else high
+
+
+def ratio_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str) -> Cell:
+    """A factor with its interval: two significant digits wherever it lies, as ratios are read."""
+    value, low, high = (value_of(row.get(name)) for name in names)
+    interval = "" if low is None or high is None else f" [{plain(low, 2)}, {plain(high, 2)}]"
+    return Cell(plain(value, 3 if value and 0.5 < value < 2 else 2) + interval, f"{source}/{names[0]}", numeric=True)
 
 
 def span_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str, scale: float = 1.0) -> Cell:

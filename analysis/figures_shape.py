@@ -30,6 +30,10 @@ def draw_shares(fits: Fits, ax: Axes | None = None) -> Axes:
     return ax
 
 
+WIDEST = 30.0
+"""Parameter-equivalents beyond this factor say only that the data do not tell; intervals run out of the axes there."""
+
+
 def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
     """Structural effects as parameter-equivalents: what factor on the parameter count has the same effect on loss (1 = none)."""
     with style.look():
@@ -47,7 +51,8 @@ def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
         ax.set_yticks(range(len(rows)), [str(c["name"]) for c in rows])
         ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         ends = [c.get(k) for c in rows for k in ("parameter_equivalent", "pe_low", "pe_high")]
-        ax.set_xlim(style.pad_limits([1.0, *[v for v in map(value_of, ends) if v is not None]], 0.1))
+        low, high = style.pad_limits([1.0, *[v for v in map(value_of, ends) if v is not None]], 0.1)
+        ax.set_xlim(max(low, 1 / WIDEST), min(high, WIDEST))
         style.log_axis(ax, "x")
         ax.set_xlabel("parameter-equivalent (1 = acts its size)")
     return ax

@@ -35,10 +35,20 @@ def draw_learning_curves(curves: Sequence[Row], trials: Sequence[Row], ax: Axes 
         style.log_axis(ax, "y")
         ax.set_xlabel("training characters seen")
         ax.set_ylabel(LOSS)
-        for trial in {min(by_trial, key=sizes.__getitem__): 1, max(by_trial, key=sizes.__getitem__): 1} if by_trial else ():
-            text = f"{style.short_count(sizes[trial])}\nparameters"
-            ax.annotate(text, by_trial[trial][-1], (6, 0), textcoords="offset points", va="center", fontsize=9.5, linespacing=1.1)
+        ends = dict.fromkeys([min(by_trial, key=sizes.__getitem__), max(by_trial, key=sizes.__getitem__)]) if by_trial else ()
+        _label_ends(ax, [(f"{style.short_count(sizes[trial])}\nparameters", by_trial[trial][-1]) for trial in ends])
     return ax
+
+
+def _label_ends(ax: Axes, ends: Sequence[tuple[str, tuple[float, float]]]) -> None:
+    """Write labels right of the ends of lines, apart where the ends are close."""
+    heights = [float(ax.transData.transform(point)[1]) * 72 / ax.figure.dpi for _, point in ends]
+    shift = [0.0] * len(ends)
+    if len(ends) == 2 and abs(heights[0] - heights[1]) < 28:
+        up = 14 - abs(heights[0] - heights[1]) / 2
+        shift = [up, -up] if heights[0] >= heights[1] else [-up, up]
+    for (text, point), dy in zip(ends, shift, strict=True):
+        ax.annotate(text, point, (6, dy), textcoords="offset points", va="center", fontsize=9.5, linespacing=1.1)
 
 
 def _thinned(curves: Sequence[Row], sizes: Mapping[str, float]) -> dict[str, list[tuple[float, float]]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
-from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, span_cell
+from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, span_cell
 from analysis.figures import slug
 from analysis.style import CONVENTIONS, short_count
 
@@ -93,7 +93,7 @@ def contrasts_listing(contrasts: Sequence[Mapping[str, Any]]) -> Listing:
     rows = []
     for i, c in enumerate(contrasts):
         here = f"/structure/contrasts/{i}"
-        worth = span_cell(c, ("parameter_equivalent", "pe_low", "pe_high"), here)
+        worth = ratio_cell(c, ("parameter_equivalent", "pe_low", "pe_high"), here)
         verdict = Cell(content.visible(str(c.get("verdict") or "–")), f"{here}/verdict")
         rows.append([Cell(str(c["name"]), f"{here}/name"), span_cell(c, ("delta", "low", "high"), here), worth, verdict])
     columns = ["contrast", "difference (nats)", "parameter-equivalent", "verdict"]

@@ -45,6 +45,7 @@ def environment() -> jinja2.Environment:
 def typeset(text: str) -> Markup:
     """Escaped text with raised exponents, real minus signs, and numbers on one line with their percent sign."""
     safe = re.sub(r"\^([\u2212-]?\w+(?:\.\d+)?)", r"<sup>\1</sup>", escape(text))
+    safe = re.sub(r"(?<![\w.])-inf\b", "\u2212\u221e", safe.replace("+-", "\u00b1"))
     safe = re.sub(r"(?<![\w.])-(?=\d)", "\u2212", safe)
     safe = re.sub(r"\b([ND])0\b", r"\1<sub>0</sub>", safe)
     return Markup(re.sub(r"(?<=\d) %", "\u00a0%", safe))

@@ -105,8 +105,8 @@ def tick_values(low: float, high: float, wanted: int = 5) -> list[float]:
     best: list[float] = []
     for mantissas in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7)):
         best = [m * 10.0**d for d in decades for m in mantissas if low <= m * 10.0**d <= high]
-        if len(best) >= min(wanted, 4):
-            return best
+        if len(best) >= 3:
+            return best[:: -(-len(best) // (wanted + 2))]
     steps = [m * 10.0**d for d in range(-6, 12) for m in (1, 2, 2.5, 5)]
     step = min(steps, key=lambda s: abs((high - low) / s - wanted))
     return [round(k * step, 10) for k in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]

@@ -59,7 +59,8 @@ def refused_measures(found: Any) -> list[Cell]:
         for name, m in (found.get("measures") or {}).items():
             if is_refused(m):
                 reasons.setdefault(reason_of(m), []).append(str(m.get("title", name)))
-    return [Cell(content.visible(f"{', '.join(titles)}: {reason}."), "/stories/measures") for reason, titles in reasons.items()]
+    lines = [content.visible(f"{', '.join(titles)}: {reason}.") for reason, titles in reasons.items()]
+    return [Cell(line[:1].upper() + line[1:], "/stories/measures") for line in lines]
 
 
 def side_by_side(evidence: Evidence) -> tuple[str, list[Story]]:

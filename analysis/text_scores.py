@@ -90,7 +90,7 @@ def score(samples: Sequence[Sample], cut: Mapping[int, Sequence[str]], reference
 
 
 def baseline(reference: Reference, length: int, most: int = 300) -> dict[str, float]:
-    """The measures that need the training text, taken on held-out text of the same length."""
+    """Measures of single texts taken on held-out text of the same length: what real text would score."""
     held = [words[:length] for words in reference.held_out if len(words) >= length][:most]
     return (
         {name: float(np.mean(list(values.values()))) for name, values in _against(held, reference, range(len(held))).items()}
