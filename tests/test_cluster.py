@@ -10,12 +10,14 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 import yaml
+from ray.autoscaler._private.aws.node_provider import list_ec2_instances
 
 ROOT = Path(__file__).parent.parent
 LAUNCHER_FILES = ["cluster.yaml", "clusters/on_prem.yaml"]
@@ -23,6 +25,7 @@ ALL_FILES = [*LAUNCHER_FILES, *(f"clusters/{name}" for name in ("aws_account.yam
 PINS = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
 PLACEHOLDERS = re.compile(r"\b(ami-[01]{17}|sg-0{17}|192\.0\.2\.\d+)\b")
 REGION = "us-west-2"
+ASK_MACHINE_TYPES = list_ec2_instances
 
 
 def load(name: str) -> dict[str, Any]:
@@ -180,6 +183,12 @@ def test_ssh_is_let_in_from_few_addresses_only(addresses: str, allowed: bool) ->
 # ---- Ray's AWS bootstrap against a simulated AWS ----
 
 
+@cache
+def machine_types(region: str, aws_credentials: Any = None) -> list[dict[str, Any]]:
+    """Ray's own question to AWS, asked once: the simulated list is long and the same for every account."""
+    return ASK_MACHINE_TYPES(region, aws_credentials)
+
+
 @pytest.fixture
 def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A simulated AWS account in this process, with made-up credentials and a home folder of its own."""
@@ -189,8 +198,9 @@ def aws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_DEFAULT_REGION", REGION)
     monkeypatch.setenv("HOME", str(tmp_path))
-    from ray.autoscaler._private.aws import config, utils
+    from ray.autoscaler._private.aws import config, node_provider, utils
 
+    monkeypatch.setattr(node_provider, "list_ec2_instances", machine_types)
     caches = [value for module in (config, utils) for value in vars(module).values() if hasattr(value, "cache_clear")]
     with moto.mock_aws():
         for cache in caches:  # Ray keeps clients and answers of the account before
