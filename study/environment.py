@@ -16,6 +16,8 @@ SETTINGS = {
     # Signals are ours; Tune's own snapshots are disposable, so they need not be fresh.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    # Tune's workers have an environment of their own, so the ones that Ray starts in advance would never be used.
+    "RAY_prestart_worker_first_driver": "0",
     # Workers outlive a killed driver by 5 s instead of 60 s: they would hold its memory, on a GPU too.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }

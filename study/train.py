@@ -394,5 +394,5 @@ class Bundle:
             "eval_s": self.eval_s,
             "wall_s": self.wall_s,
             "restarts": self.restarts,
-            "torch_version": torch.__version__,
+            "torch_version": str(torch.__version__),  # a plain str: its own type would make the driver import torch
         }

@@ -10,14 +10,16 @@ import shutil
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
 from ray import tune
 
-from study.command import Options
 from study.spec import Trial
+
+if TYPE_CHECKING:
+    from study.command import Options
 
 MAX_FAILURES = 2
 """A failed trial is tried again so often, each time from its newest checkpoint."""
@@ -133,7 +135,7 @@ def _execution(work: Work, bundled: Bundled) -> Any:
 # ---- the run ----
 
 
-def run_bundles(work: Work, options: Options, out: Path, callback: tune.Callback) -> None:
+def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callback) -> None:
     """Train all bundles, in their order, as many at once as fit; returns when none is left. The callback has seen every result.
 
     Raises:
