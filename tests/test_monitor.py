@@ -1,0 +1,186 @@
+"""What the driver shows and writes: tallies, rows, event files, and text from models that cannot do harm."""
+
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from study import records
+from study.board import Board, hparams, run_name, story_markdown
+from study.command import parse
+from study.live import Plain, Screen, Tally, duration, printable
+from study.recorder import Recorder, Where
+from study.spec import Trial, expand
+
+HOSTILE = "<script>alert(1)</script> **bold** \x1b[31mred\x1b[0m \x00 [link](http://x)\nnext line"
+
+
+@pytest.fixture
+def trials() -> list[Trial]:
+    """The trials of the smoke study."""
+    return expand(parse(["smoke"]).study)
+
+
+def tally(trials: list[Trial]) -> Tally:
+    """A tally with equal costs."""
+    return Tally({t.trial_id: t for t in trials}, {t.trial_id: 1.0 for t in trials}, done_before=2)
+
+
+def evaluation(trial: Trial, step: int, loss: float = 3.0) -> dict[str, Any]:
+    """A `curves` row."""
+    tokens = step * trial.train.batch_size * trial.shape.block_size
+    return {
+        "trial_id": trial.trial_id, "step": step, "tokens": tokens, "val_loss": loss, "batch_loss": loss + 0.1 if step else None,
+        "lr": 1e-3, "grad_norm": 0.5 if step else None, "tokens_per_s": 1e4 if step else None, "wall_s": 1.0, "train_loss": None,
+        "val_loss_se": 0.1,
+    }  # fmt: skip
+
+
+def recorder(out: Path, trials: list[Trial]) -> Recorder:
+    """A recorder as a run makes it."""
+    return Recorder(out, "smoke", "abc", {"data_name": "stories", "unique_tokens": 1000}, {t.trial_id: t for t in trials}, 64)
+
+
+# ---- live view ----
+
+
+def test_progress_is_weighted_by_flops_not_by_trials(trials: list[Trial]) -> None:
+    view = tally(trials[:3])
+    view.flops = {trials[0].trial_id: 6.0, trials[1].trial_id: 3.0, trials[2].trial_id: 1.0}
+    view.began = time.monotonic() - 10
+    plain = Plain(view, say=lambda text: None)
+    plain.progress(trials[0].trial_id, [evaluation(trials[0], trials[0].train.n_steps // 2)])
+    plain.ended({"trial_id": trials[2].trial_id, "status": "FAILED", "reason": "x", "n_layer": 1, "n_embd": 2, "n_head": 1, "seed": 1}, [])
+    assert view.share() == pytest.approx(0.4)
+    assert view.seconds_left() == pytest.approx(15, rel=0.02)
+    assert view.counts() == {"done": 2, "running": 1, "failed": 1, "all": 5}
+
+
+def test_nothing_is_promised_before_anything_is_known(trials: list[Trial]) -> None:
+    assert tally(trials).seconds_left() is None
+    assert "left" not in tally(trials).headline()
+    assert Tally({}, {}).share() == 1.0
+
+
+def test_a_terminal_shows_running_and_finished_configurations(trials: list[Trial], tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
+    screen = Screen(tally(trials), console)
+    screen.progress(trials[0].trial_id, [evaluation(trials[0], 50, 2.5)])
+    write = recorder(tmp_path, trials)
+    for trial, loss in ((trials[1], 2.0), (trials[8], 2.2)):
+        outcome = {"row": {"trial_id": trial.trial_id, "status": "COMPLETED", "val_loss": loss, "n_tokens": 10, "n_steps": 2}}
+        screen.ended(write.ended({**outcome, "curve": [], "samples": []}, Where(time.time())), [])
+    screen.note(HOSTILE)
+    screen.close()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "4 of 16 trials done, 1 running" in said
+    assert "50 of 200" in said
+    assert "2.1000" in said  # the mean of two seeds
+    assert "\x1b[31m" not in said
+    assert "\x00" not in said
+
+
+def test_durations_and_control_characters_are_readable() -> None:
+    assert [duration(s) for s in (4.4, 200, 7500)] == ["4 s", "3 min 20 s", "2 h 05 min"]
+    assert printable("a\x1b[31mb\x00c\u202ed\ne") == "a?[31mb?c?d\ne"
+
+
+# ---- records ----
+
+
+def test_a_trial_that_is_cut_off_keeps_its_curve_and_says_why(trials: list[Trial], tmp_path: Path) -> None:
+    curve = [evaluation(trials[0], 0, 4.0), evaluation(trials[0], 50, 3.0)]
+    where = Where(time.time() - 5, gpu_fraction=0.25, bundle_size=4, host="node7")
+    recorder(tmp_path, trials).cut_off(trials[0].trial_id, "INTERRUPTED", "Ctrl-C", curve, where)
+    (row,) = records.read(tmp_path, "trials").to_pylist()
+    expected = {"status": "INTERRUPTED", "reason": "Ctrl-C", "val_loss": 3.0, "n_steps": 50, "gpu_fraction": 0.25, "bundle_size": 4}
+    assert {name: row[name] for name in expected} == expected
+    assert row["host"] == "node7"
+    assert row["params_total"] == trials[0].model(64).params_total
+    assert [line["step"] for line in records.read(tmp_path, "curves").to_pylist()] == [0, 50]
+
+
+def test_a_write_that_fails_for_a_moment_is_tried_again_and_one_that_keeps_failing_is_not_hidden(
+    trials: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("study.recorder.PATIENCE_S", (0.05, 0.05))
+    out = tmp_path / "out"
+    out.write_text("a file where the folder should be")
+    with pytest.raises(OSError, match="out"):
+        recorder(out, trials).cut_off(trials[0].trial_id, "FAILED", "x", [], Where(time.time()))
+    attempts = []
+
+    def comes_back() -> None:
+        attempts.append(1)
+        if len(attempts) < 3:
+            raise OSError("away")
+
+    from study.recorder import _patiently
+
+    _patiently(comes_back)
+    assert len(attempts) == 3
+
+
+# ---- board ----
+
+
+def read_run(folder: Path) -> EventAccumulator:
+    """A run's events as TensorBoard reads them."""
+    return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0, "images": 0}).Reload()
+
+
+def test_a_run_is_continued_without_repeating_or_contradicting_points(trials: list[Trial], tmp_path: Path) -> None:
+    trial, folder = trials[0], tmp_path / run_name(trials[0])
+    first = Board(tmp_path, trials, 64)
+    first.progress(trial.trial_id, [evaluation(trial, step, 4.0) for step in (0, 50, 100)])
+    first.progress(trial.trial_id, [evaluation(trial, 50, 9.9)])  # a retry reports again
+    first.close()
+    time.sleep(1.1)  # event files are ordered by the second in their names
+    second = Board(tmp_path, trials, 64)  # another run, from the checkpoint at step 50
+    second.progress(trial.trial_id, [evaluation(trial, step, 3.0) for step in (100, 150)])
+    second.close()
+    scalars = read_run(folder).Scalars("loss/val")
+    step_tokens = trial.train.batch_size * trial.shape.block_size
+    assert [(event.step // step_tokens, event.value) for event in scalars] == [(0, 4.0), (50, 4.0), (100, 3.0), (150, 3.0)]
+    third = Board(tmp_path, trials, 64)  # from the start again: what was there is void
+    third.progress(trial.trial_id, [evaluation(trial, 0, 2.0)])
+    third.close()
+    assert [event.value for event in read_run(folder).Scalars("loss/val")] == [2.0]
+
+
+def test_stories_are_code_blocks_whatever_they_contain(trials: list[Trial], tmp_path: Path) -> None:
+    sample = {"prompt": "Once", "text": HOSTILE, "temperature": 0.8, "index": 0, "step": 200, "n_tokens": 9}
+    board = Board(tmp_path, trials, 64)
+    board.progress(trials[0].trial_id, [evaluation(trials[0], 0)])
+    row = {"trial_id": trials[0].trial_id, "status": "COMPLETED", "batch_size": 8, "block_size": 32}
+    board.ended(row, [sample])
+    (event,) = read_run(tmp_path / run_name(trials[0])).Tensors("stories")
+    text = event.tensor_proto.string_val[0].decode()
+    assert event.step == 200 * 8 * 32
+    assert text == story_markdown(sample)
+    assert all(line.startswith("    ") for line in text.split("\n")[2:])
+    assert "\x1b" not in text
+    assert "\x00" not in text
+
+
+def test_runs_sort_by_size_and_hparams_are_the_five_that_are_shown(trials: list[Trial]) -> None:
+    names = [run_name(trial) for trial in trials]
+    assert len(set(names)) == len(trials)
+    assert sorted(names)[0].startswith("depth01")
+    assert list(hparams(trials[0], 64)) == sorted(hparams(trials[0], 64))
+    assert len(hparams(trials[0], 64)) == 5
+
+
+def test_the_link_opens_the_learning_curves_without_smoothing(trials: list[Trial], tmp_path: Path) -> None:
+    from urllib.parse import parse_qs, urlparse
+
+    line = Board(tmp_path / "a folder", trials, 64).how_to_open()
+    assert "--logdir '" in line
+    link = parse_qs(urlparse(line.split()[-1]).query)
+    assert link["smoothing"] == ["0"]
+    assert [card["tag"] for card in json.loads(link["pinnedCards"][0])] == ["loss/val", "loss/train"]
