@@ -140,11 +140,9 @@ def draw_residuals(fits: Fits, ax: Axes | None = None, fit_id: str | None = None
         ax.axhline(0, color=INK, lw=0.8)
         rows = [r for r in fit.get("residuals") or [] if value_of(r.get("residual")) is not None]
         x, y = np.array([r["x"] for r in rows], float), np.array([100 * r["residual"] for r in rows], float)
-        for r, n, center in zip(rows, x, y, strict=True):
-            if value_of(r.get("low")) is not None:
-                ax.plot([n, n], [100 * r["low"], 100 * r["high"]], color=BLUE, lw=1, alpha=0.7)
-            ax.plot([n], [center], "o", color=BLUE, ms=4.5)
-        ax.scatter(x, y, s=1, color=BLUE, label="residual (percent)")
+        sure = [(r["x"], 100 * r["low"], 100 * r["high"]) for r in rows if value_of(r.get("low")) is not None]
+        ax.vlines([s[0] for s in sure], [s[1] for s in sure], [s[2] for s in sure], color=BLUE, lw=1, alpha=0.7, label="_interval")
+        ax.scatter(x, y, s=20, color=BLUE, label="residual (percent)")
         column = fit.get("convention", "params_non_embedding")
         ax.set_xlim(style.pad_limits([float(v) for v in x], 0.16))
         style.log_axis(ax, "x", counts=True)
@@ -219,6 +217,10 @@ def slug(name: object) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in str(name))[:40]
 
 
+MOST_LEVELS = 30
+"""A sweep of more levels (a grid) has no panel of its own: loss against parameters shows it."""
+
+
 def study_figures(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] = ()) -> dict[str, Figure]:
     """Every figure that a study's conclusions and rows allow, by file name; also drawn while a study runs.
 
@@ -244,7 +246,7 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
         found["loss"] = lambda: draw_loss_against_parameters(fits)
     if ((fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}).get("residuals"):
         found["residuals"] = lambda: draw_residuals(fits)
-    for name in [s["name"] for s in fits.get("sweeps") or [] if s.get("levels")]:
+    for name in [s["name"] for s in fits.get("sweeps") or [] if 0 < len(s.get("levels") or []) <= MOST_LEVELS]:
         found[f"sweep_{slug(name)}"] = partial(draw_sweep, fits, name)
         found[f"speed_{slug(name)}"] = partial(draw_sweep_speed, fits, name)
     for name, draw in (("shares", draw_shares), ("contrasts", draw_contrasts)):

@@ -10,7 +10,7 @@ from typing import Any
 from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, span_cell
-from analysis.figures import slug
+from analysis.figures import MOST_LEVELS, slug
 from analysis.style import CONVENTIONS, short_count
 
 Fits = Mapping[str, Any]
@@ -66,7 +66,8 @@ def conventions_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
 def sweep_listing(sweep: Mapping[str, Any], source: str) -> Listing:
     """Levels of a sweep with the marginal gain of each step and its verdict."""
     rows = []
-    for i, level in enumerate(sweep.get("levels") or []):
+    levels = sweep.get("levels") or []
+    for i, level in enumerate(levels[:MOST_LEVELS]):
         here = f"{source}/levels/{i}"
         million, size = level.get("gain_per_million"), level["params_non_embedding"]
         rows.append([
@@ -79,13 +80,9 @@ def sweep_listing(sweep: Mapping[str, Any], source: str) -> Listing:
             Cell(plain(level.get("ms_per_step"), 3), f"{here}/ms_per_step", numeric=True),
         ])  # fmt: skip
     columns = [str(sweep["name"]), "parameters", "loss (nats)", "gain of this step (nats)", "gain per million", "verdict", "ms per step"]
-    return Listing(
-        f"sweep_{slug(sweep['name'])}",
-        f"The {sweep['name']} sweep",
-        columns,
-        rows,
-        f"Spread {plain(value_of(sweep.get('spread')), 3)} nats: {sweep.get('verdict') or 'no verdict'}.",
-    )
+    more = f" {len(levels) - MOST_LEVELS} more levels are in fits.json." if len(levels) > MOST_LEVELS else ""
+    note = f"Spread {plain(value_of(sweep.get('spread')), 3)} nats: {sweep.get('verdict') or 'no verdict'}.{more}"
+    return Listing(f"sweep_{slug(sweep['name'])}", f"The {sweep['name']} sweep", columns, rows, note)
 
 
 def contrasts_listing(contrasts: Sequence[Mapping[str, Any]]) -> Listing:

@@ -25,8 +25,8 @@ TEMPLATES = Path(__file__).parent / "templates"
 ROW = ("trial_id", "n_layer", "n_embd", "n_head", "seed", "params_non_embedding", "params_total", "val_loss", "train_loss", "lr")
 ROW_MORE = ("n_tokens", "ms_per_step", "peak_memory_bytes", "wall_s", "device", "status")
 """Columns of a trial that the explorer shows."""
-STORY_BYTES = 500_000
-"""Room for stories in the explorer: the page stays well under 3 MB."""
+STORY_BYTES, POINTS = 400_000, 20_000
+"""Room for stories and for points of curves in the explorer: the page stays well under 3 MB."""
 
 _NAMED = ("INK", "MUTED", "FAINT", "PAPER", "BLUE", "GREEN", "VERMILLION", "PURPLE", "ORANGE", "SKY")
 COLORS = {getattr(style, name): f"--{name.lower()}" for name in _NAMED} | {shade: f"--shade-{i}" for i, shade in enumerate(style.SHADES)}
@@ -95,7 +95,7 @@ def inline_svg(svg: str, name: str, alt: str) -> str:
     body = re.sub(r"\s*font-family: [^;\"]+;?", "", body)
     for color, variable in COLORS.items():
         body = body.replace(color, f"var({variable})")
-    body = re.sub(r'(?<= )(d|x|y|transform|points)="[^"]*"', lambda m: re.sub(r"(\d+\.\d\d)\d+", r"\1", m.group()), body)
+    body = re.sub(r'(?<= )(d|x|y|transform|points)="[^"]*"', lambda m: re.sub(r"(\d+\.\d)\d+", r"\1", m.group()), body)
     body = re.sub(r">\s+<", "><", body)
     box = re.search(r'viewBox="([^"]+)"', svg)
     return f'<svg viewBox="{box.group(1) if box else "0 0 360 252"}" role="img" aria-label="{escape(alt, quote=True)}">{body}</svg>'
@@ -111,12 +111,14 @@ def script_json(data: Any) -> str:
 
 def explorer_data(evidence: Evidence, points: int = 40) -> dict[str, Any]:
     """Rows, thinned curves and some stories of the trials, as the explorer reads them."""
-    trials = [{key: _json(t.get(key)) for key in (*ROW, *ROW_MORE)} for t in evidence.trials]
-    curves: dict[str, list[list[float]]] = {str(t["trial_id"]): [] for t in trials}
+    columns = (*ROW, *ROW_MORE)
+    trials = {"columns": columns, "rows": [[_json(t.get(key)) for key in columns] for t in evidence.trials]}
+    curves: dict[str, list[list[float]]] = {str(t["trial_id"]): [] for t in evidence.trials}
     for row in evidence.curves:
         if row["trial_id"] in curves and _json(row.get("val_loss")) and row["tokens"]:
             curves[row["trial_id"]].append([row["tokens"], round(row["val_loss"], 4)])
-    room, stories = STORY_BYTES / max(1, len(trials)), {}
+    points = max(10, min(points, POINTS // max(1, len(curves))))
+    room, stories = STORY_BYTES / max(1, len(curves)), {}
     for trial_id, samples in _by_trial(evidence.samples, set(curves)).items():
         stories[trial_id] = _stories(samples, room)
     return {"trials": trials, "curves": {k: _thin(v, points) for k, v in curves.items()}, "stories": stories}
@@ -151,5 +153,5 @@ def _thin(points: list[list[float]], most: int) -> list[list[float]]:
 def _json(value: Any) -> Any:
     """A table's value for JSON: no NaN, no time stamp."""
     if isinstance(value, float):
-        return value if abs(value) < float("inf") else None
+        return float(f"{value:.6g}") if abs(value) < float("inf") else None
     return content.visible(value) if isinstance(value, str) else value if isinstance(value, int) else None

@@ -142,13 +142,14 @@ def _bleu(own: Sequence[Counter], tops: Sequence[dict], i: int, lengths: Sequenc
 
 def loops(words: Sequence[str], longest_period: int = 20, times: int = 3) -> bool:
     """Whether some phrase of up to `longest_period` words stands `times` times in a row, over at least six words."""
-    ids = np.unique(np.asarray(words, dtype=object).astype(str), return_inverse=True)[1] if len(words) else np.empty(0, int)
+    order: dict[str, int] = {}
+    ids = np.array([order.setdefault(word, len(order)) for word in words], np.int64)
     for period in range(1, min(longest_period, len(ids) // times) + 1):
-        same = np.concatenate([[False], ids[period:] == ids[:-period], [False]])
-        edges = np.flatnonzero(np.diff(same.astype(int)))
-        runs = edges[1::2] - edges[::2]
-        if len(runs) and runs.max() >= max((times - 1) * period, 6 - period):
-            return True
+        same, needed = ids[period:] == ids[:-period], max((times - 1) * period, 6 - period)
+        if np.count_nonzero(same) >= needed:
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], same, [0]])))
+            if (edges[1::2] - edges[::2]).max() >= needed:
+                return True
     return False
 
 

@@ -92,11 +92,10 @@ def score(samples: Sequence[Sample], cut: Mapping[int, Sequence[str]], reference
 def baseline(reference: Reference, length: int, most: int = 300) -> dict[str, float]:
     """Measures of single texts taken on held-out text of the same length: what real text would score."""
     held = [words[:length] for words in reference.held_out if len(words) >= length][:most]
-    return (
-        {name: float(np.mean(list(values.values()))) for name, values in _against(held, reference, range(len(held))).items()}
-        if held
-        else {}
-    )
+    if not held:
+        return {}
+    scores = _against(held, reference, range(len(held))) | {name: dict(enumerate(map(of, held))) for name, of in _PER_TEXT.items()}
+    return {name: float(np.mean(list(values.values()))) for name, values in scores.items()}
 
 
 def _self_bleu(chosen: Sequence[Sample], cut: Mapping[int, Sequence[str]]) -> Scores:

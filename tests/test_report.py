@@ -131,7 +131,7 @@ def test_only_the_projects_own_script_may_run(complete_page: Page) -> None:
     data, own = complete_page.scripts
     digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
     assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    assert len(json.loads(data)["trials"]) == 30
+    assert len(json.loads(data)["trials"]["rows"]) == 30
     assert not [a for _, a in complete_page.elements for name in a if name.startswith("on")]
 
 

@@ -36,7 +36,8 @@
     make(svg, "text", { transform: `translate(11 ${bottom / 2}) rotate(-90)`, "text-anchor": "middle" }, yLabel, svgSpace);
     return [svg, px, py];
   };
-  const trials = data.trials.filter(t => t.val_loss > 0 && t.params_non_embedding > 0);
+  const named = data.trials.rows.map(row => Object.fromEntries(data.trials.columns.map((column, i) => [column, row[i]])));
+  const trials = named.filter(t => t.val_loss > 0 && t.params_non_embedding > 0);
   if (!trials.length) { section.hidden = true; return; }
   const [svg, px, py] = axes(plot, trials.map(t => t.params_non_embedding), trials.map(t => t.val_loss), 440, 350, "non-embedding parameters", "validation loss (nats per character)", "Trials: loss against parameters");
   const points = trials.map((t, i) => {
