@@ -50,12 +50,13 @@ def parameters(tree: Tree) -> str:
     verb, worth = ("lowers", gain["value"]) if gain["value"] >= 0 else ("raises", -gain["value"])
     ends = _ends(gain) if gain["value"] >= 0 else ""
     text = f"Doubling the parameters {verb} validation loss by {worth:.3f} nats{ends} around {size_text(slope['at'])} parameters"
-    return f"{text}, {_gain_verdict(gain, tree['noise'])}{_diminishing(tree)}."
+    return f"{text}, {_gain_verdict(slope, tree['noise'])}{_diminishing(tree)}."
 
 
-def _gain_verdict(gain: Mapping[str, Any], noise: Mapping[str, Any]) -> str:
+def _gain_verdict(slope: Mapping[str, Any], noise: Mapping[str, Any]) -> str:
+    gain = slope["gain_per_doubling"]
     if gain["low"] is None or gain["high"] is None:
-        return "without an interval, for there are too few sizes to see how far models scatter around the curve"
+        return f"without an interval ({slope['method'].removeprefix('none: ')})"
     if gain["low"] <= 0 <= gain["high"]:
         return "but its interval includes zero, so the sign is not settled"
     if is_refused(noise):

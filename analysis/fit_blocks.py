@@ -136,6 +136,8 @@ def curve(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
 
 def profile_all(fitted: Fitted, noise: Noise | Refusal, options: Options, parameters: Sequence[str]) -> dict[str, intervals.Interval]:
     """Profile-likelihood intervals of the slope at the reference and of the named parameters; the delta method where that must do."""
+    if verdicts.runs_shared(fitted.cells):
+        return {}
     if fitted.df >= 1 and (options.profile or parameters):
         return intervals.profiles(observations(fitted), quantities_of(fitted, parameters), level=options.level)
     slope = delta_slope(fitted, noise, options.level)
@@ -165,7 +167,8 @@ def early_refusal(fitted: Fitted, name: str) -> Refusal | None:
     """A refusal that needs no interval: the data are too few or too narrow, or the fit is not at a determined optimum."""
     result, law = fitted.result, fitted.result.law
     guarded = name == law.floor or name in exponents(law) or law.has_floor
-    return (verdicts.data_refusal(result, fitted.cells, fitted.column) if guarded else None) or verdicts.status_refusal(name, result)
+    poor = verdicts.data_refusal(result, fitted.cells, fitted.column) if guarded else None
+    return poor or verdicts.status_refusal(name, result) or verdicts.shared_runs_refusal(name, result, fitted.cells)
 
 
 def exponents(law: Law) -> list[str]:
@@ -200,6 +203,8 @@ def slope_block(fitted: Fitted, interval: intervals.Interval | None) -> dict[str
     size = float(fitted.result.reference[fitted.column])
     slope, loss = fitted.slope(size), float(fitted.result.predict(fitted.at(size))[0])
     cell = _cell(slope, interval, "dlnL/dlnN")
+    if verdicts.runs_shared(fitted.cells):
+        cell["method"] = "none: the configurations are branches of shared runs"
     gains = {key: None if cell[key] is None else doubling_gain(loss, cell[key]) for key in ("value", "low", "high")}
     doubling = {"value": gains["value"], "low": gains["high"], "high": gains["low"], "unit": "nats/token"}
     return cell | {"at": size, "loss": loss, "nats_per_e_fold": slope * loss, "gain_per_doubling": doubling}
@@ -229,7 +234,12 @@ def doubling_gain(loss: float, slope: float) -> float:
 
 
 def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[str, Any]:
-    ends: dict[str, Any] = {"low": None, "high": None, "level": LEVEL, "method": "none: no degree of freedom"}
+    ends: dict[str, Any] = {
+        "low": None,
+        "high": None,
+        "level": LEVEL,
+        "method": "none: too few sizes to see how far models scatter around the curve",
+    }
     if interval is not None and interval.status == "failed":
         ends["method"] = f"none: {interval.reason}"
     elif interval is not None:
@@ -239,7 +249,7 @@ def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[
 
 def cross_check(fitted: Fitted, found: Mapping[str, intervals.Interval], options: Options) -> dict[str, Any]:
     """Configuration-level bootstrap beside the profile, and a sentence where their widths differ by more than 25 %."""
-    if not options.n_bootstrap or fitted.df < 1:
+    if not options.n_bootstrap or fitted.df < 1 or verdicts.runs_shared(fitted.cells):
         return {"bootstrap": {}, "disagreement": None}
     rng = np.random.default_rng(options.seed)
     wanted = quantities_of(fitted, list(fitted.result.params))

@@ -117,6 +117,8 @@ def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None,
     Residual scatter alone where the lack of fit exceeds the seeds' noise (F test at 5 %); otherwise residuals and seed noise pooled, which
     is what lets a four-level sweep with seeds say anything (Draper and Smith 1998, chapter 2).
     """
+    if verdicts.runs_shared(fitted.cells):
+        return None, 0  # branches of one run scatter together: their scatter says too little
     rss, df = float(np.sum(fitted.result.residuals**2)), fitted.df
     if isinstance(noise, Refusal):
         return (rss / df, df) if df > 0 else (None, 0)

@@ -25,7 +25,7 @@ FACTORS = ("n_layer", "n_embd", "n_head")
 NUMERIC = (
     "n_layer", "n_embd", "n_head", "params_total", "params_non_embedding", "params_blocks", "n_tokens", "unique_tokens", "epochs", "lr",
     "batch_size", "weight_decay", "dropout", "block_size", "val_loss_se", "train_loss", "ms_per_step", "tokens_per_s", "flops",
-    "peak_memory_bytes", "loss_floor", "wall_s", "vocab_size", "ms_exclusive",
+    "peak_memory_bytes", "loss_floor", "wall_s", "vocab_size", "ms_exclusive", "is_branch",
 )  # fmt: skip
 
 Floats = NDArray[np.float64]
@@ -82,7 +82,9 @@ class Configurations:
 def average(trials: pd.DataFrame) -> Configurations:
     """Average repeats within a seed, then seeds within a configuration; configurations sorted by size, then id."""
     alone = trials["ms_per_step"].astype(float).where(trials["exclusive_timing"].fillna(False).astype(bool))
-    keyed = trials.assign(config_id=trials["config_id"].astype(str), ms_exclusive=alone)
+    # Warm-up, stable, decay: the decay branches of one stable phase are trials of several n_tokens that share most of their run.
+    branch = (trials["schedule"] == "wsd").fillna(False).astype(float)
+    keyed = trials.assign(config_id=trials["config_id"].astype(str), ms_exclusive=alone, is_branch=branch)
     cells = keyed.groupby(["config_id", "seed"], sort=True)["val_loss"].agg(["mean", "count", "var"]).reset_index()
     numeric = keyed.groupby("config_id", sort=True)[list(NUMERIC)].mean().astype(float)
     ids = numeric.index.to_numpy(dtype=object)

@@ -52,6 +52,27 @@ def data_refusal(result: FitResult, cells: Configurations, column: str) -> Refus
     return None
 
 
+def runs_shared(cells: Configurations) -> int:
+    """Number of runs behind configurations that are checkpoints or branches of them; 0 where every configuration has its own run."""
+    if not len(cells) or not cells.columns["is_branch"].any():
+        return 0
+    recipe = np.stack([np.nan_to_num(cells.columns[c]) for c in ("n_layer", "n_embd", "n_head", "lr", "unique_tokens", "batch_size")])
+    runs = np.unique(recipe, axis=1).shape[1]
+    return runs if runs < len(cells) else 0
+
+
+def shared_runs_refusal(name: str, result: FitResult, cells: Configurations) -> Refusal | None:
+    """Refusal of intervals that would count the checkpoints of one run as independent; the estimate stands in the bound."""
+    runs = runs_shared(cells)
+    if not runs:
+        return None
+    reason = (
+        f"no standard errors: the {len(cells)} configurations are branches of {runs} runs, and counting them as independent would make "
+        "every interval too short; train runs of separate length, or report the estimate alone"
+    )
+    return Refusal(Code.COUNTS_CHECKPOINTS, reason, {"estimate": result.params[name]})
+
+
 def status_refusal(name: str, result: FitResult) -> Refusal | None:
     """Refusals of a fit that is not at a well-determined optimum."""
     codes = {

@@ -152,6 +152,22 @@ def test_tokens_that_vary_independently_give_the_compute_optimal_exponent(tmp_pa
     assert not is_refused(tree["irreducible_loss"])
 
 
+def test_branches_of_one_run_give_estimates_without_standard_errors(tmp_path: Path) -> None:
+    rows = []
+    for row in rows_of([(2, d, 4) for d in (16, 32, 64, 128, 192)], seeds=2, schedule="wsd"):
+        for tokens in (100_000, 800_000, 6_400_000):
+            loss = 0.6 + 0.5 * (row["params_non_embedding"] / 1e5) ** -0.34 + 0.3 * (tokens / 1e6) ** -0.4
+            rows.append({**row, "n_tokens": tokens, "val_loss": loss, "config_id": f"{row['config_id']}d{tokens}"})
+            rows[-1]["trial_id"] += f"d{tokens}"
+    fit = tree_of(tmp_path, rows)["fits"]["joint"]
+    alpha = fit["parameters"]["alpha"]
+    assert alpha["refused"]["code"] == "n_counts_checkpoints"
+    assert "15 configurations are branches of 5 runs" in alpha["refused"]["reason"]
+    assert alpha["bound"]["estimate"] == pytest.approx(0.34, rel=0.02)
+    assert fit["slope"]["low"] is None
+    assert fit["bootstrap"] == {}
+
+
 # ---- every kind of poor study ----
 
 
