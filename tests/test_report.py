@@ -7,6 +7,7 @@ import itertools
 import json
 import re
 import shutil
+import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -365,3 +366,44 @@ def test_sections_are_the_same_in_every_rendering(complete: tuple[dict[str, Any]
     study = evidence.load(complete[1].parent.parent)
     titles = [s.title for s in sections.sections(study)]
     assert re.findall(r"^## (.+)$", (complete[1].parent / "report.md").read_text(encoding="utf-8"), flags=re.M) == titles
+
+
+# ---- in a browser ----
+
+BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
+
+
+def _browse(page_path: Path, width: int, profile: Path) -> str:
+    """The document as a headless browser leaves it, without network."""
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        f"--user-data-dir={profile}",
+    ]
+    command = [BROWSER, *flags, f"--window-size={width},900", "--dump-dom", page_path.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+def test_the_explorer_draws_every_trial_offline(complete: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    seen = Page(_browse(complete[1], 1280, tmp_path))
+    points = [a for tag, a in seen.elements if tag == "circle" and a.get("class", "").startswith("point")]
+    assert len(points) == 30
+    assert [a["class"] for a in points].count("point on") == 1
+    assert "Learning curve of this trial" in [a.get("aria-label") for _, a in seen.elements]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_does_not_scroll_sideways(complete: tuple[dict[str, Any], Path], tmp_path: Path, width: int) -> None:
+    html = complete[1].read_text(encoding="utf-8")
+    probe = "<script>document.body.dataset.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth</script>"
+    copy = tmp_path / "probe.html"  # without the policy, which would rightly forbid the probe
+    copy.write_text(re.sub(r"<meta http-equiv[^>]*>", "", html).replace("</body>", f"{probe}</body>"), encoding="utf-8")
+    seen = Page(_browse(copy, width, tmp_path / "profile"))
+    assert next(a["data-wide"] for tag, a in seen.elements if tag == "body") == "0"
