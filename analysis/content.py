@@ -140,6 +140,17 @@ def pretty(equation: str) -> str:
     return equation
 
 
+def sentence(text: Any) -> str:
+    """Words as a sentence: a capital at the start, a full stop at the end."""
+    words = str(text or "").strip()
+    return words and words[0].upper() + words[1:] + ("" if words[-1] in ".!?" else ".")
+
+
+def several(count: Any, noun: str) -> str:
+    """'1 seed', '3 seeds'."""
+    return f"{plain(count)} {noun}{'' if count == 1 else 's'}"
+
+
 def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
     """A cell of `fits.json` as text: with its interval, or "refused" with the reason as the note."""
     if cell is None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
-from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, span_cell
+from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, sentence, span_cell
 from analysis.figures import MOST_LEVELS, slug
 from analysis.style import CONVENTIONS, short_count
 
@@ -149,7 +149,7 @@ def returns_listing(returns: Mapping[str, Any]) -> Listing:
     below = value_of(returns.get("below_noise_from"))
     if below is not None:
         note = f"From {short_count(below)} parameters on, a doubling gains less than the noise floor."
-    return Listing("returns", "Diminishing returns of a doubling", ["", "parameters", "gain (nats)"], rows, note[:1].upper() + note[1:])
+    return Listing("returns", "Diminishing returns of a doubling", ["", "parameters", "gain (nats)"], rows, sentence(note))
 
 
 def held_out_listing(found: Sequence[Mapping[str, Any]]) -> Listing:

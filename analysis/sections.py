@@ -10,7 +10,7 @@ from typing import Any
 
 from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
-from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty
+from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty, sentence, several
 from analysis.evidence import Evidence
 from analysis.figures import slug
 from analysis.listings import (
@@ -73,15 +73,11 @@ def lead_picture(fits: Fits) -> Picture:
 def fit_caption(fit: Mapping[str, Any]) -> str:
     """Law, convention, points, seeds and status of a fit, as figure captions state them."""
     counted = CONVENTIONS.get(fit.get("convention", ""), fit.get("convention"))
-    means = f"{plain(fit.get('n_configurations'))} configurations of {plain(fit.get('n_sizes'))} sizes, {plain(fit.get('n_seeds'))} seeds"
+    means = (
+        f"{plain(fit.get('n_configurations'))} configurations of {plain(fit.get('n_sizes'))} sizes, {several(fit.get('n_seeds'), 'seed')}"
+    )
     law = f"Law {fit.get('law')}: {pretty(str(fit.get('equation', '')))}"
     return f"{law}, N counted as {counted}; {means}. {sentence(fit.get('status_text'))}".strip()
-
-
-def sentence(text: Any) -> str:
-    """Words as a sentence: a capital at the start, a full stop at the end."""
-    words = str(text or "").strip()
-    return words and words[0].upper() + words[1:] + ("" if words[-1] in ".!?" else ".")
 
 
 # ---- sections ----
@@ -103,7 +99,7 @@ def loss_section(fits: Fits, curves: bool) -> Section:
             )
         )
     noise, lack = fits.get("noise"), part_of(fits.get("diagnostics"), "lack_of_fit")
-    prose = [Cell(noise_sentence(noise), "/noise")] if noise else []
+    prose = [Cell(noise_sentence(noise), "/noise")] if noise and not is_refused(noise) else []
     if lack and lack.get("sentence"):
         prose.append(Cell(str(lack["sentence"]), "/diagnostics/lack_of_fit/sentence"))
     if fit and fit.get("disagreement"):
@@ -116,14 +112,13 @@ def loss_section(fits: Fits, curves: bool) -> Section:
     held_out = (fits.get("diagnostics") or {}).get("leave_largest_out")
     if isinstance(held_out, list) and held_out:
         listings.append(held_out_listing(held_out))
-    refused = [Cell(reason_of(held_out), "/diagnostics/leave_largest_out")] if reason_of(held_out) else []
+    places = (("/noise", noise), ("/diagnostics/leave_largest_out", held_out))
+    refused = [Cell(sentence(reason_of(part)), place) for place, part in places if reason_of(part)]
     return Section("loss", "Loss against parameters", prose, pictures, listings, refused)
 
 
 def noise_sentence(noise: Mapping[str, Any]) -> str:
     """What two runs of one configuration differ by, and so what difference can be seen."""
-    if is_refused(noise):
-        return reason_of(noise)
     seed = content.spanned(value_of(noise.get("seed_sd")), value_of(noise.get("low")), value_of(noise.get("high")))
     return (
         f"Two runs that differ only in their seed scatter with a standard deviation of {seed} nats "
@@ -270,8 +265,8 @@ def exclusions_section(evidence: Evidence) -> Section:
     counts = evidence.fits.get("counts") or {}
     words = ", ".join(f"{plain(counts[k])} {k}" for k in counts if k not in ("trials", "configurations", "seeds", "sizes") and counts[k])
     prose = [Cell(f"{plain(counts.get('trials'))} trials: {words or 'none completed'}.", "/counts")]
-    problems = [Cell(content.visible(p)) for p in evidence.problems]
-    return Section("exclusions", "Trials left out", prose, listings=listings, refused=problems)
+    prose += [Cell(content.visible(problem)) for problem in evidence.problems]
+    return Section("exclusions", "Trials left out", prose, listings=listings)
 
 
 def card_section(fits: Fits) -> Section:
