@@ -256,14 +256,16 @@ def _forecasts(table: Table, study: _Evidence | None) -> list[dict[str, Any]]:
 def data_facts(table: Table) -> dict[str, Any]:
     """What the models were trained on."""
 
+    stated: Mapping[str, Any] = table.study.get("data") or {}
+
     def first(column: str) -> Any:
         values = table.rows[column].dropna()
         return None if values.empty else values.iloc[0]
 
     return {
-        "name": first("data_name"),
+        "name": first("data_name") or stated.get("name"),
         "sha256": first("data_sha256"),
-        "floor": first("loss_floor"),
+        "floor": first("loss_floor") if first("loss_floor") is not None else stated.get("floor"),
         "vocab_size": first("vocab_size"),
         "unique_tokens": first("unique_tokens"),
         "n_tokens": sorted({int(v) for v in table.trials["n_tokens"]}),

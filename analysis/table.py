@@ -89,7 +89,7 @@ class Table:
     def name(self) -> str:
         """The study's name: from study.json, from the rows, or the folder's."""
         named = [str(v) for v in self.rows["study"].dropna().unique()][:1]
-        return str(self.study.get("name") or self.study.get("study") or (named or [self.path.stem])[0])
+        return str(self.study.get("name") or (named or [self.path.resolve().stem])[0])
 
 
 def load(results: Path) -> Table:
