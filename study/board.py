@@ -7,8 +7,11 @@ are written with TensorBoard's own protocol buffers: the driver needs neither to
 """
 
 import json
+import os
 import shlex
 import shutil
+import subprocess
+import sys
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -24,6 +27,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from study.live import printable
+from study.provenance import ROOT
 from study.spec import Trial
 
 SCALARS = {
@@ -37,6 +41,10 @@ SCALARS = {
 STORIES_PER_STEP = 4
 STUDY_RUN = "_study"
 PORT = 6006
+MIN_PAUSE_S = 30.0
+NEW_TRIALS = 3
+FIGURES_SHARE = 20
+"""Pause between two drawings over the time that one takes."""
 
 
 class Board:
@@ -53,6 +61,8 @@ class Board:
         self.trials = {trial.trial_id: trial for trial in trials}
         self.writers: dict[str, EventFileWriter] = {}
         self.steps: dict[str, int] = {}
+        self.painter: subprocess.Popen[bytes] | None = None
+        self.painted_at, self.pause_s, self.n_new = time.monotonic(), MIN_PAUSE_S, 0
 
     def how_to_open(self) -> str:
         """The command, and a link to the learning curves without smoothing."""
@@ -75,6 +85,7 @@ class Board:
 
     def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         """Stories, the end of the session, and the file is closed: hundreds of trials keep no file open."""
+        self.n_new += row["status"] == "COMPLETED"
         writer = self.writers.pop(row["trial_id"], None)
         if writer is None:
             return
@@ -92,26 +103,27 @@ class Board:
         """Nothing to draw."""
 
     def tick(self) -> None:
-        """Nothing to draw."""
+        """Draw the study's figures anew after more trials have ended, in a process of its own and of low priority.
+
+        The pause grows with what drawing costs, so that it never takes more than a few percent of the machine.
+        """
+        now = time.monotonic()
+        if self.painter is not None and self.painter.poll() is not None:
+            self.pause_s, self.painter = max(MIN_PAUSE_S, FIGURES_SHARE * (now - self.painted_at)), None
+        if self.painter is None and self.n_new >= NEW_TRIALS and now - self.painted_at > self.pause_s:
+            self.n_new, self.painted_at = 0, now
+            command = [sys.executable, "-m", "study.plots", str(self.folder.parent)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+            self.painter = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def close(self) -> None:
         """Close what is still open."""
+        if self.painter is not None:
+            self.painter.kill()
+            self.painter.wait()
         for writer in self.writers.values():
             writer.close()
         self.writers.clear()
-
-    def add_figures(self, images: Mapping[str, bytes], tokens: int = 0) -> None:
-        """Put PNG images of the study under `plots/` in its own run, in the place of earlier ones.
-
-        Args:
-            images: name -> PNG file.
-            tokens: x position.
-        """
-        shutil.rmtree(self.folder / STUDY_RUN, ignore_errors=True)
-        writer = EventFileWriter(str(self.folder / STUDY_RUN))
-        values = [image_value(f"plots/{name}", png) for name, png in sorted(images.items())]
-        writer.add_event(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
-        writer.close()
 
     # ---- files ----
 
@@ -145,6 +157,20 @@ class Board:
         plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
         value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
         writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[value])))
+
+
+def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
+    """Put PNG images of the study under `plots/` in its own run.
+
+    Args:
+        folder: where TensorBoard looks.
+        images: name -> PNG file.
+        tokens: x position: training tokens of all trials that the figures show.
+    """
+    writer = EventFileWriter(str(folder / STUDY_RUN))
+    values = [image_value(f"plots/{name}", png) for name, png in sorted(images.items())]
+    writer.add_event(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
+    writer.close()
 
 
 # ---- names and values ----

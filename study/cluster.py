@@ -5,6 +5,7 @@ with ray_session(options) as on_cluster: check_nodes(on_cluster)
 
 import logging
 import os
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,9 @@ from study.command import Options
 OBJECT_STORE_BYTES = 100 * 2**20
 """On one machine tokens are memory-mapped files, so Ray's store holds small things only; a /dev/shm of 64 MB (Docker) is no obstacle."""
 
+REACH_S = 5.0
+"""Longest wait for a cluster's port to answer."""
+
 
 @contextmanager
 def ray_session(options: Options) -> Iterator[bool]:
@@ -26,11 +30,12 @@ def ray_session(options: Options) -> Iterator[bool]:
     Raises:
         ValueError: the cluster cannot be reached.
     """
+    address = options.address or os.environ.get("RAY_ADDRESS", "")
+    _check_reachable(address)
     if ray.is_initialized():
         yield bool(options.address)
         return
     logging.getLogger("ray").setLevel(logging.ERROR)
-    address = options.address or os.environ.get("RAY_ADDRESS", "")
     try:
         if address:
             inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then the job has shipped the code
@@ -57,6 +62,21 @@ def ray_session(options: Options) -> Iterator[bool]:
         yield bool(address)
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Knock at the cluster's port: Ray itself ends the whole process where nobody answers."""
+    if address in ("", "auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        raise ValueError(
+            f"address={address!r} is not HOST:PORT or auto; from another machine use: ray job submit -- python -m study.run ..."
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise ValueError(f"the Ray cluster at {address} cannot be reached: {error.strerror or error}") from None
 
 
 def _own_packages() -> list[str]:

@@ -18,16 +18,18 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "600",
     # Tune's workers have an environment of their own, so the ones that Ray starts in advance would never be used.
     "RAY_prestart_worker_first_driver": "0",
-    # Workers outlive a killed driver by 5 s instead of 60 s: they would hold its memory, on a GPU too.
+}
+LOCAL_SETTINGS = {
+    # Workers outlive a killed driver by 5 s instead of 60 s: they would hold its memory, on a GPU too. A cluster may be away for longer.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
 }
 LONGEST_TMPDIR = 40
 """Ray's sockets live below the temporary folder, and a socket's path may have 107 bytes."""
 
 
-def set_ray_environment() -> None:
-    """Set what is not set already."""
-    for name, value in SETTINGS.items():
+def set_ray_environment(on_cluster: bool = False) -> None:
+    """Set what is not set already; a Ray that starts on this machine gets some more."""
+    for name, value in (SETTINGS if on_cluster else SETTINGS | LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
     if len(os.environ.get("TMPDIR", "")) > LONGEST_TMPDIR:
         os.environ.setdefault("RAY_TMPDIR", "/tmp")

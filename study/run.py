@@ -7,6 +7,7 @@ Exit codes: 0 all trials completed; 1 a trial failed or data are missing; 2 usag
 """
 
 import dataclasses
+import os
 import shlex
 import sys
 import time
@@ -108,7 +109,7 @@ def _train(command: Command, found: "Survey", corpus: "Corpus", origin: "Provena
     """Train the missing trials; returns why it stopped early, or ""."""
     from study.environment import set_ray_environment
 
-    set_ray_environment()
+    set_ray_environment(on_cluster=bool(command.options.address or os.environ.get("RAY_ADDRESS")))
     from study import cluster
     from study import trial as tune_side
     from study.monitor import OutOfBudget
@@ -229,10 +230,9 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
 
 def _report(out: Path) -> bool:
     """Build the report in a process of its own and print where it is and what it answers."""
-    import os
     import subprocess
 
-    from study import folder
+    from study import folder, plots
     from study.live import printable
     from study.provenance import ROOT
 
@@ -244,6 +244,7 @@ def _report(out: Path) -> bool:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
         _complain(printable(f"the report could not be built: {last}; try again with: python -m analysis {shown(out)}"), 1)
         return False
+    plots.publish(out, plots.report_images(out))
     for sentence in folder.read_json(out / "report" / "fits.json").get("answer", []):
         print(f"  {sentence}")
     print(f"report: {shown(out / 'report' / 'report.html')}")
