@@ -146,6 +146,11 @@ def sentence(text: Any) -> str:
     return words and words[0].upper() + words[1:] + ("" if words[-1] in ".!?" else ".")
 
 
+def shape_name(row: Mapping[str, Any]) -> str:
+    """'6 × 256, 8 heads', on one line."""
+    return f"{plain(row.get('n_layer'))} × {plain(row.get('n_embd'))}, {several(row.get('n_head'), 'head')}".replace(" ", "\u00a0")
+
+
 def several(count: Any, noun: str) -> str:
     """'1 seed', '3 seeds'."""
     return f"{plain(count)} {noun}{'' if count == 1 else 's'}"

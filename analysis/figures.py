@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis import style
 from analysis.cells import Fits, Row, is_refused, value_of
-from analysis.figures_shape import draw_contrasts, draw_shares
+from analysis.figures_shape import draw_contrasts, draw_forecasts, draw_shares
 from analysis.figures_training import draw_gap, draw_learning_curves, draw_learning_rates, draw_memory
 from analysis.style import AXIS_LABELS, BLUE, CONVENTIONS, FACTOR_COLUMNS, INK, LETTERS, LOSS, MUTED
 
@@ -252,6 +252,8 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
     for name, draw in (("shares", draw_shares), ("contrasts", draw_contrasts)):
         if structure.get(name) and not is_refused(structure[name]):
             found[name] = partial(draw, fits)
+    if isinstance(fits.get("forecasts"), list) and fits["forecasts"]:
+        found["forecasts"] = lambda: draw_forecasts(fits)
     if any(row["trial_id"] in ids for row in curves):
         found["learning_curves"] = lambda: draw_learning_curves(curves, trials)
     if len({t.get("lr") for t in trials} - {None}) > 1:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from analysis import style
 from analysis.cells import Fits, is_refused, value_of
-from analysis.style import BLUE, INK, VERMILLION
+from analysis.style import BLUE, CONVENTIONS, INK, VERMILLION
 
 
 def draw_shares(fits: Fits, ax: Axes | None = None) -> Axes:
@@ -55,6 +55,27 @@ def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
         ax.set_xlim(max(low, 1 / WIDEST), min(high, WIDEST))
         style.log_axis(ax, "x")
         ax.set_xlabel("parameter-equivalent (1 = acts its size)")
+    return ax
+
+
+def draw_forecasts(fits: Fits, ax: Axes | None = None) -> Axes:
+    """Forecasts with their intervals against parameters, and the outcomes of those that have run."""
+    with style.look():
+        ax = ax or style.new_axes(height=2.8)
+        rows = [r for r in fits.get("forecasts") or [] if value_of((r.get("configuration") or {}).get("params_non_embedding"))]
+        sizes = [_number(r["configuration"]["params_non_embedding"]) for r in rows]
+        sure = [(n, r["low"], r["high"]) for n, r in zip(sizes, rows, strict=True) if value_of(r.get("low")) and value_of(r.get("high"))]
+        ax.vlines([s[0] for s in sure], [s[1] for s in sure], [s[2] for s in sure], color=BLUE, lw=3, alpha=0.45, label="95 % interval")
+        ax.plot(sizes, [_number(r["point"]) for r in rows], "_", color=BLUE, ms=12, mew=1.6, label="forecast")
+        seen = [(n, _number(r["outcome"]["loss"])) for n, r in zip(sizes, rows, strict=True) if r.get("outcome")]
+        ax.scatter([n for n, _ in seen], [loss for _, loss in seen], s=26, color=VERMILLION, zorder=3, label="outcome")
+        drawn = [*[s[1] for s in sure], *[s[2] for s in sure], *[_number(r["point"]) for r in rows], *[loss for _, loss in seen]]
+        ax.set_xlim(style.pad_limits(sizes, 0.2))
+        ax.set_ylim(style.pad_limits(drawn, 0.15))
+        style.log_axis(ax, "x", counts=True)
+        style.log_axis(ax, "y")
+        ax.set_xlabel(CONVENTIONS["params_non_embedding"])
+        ax.set_ylabel("validation loss (nats)")
     return ax
 
 

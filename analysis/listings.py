@@ -9,7 +9,7 @@ from typing import Any
 
 from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
-from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, sentence, span_cell
+from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, sentence, shape_name, span_cell
 from analysis.figures import MOST_LEVELS, slug
 from analysis.style import CONVENTIONS, short_count
 
@@ -176,10 +176,39 @@ def timing_listing(found: Sequence[Mapping[str, Any]], limit: int = 40) -> Listi
     rows = []
     for i, row in enumerate(found[:limit]):
         here = f"/timing/rows/{i}"
-        shape = f"{plain(row.get('n_layer'))} × {plain(row.get('n_embd'))}, {plain(row.get('n_head'))} heads"
         memory = value_of(row.get("peak_memory_bytes"))
         cells = [Cell(plain(value_of(row.get(k)), 3), f"{here}/{k}", numeric=True) for k in ("ms_per_step", "tokens_per_s")]
         megabytes = Cell(plain(memory / 2**20, 3) if memory else "–", f"{here}/peak_memory_bytes", numeric=True)
-        rows.append([Cell(shape, here), *cells, megabytes, Cell("alone" if row.get("exclusive") else "shared", f"{here}/exclusive")])
+        rows.append(
+            [Cell(shape_name(row), here), *cells, megabytes, Cell("alone" if row.get("exclusive") else "shared", f"{here}/exclusive")]
+        )
     note = f"{len(found) - limit} more rows are in fits.json." if len(found) > limit else ""
     return Listing("timing", "Time per step", ["shape", "ms per step", "characters per s", "peak memory (MiB)", "device"], rows, note)
+
+
+def forecasts_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
+    """Each forecast with its interval, and its outcome where the configuration has run since."""
+    rows = []
+    for i, row in enumerate(found):
+        here, shape, outcome = f"/forecasts/{i}", row.get("configuration") or {}, row.get("outcome") or {}
+        size = value_of(shape.get("params_non_embedding"))
+        told = "not run yet" if not outcome else "inside" if outcome.get("covered") else "outside"
+        rows.append([
+            Cell(shape_name(shape), f"{here}/configuration", f"made {row.get('made_at', '')} by law {row.get('law', '')}"),
+            Cell(short_count(size) if size else "–", f"{here}/configuration/params_non_embedding", numeric=True),
+            span_cell(row, ("point", "low", "high"), here),
+            Cell(_fixed(outcome.get("loss"), 3), f"{here}/outcome", numeric=True),
+            Cell(_fixed(outcome.get("error_percent"), 1), f"{here}/outcome", numeric=True),
+            Cell(told if outcome.get("counted", True) else f"{told} (not counted)", f"{here}/outcome", str(outcome.get("note", ""))),
+            Cell("inside" if row.get("inside_data") else "outside", f"{here}/inside_data"),
+        ])  # fmt: skip
+    columns = [
+        "configuration",
+        "parameters",
+        "forecast (nats)",
+        "outcome (nats)",
+        "error (%)",
+        "outcome in the interval",
+        "sizes of the data",
+    ]
+    return Listing("forecasts", "Forecasts and outcomes", columns, rows)

@@ -38,6 +38,7 @@ CALLS = {
     "learning_curves": "figures.draw_learning_curves(curves, trials)",
     "shares": "figures_shape.draw_shares(fits)",
     "contrasts": "figures_shape.draw_contrasts(fits)",
+    "forecasts": "figures_shape.draw_forecasts(fits)",
     "learning_rates": "figures_training.draw_learning_rates(trials)",
     "gap": "figures_training.draw_gap(trials)",
     "memory": "figures_training.draw_memory(trials)",

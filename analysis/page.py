@@ -52,37 +52,59 @@ def typeset(text: str) -> Markup:
 
 
 def render(evidence: Evidence, drawn: Mapping[str, str]) -> str:
-    """The page.
+    """The page of one study.
 
     Args:
         drawn: SVG text of each figure by name; a picture without one is left out.
     """
-    fits, parts, lead = evidence.fits, sections.sections(evidence), sections.lead_picture(evidence.fits)
-    pictures = [lead, *[p for s in parts for p in s.pictures]]
+    fits = evidence.fits
+    told = (str(fits.get("study") or evidence.results.name), str(fits.get("question") or "What do more parameters buy?"))
+    explorer = script_json(explorer_data(evidence)) if evidence.trials else ""
+    return compose(told, sections.answer(fits), sections.lead_picture(fits), sections.sections(evidence), drawn, explorer)
+
+
+def compose(
+    told: tuple[str, str],
+    answer: Sequence[content.Cell],
+    lead: content.Picture,
+    parts: Sequence[content.Section],
+    drawn: Mapping[str, str],
+    explorer: str = "",
+    numbers_in: str = "fits.json",
+) -> str:
+    """A page from its parts.
+
+    Args:
+        told: name and question.
+        explorer: JSON of the trials, or "" for a page without the explorer.
+        numbers_in: file beside the page that holds every number.
+    """
+    pictures = [lead, *[p for part in parts for p in part.pictures]]
     alts = {p.name: p.alt for p in pictures if p.name in drawn}
     script = (TEMPLATES / "explorer.js").read_text(encoding="utf-8")
     return (
         environment()
         .get_template("report.html")
         .render(
-            name=content.visible(str(fits.get("study") or evidence.results.name)),
-            question=content.visible(str(fits.get("question") or "What do more parameters buy?")),
-            answer=sections.answer(fits),
+            name=content.visible(told[0]),
+            question=content.visible(told[1]),
+            answer=answer,
             lead=lead,
             sections=parts,
             drawn={name: inline_svg(drawn[name], name, alt) for name, alt in alts.items()},
             numbers={name: i for i, name in enumerate(alts, 1)},
+            numbers_in=numbers_in,
             css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
             script=script,
             script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-            explorer=script_json(explorer_data(evidence)) if evidence.trials else "",
+            explorer=explorer,
         )
     )
 
 
 def section_html(section: content.Section) -> str:
     """Prose, refusals, listings and stories of one section as escaped HTML, for a notebook."""
-    module: Any = environment().get_template("section.html").make_module({"drawn": {}, "numbers": {}})
+    module: Any = environment().get_template("section.html").make_module({"drawn": {}, "numbers": {}, "numbers_in": "fits.json"})
     return f"<h3>{escape(section.title)}</h3>{module.body(section)}"
 
 

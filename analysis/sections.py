@@ -17,6 +17,7 @@ from analysis.listings import (
     contrasts_listing,
     conventions_listing,
     fits_listing,
+    forecasts_listing,
     held_out_listing,
     refusals_listing,
     returns_listing,
@@ -190,25 +191,20 @@ def rates_section(evidence: Evidence) -> Section:
 
 
 def forecasts_section(fits: Fits) -> Section:
-    """Forecasts made before a trial ran, and how they fared."""
+    """Forecasts put on record before their configuration ran, and how they fared."""
     rows = fits.get("forecasts")
-    if is_refused(rows) or not rows:
+    if not isinstance(rows, list) or not rows:
         return Section(
             "forecasts",
             "Forecasts",
             [Cell(reason_of(rows) or "No forecast was made for a configuration that had not been run.", "/forecasts")],
         )
-    pictures = (
-        [Picture("forecasts", "Forecast with interval (bar) and outcome (dot).", "Forecasts against outcomes")]
-        if any(r.get("observed") or r.get("outcome") for r in rows)
-        else []
-    )
-    return Section(
-        "forecasts",
-        "Forecasts",
-        pictures=pictures,
-        listings=[content.records_listing("forecasts", "Forecasts and outcomes", rows, "/forecasts")],
-    )
+    scored = [row["outcome"] for row in rows if row.get("outcome") and row["outcome"].get("counted", True)]
+    words = f"{several(len(rows), 'forecast')} on record, {len(scored)} with an outcome"
+    words += f", {sum(o['covered'] for o in scored)} of them inside the 95 % interval." if scored else "."
+    caption = "Bars: forecasts with 95 % intervals, made before the configuration ran; dots: outcomes (means over seeds)."
+    pictures = [Picture("forecasts", caption, words)]
+    return Section("forecasts", "Forecasts", [Cell(words, "/forecasts")], pictures, [forecasts_listing(rows)])
 
 
 def speed_section(evidence: Evidence) -> Section:

@@ -92,10 +92,9 @@ def _size(trials: Mapping[str, Any], sample: Mapping[str, Any]) -> tuple[int, st
 
 
 def _story(trial: Mapping[str, Any], text: str) -> Story:
-    shape = f"{trial['n_layer']} × {trial['n_embd']}, {trial['n_head']} head{'s' if trial['n_head'] > 1 else ''}"
     size = f"{short_count(trial['params_non_embedding'])} parameters, loss {trial['val_loss']:.3f}"
     shown = content.visible(text)
-    return Story(shape, size, shown if len(shown) <= SHOWN else shown[:SHOWN] + " …")
+    return Story(content.shape_name(trial), size, shown if len(shown) <= SHOWN else shown[:SHOWN] + " …")
 
 
 def _thin(stories: Sequence[Story]) -> list[Story]:
