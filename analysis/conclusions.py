@@ -140,7 +140,9 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
     blocks = {f.fit_id: fit_blocks.build(f, noise, own) for f, own in zip(study.fits, chosen, strict=True)}
     described = [sweeps.describe(cells, sweep, noise) for sweep in study.sweeps]
     for sweep in described:
-        sweep["slope"] = blocks.get(f"sweep:{sweep['name']}", {}).get("slope")
+        own = next((f for f in study.fits if f.sweep == sweep["name"]), None)
+        sweep["slope"] = blocks[own.fit_id]["slope"] if own else None
+        sweep["unit_below_noise_from"] = returns.unit_below_noise(own, sweep, noise) if own else None
     contrasts = structure.contrasts(study.joint, _sweep_fits(study), sweeps.find_sweeps(study.joint), noise)
     shape: dict[str, Any] = {
         "shares": _json(shares.variance_shares(study.joint, np.random.default_rng(options.seed))),
@@ -256,7 +258,8 @@ def _forecasts(table: Table, study: _Evidence | None) -> list[dict[str, Any]]:
 def data_facts(table: Table) -> dict[str, Any]:
     """What the models were trained on."""
 
-    stated: Mapping[str, Any] = table.study.get("data") or {}
+    held = table.study.get("data")
+    stated: Mapping[str, Any] = held if isinstance(held, Mapping) else {}
 
     def first(column: str) -> Any:
         values = table.rows[column].dropna()

@@ -5,6 +5,7 @@ block = returns.diminishing(fitted, noise)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -62,3 +63,23 @@ def _below_noise(fitted: Fitted, detectable: float, low: float, high: float) -> 
         reason = f"up to {grid[-1]:,.0f} parameters, one observed log-range beyond the data, each doubling gains more than the noise floor"
         return {"below_noise_from": None, "below_noise_reason": reason}
     return {"below_noise_from": {"size": float(grid[below[0]]), "inside_data": bool(grid[below[0]] <= high), "noise": detectable}}
+
+
+def unit_below_noise(fitted: Fitted, sweep: dict[str, Any], noise: Noise | Refusal) -> dict[str, Any] | None:
+    """The value of a sweep's factor (layers, say) from which one more unit gains less than the noise floor, by the sweep's own curve.
+
+    None where units differ in their parameters (width), no noise is measured, or a unit still pays one log-range beyond the data.
+    """
+    per_unit = sweep["params_per_unit"]
+    if isinstance(noise, Refusal) or not per_unit:
+        return None
+    first, last = sweep["levels"][0], sweep["levels"][-1]
+    base = first["params_non_embedding"] - per_unit * first["value"]
+    end = last["params_non_embedding"] ** 2 / first["params_non_embedding"]
+    values = np.arange(first["value"], math.floor((end - base) / per_unit))
+    gains = fitted.result.predict(fitted.at(base + per_unit * values)) - fitted.result.predict(fitted.at(base + per_unit * (values + 1)))
+    below = np.flatnonzero(gains < noise.detectable)
+    if not len(below):
+        return None
+    value = int(values[below[0]])
+    return {"value": value, "gain": float(gains[below[0]]), "noise": noise.detectable, "inside_data": value <= last["value"]}

@@ -93,6 +93,9 @@ def _sweeps(tree: Tree) -> str:
         slope = sweep.get("slope")
         if slope:
             lines.append(f"  slope dlnL/dlnN {_cell(slope)}")
+        end = sweep.get("unit_below_noise_from")
+        if end:
+            lines.append(f"  from {end['value']} {sweep['word']} on, one more gains less than the noise floor of {end['noise']:.3f} nats")
     return _block("Sweeps", lines)
 
 

@@ -233,3 +233,18 @@ def test_the_variance_of_a_mean_pools_seeds_unless_the_curve_misfits() -> None:
     misfit = fit_size_law("joint", "all", bent)
     assert isinstance(misfit, Fitted)
     assert mean_variance(misfit, replicates.measure_noise(bent))[1] == misfit.df
+
+
+def test_the_layer_from_which_one_more_is_lost_in_the_noise() -> None:
+    depth = [(n, 64, 4) for n in (1, 2, 4, 8, 16)]
+    cells = cells_of({s: 0.6 + 0.5 * (size(s) / 5e4) ** -1.0 for s in depth}, sd=0.004, rng=np.random.default_rng(1))
+    noise = replicates.measure_noise(cells)
+    sweep = next(s for s in sweeps.describe_all(cells, noise) if s["factor"] == "n_layer")
+    fitted = fit_size_law("sweep:depth", "depth", cells)
+    assert isinstance(fitted, Fitted)
+    assert isinstance(noise, replicates.Noise)
+    found = returns.unit_below_noise(fitted, sweep, noise)
+    # 0.5 / n - 0.5 / (n + 1) = 0.5 / (n (n + 1)) = detectable, to within the width of a layer and the law's small offset in N
+    truth = np.sqrt(0.5 / noise.detectable)
+    assert found is not None
+    assert abs(found["value"] - truth) < 1.5
