@@ -37,6 +37,9 @@ test: $(VENV)/.installed-dev  ## the tests that take seconds each
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
+test-cluster: $(VENV)/.installed-dev  ## a real ray up on three hosts made of namespaces (needs root, sshd, rsync; five minutes)
+	@$(BIN)/python -m pytest -m slow tests/test_ray_up.py tests/test_cluster.py -s -rs $(ARGS)
+
 check: $(VENV)/.installed-dev  ## format, lint and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
@@ -55,4 +58,4 @@ bench-fits: $(VENV)/.installed-dev  ## the fitting code against what anyone can 
 bench-step: $(VENV)/.installed-dev  ## one training step against a plain nanoGPT loop
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
 
-.PHONY: help run report board test test-slow check format lock bench-fits bench-step
+.PHONY: help run report board test test-slow test-cluster check format lock bench-fits bench-step

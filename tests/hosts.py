@@ -1,8 +1,8 @@
 """Several hosts on this machine, for tests that need what a cluster needs: SSH, own homes, own addresses, own processes.
 
-Each host is a set of Linux namespaces: its own processes, network card, /tmp, /dev/shm and home folder (through its own /etc/passwd), with an
-sshd that only the other hosts can reach. The network has no way out, so nothing listens on this machine, and a program that ends processes by
-name, as `ray stop` does, ends only its own host's. All end with the first process of the outer namespace.
+Each host is a set of Linux namespaces: its own processes, network card, /tmp, /dev/shm and home folder (through its own /etc/passwd),
+with an sshd that only the other hosts can reach. The network has no way out, so nothing listens on this machine, and a program that ends
+processes by name, as `ray stop` does, ends only its own host's. All end with the process that made them.
 
 with Hosts(folder, ["head", "worker"], path=...) as hosts: hosts.run("laptop", ["ssh", hosts.address["head"], "hostname"])
 """
@@ -44,7 +44,7 @@ def why_not() -> str:
     """Why hosts cannot be made here, or ""."""
     if os.geteuid() != 0:
         return "needs root to make network namespaces"
-    missing = [tool for tool in ("unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen", "rsync") if not shutil.which(tool)]
+    missing = [tool for tool in ("setpriv", "unshare", "nsenter", "ip", "mount", "ssh", "ssh-keygen", "rsync") if not shutil.which(tool)]
     missing += [] if Path(SSHD).exists() else ["sshd"]
     if missing:
         return f"needs {', '.join(missing)} (Debian: openssh-server, openssh-client, rsync, iproute2, util-linux)"
@@ -70,7 +70,21 @@ class Hosts:
     def __enter__(self) -> "Hosts":
         self._write_files()
         script = OUTER + "".join(self._start_of(name) for name in self.address) + WAIT
-        command = ["unshare", "--net", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", "-c", script]
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--mount-proc",
+            "--kill-child",
+            "bash",
+            "-c",
+            script,
+        ]
         self._outer = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={"PATH": os.environ["PATH"]})
         deadline = time.monotonic() + 30
         while not all((self.folder / name / "up").exists() for name in self.address):
@@ -111,8 +125,8 @@ class Hosts:
         for status in Path("/proc").glob("[0-9]*/environ"):
             try:
                 if f"HOST_FOLDER={self.folder / name}".encode() in status.read_bytes().split(b"\0"):
-                    inner = [line for line in (status.parent / "status").read_text().splitlines() if line.startswith("NSpid:")][0].split()
-                    if inner[-1] == "1":
+                    facts = dict(line.split(":", 1) for line in (status.parent / "status").read_text().splitlines())
+                    if facts["NSpid"].split()[-1] == "1":
                         return int(status.parent.name)
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue

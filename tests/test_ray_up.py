@@ -1,11 +1,10 @@
 """A real cluster without a cloud: Ray's own launcher brings clusters/on_prem.yaml up on three hosts, and a study runs on them.
 
-The hosts are network namespaces of this machine (tests/hosts.py); SSH, rsync, ray up, ray job submit, ray exec and ray down are the real ones.
+The hosts are namespaces of this machine (tests/hosts.py); SSH, rsync, ray up, ray job submit, ray exec and ray down are the real ones.
 Every step prints its command and time; see them with: make test-cluster
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -71,11 +70,12 @@ def hosts() -> Iterator[Hosts]:
 def step(hosts: Hosts) -> Step:
     """Run a shell command on the laptop, in the project's folder; print it with its time; return its output."""
 
-    def run(command: str, expected: int = 0, timeout: float = 300, **environment: str) -> str:
+    def run(command: str, expected: int = 0, timeout: float = 300, quiet: bool = False, **environment: str) -> str:
         start = time.monotonic()
         settings = {"RAY_AUTH_MODE": "token", "PYTHONWARNINGS": "ignore", **environment}
         done = hosts.run("laptop", ["bash", "-c", f"cd project && {command}"], timeout, **settings)
-        print(f"$ {command}\n  exit {done.returncode}, {time.monotonic() - start:.1f} s")
+        if not quiet:
+            print(f"$ {command}\n  exit {done.returncode}, {time.monotonic() - start:.1f} s")
         assert done.returncode == expected, done.stdout[-6000:]
         return done.stdout
 
@@ -87,9 +87,9 @@ def cluster(hosts: Hosts, step: Step) -> Step:
     """The cluster, up: returns `step`."""
     step("ray get-auth-token --generate > /dev/null")
     step("ray up clusters/on_prem.yaml -y")
-    start = time.monotonic()
-    while len(re.findall(r"^ 1 ", step("ray exec clusters/on_prem.yaml 'ray status'").split("Pending")[0], re.MULTILINE)) < 3:
-        assert time.monotonic() - start < 150, "a worker has not joined"
+    deadline = time.monotonic() + 150
+    while "3 local.cluster.node" not in (status := step("ray exec clusters/on_prem.yaml 'ray status'")):
+        assert time.monotonic() < deadline, f"a worker has not joined: {status}"
         time.sleep(3)
     return step
 
@@ -110,7 +110,7 @@ def wait_for(step: Step, url: str, timeout_s: float = 60) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
         try:
-            step(f'python -c "{ask}" 2> /dev/null')
+            step(f'python -c "{ask}" 2> /dev/null', quiet=True)
             return
         except AssertionError:
             assert time.monotonic() < deadline, f"nothing answers at {url}"
@@ -151,9 +151,9 @@ def test_tensorboard_is_seen_from_the_laptop(hosts: Hosts, cluster: Step, dashbo
 
 def test_a_stranger_without_the_token_is_refused(hosts: Hosts, cluster: Step, dashboard: str) -> None:
     stranger = {"HOME": str(hosts.folder / "keys"), "RAY_AUTH_MODE": "disabled"}
-    output = cluster(f"ray job submit --address {dashboard} -- python -c 'print(6 * 7)'", expected=1, **stranger)
-    assert "42" not in output
-    assert re.search(r"401|[Uu]nauth", output), output
+    output = cluster(f"ray job submit --address {dashboard} -- echo hello", expected=1, **stranger)
+    assert "Missing authentication token" in output
+    assert "submitted successfully" not in output
 
 
 def test_ports_other_than_ssh_do_not_serve_the_dashboard_or_jobs(hosts: Hosts, cluster: Step) -> None:
