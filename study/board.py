@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
@@ -39,6 +40,8 @@ SCALARS = {
 }
 """TensorBoard tag -> column of `curves`."""
 STORIES_PER_STEP = 4
+LINE = 100
+"""Characters in a line of a story: a code block does not wrap by itself."""
 STUDY_RUN = "_study"
 PORT = 6006
 MIN_PAUSE_S = 30.0
@@ -140,16 +143,11 @@ class Board:
         return self.writers[trial_id]
 
     def _start_session(self, writer: EventFileWriter, trial_id: str) -> None:
+        """The hparams of a run. Without an experiment record TensorBoard finds columns and ranges by itself, from all runs there are."""
         trial = self.trials[trial_id]
-        values = hparams(trial, self.vocab_size)
-        experiment = api_pb2.Experiment(
-            hparam_infos=[api_pb2.HParamInfo(name=name, type=api_pb2.DATA_TYPE_FLOAT64) for name in values],
-            metric_infos=[api_pb2.MetricInfo(name=api_pb2.MetricName(tag=tag)) for tag in ("loss/val", "speed/tokens_per_s")],
-        )
-        start = plugin_data_pb2.SessionStartInfo(group_name=trial_id, start_time_secs=time.time())
-        for name, value in values.items():
+        start = plugin_data_pb2.SessionStartInfo(group_name=run_name(trial), start_time_secs=time.time())
+        for name, value in hparams(trial, self.vocab_size).items():
             start.hparams[name].number_value = value
-        self._add_hparams(writer, metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=experiment))
         self._add_hparams(writer, metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
 
     def _add_hparams(self, writer: EventFileWriter, tag: str, data: plugin_data_pb2.HParamsPluginData) -> None:
@@ -177,9 +175,9 @@ def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
 
 
 def run_name(trial: Trial) -> str:
-    """A run's folder: shape and seed, so that runs sort by size, and the start of the id, so that no two collide."""
+    """A run's folder, `06x0256-h08-s1-0c9b55`: depth x width, heads, seed, so that runs sort by shape, and the start of the id."""
     shape = trial.shape
-    return f"depth{shape.n_layer:02d}-width{shape.n_embd:04d}-heads{shape.n_head:02d}-seed{trial.seed}-{trial.config_id[:6]}"
+    return f"{shape.n_layer:02d}x{shape.n_embd:04d}-h{shape.n_head:02d}-s{trial.seed}-{trial.config_id[:6]}"
 
 
 def hparams(trial: Trial, vocab_size: int) -> dict[str, float]:
@@ -198,7 +196,8 @@ def story_markdown(sample: Mapping[str, Any]) -> str:
     """A story as an indented code block: whatever a model wrote is shown as it is, never run as HTML or Markdown."""
     text = printable(f"{sample['prompt']}|{sample['text']}")
     title = f"temperature {sample['temperature']:g}, prompt and text divided by a bar"
-    return "\n".join([title, "", *(f"    {line}" for line in text.split("\n"))])
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, LINE, drop_whitespace=False, tabsize=1) or [""]]
+    return "\n".join([title, "", *(f"    {line}" for line in lines)])
 
 
 def text_value(tag: str, text: str) -> Summary.Value:

@@ -89,7 +89,7 @@ def test_tensorboard_shows_scalars_hparams_and_stories_of_each_trial(smoke: tupl
     row = rows(smoke[0])[0]
     runs = sorted(path for path in (smoke[0] / "tensorboard").iterdir() if not path.name.startswith("_"))
     assert len(runs) == 14
-    (folder,) = (path for path in runs if path.name.endswith(f"seed{row['seed']}-{row['config_id'][:6]}"))
+    (folder,) = (path for path in runs if path.name.endswith(f"-s{row['seed']}-{row['config_id'][:6]}"))
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     tags = events.Tags()["scalars"]
     assert tags[0] == "loss/val"

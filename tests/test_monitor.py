@@ -17,7 +17,7 @@ from study.live import Plain, Screen, Tally, duration, printable
 from study.recorder import Recorder, Where
 from study.spec import Trial, expand
 
-HOSTILE = "<script>alert(1)</script> **bold** \x1b[31mred\x1b[0m \x00 [link](http://x)\nnext line"
+HOSTILE = "<script>alert(1)</script> " + 30 * "word " + "**bold** \x1b[31mred\x1b[0m \x00 [link](http://x)\nnext line"
 
 
 @pytest.fixture
@@ -163,7 +163,8 @@ def test_stories_are_code_blocks_whatever_they_contain(trials: list[Trial], tmp_
     text = event.tensor_proto.string_val[0].decode()
     assert event.step == 200 * 8 * 32
     assert text == story_markdown(sample)
-    assert all(line.startswith("    ") for line in text.split("\n")[2:])
+    assert all(line.startswith("    ") and len(line) <= 104 for line in text.split("\n")[2:])
+    assert "".join(line[4:] for line in text.split("\n")[2:]) == "Once|" + printable(HOSTILE).replace("\n", "")
     assert "\x1b" not in text
     assert "\x00" not in text
 
@@ -171,7 +172,7 @@ def test_stories_are_code_blocks_whatever_they_contain(trials: list[Trial], tmp_
 def test_runs_sort_by_size_and_hparams_are_the_five_that_are_shown(trials: list[Trial]) -> None:
     names = [run_name(trial) for trial in trials]
     assert len(set(names)) == len(trials)
-    assert sorted(names)[0].startswith("depth01")
+    assert sorted(names)[0].startswith("01x0032-h04-s1-")
     assert list(hparams(trials[0], 64)) == sorted(hparams(trials[0], 64))
     assert len(hparams(trials[0], 64)) == 5
 
