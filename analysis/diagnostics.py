@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from analysis import fits
 from analysis.fits import BatchResult
-from analysis.fitted import Fitted
+from analysis.fitted import BESIDE_STARTS, Fitted
 from analysis.laws import Power
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Noise, f_p_value, t_p_value, t_quantile
@@ -207,7 +207,8 @@ def objective_sensitivity(fitted: Fitted) -> list[dict[str, Any]]:
     at = float(fitted.result.reference[fitted.column])
     rows = []
     for name, options in choices:
-        result = fitted.result if name == "huber, default delta" else fits.fit(law, fitted.cells.columns, fitted.cells.loss, **options)
+        again = {"n_starts": BESIDE_STARTS, **options}
+        result = fitted.result if name == "huber, default delta" else fits.fit(law, fitted.cells.columns, fitted.cells.loss, **again)
         refitted = Fitted(fitted.fit_id, fitted.title, result, fitted.cells, fitted.column, fitted.sweep)
         values = {p: result.params[p] for p in shown}
         rows.append({"objective": name, "delta": result.delta, "slope": refitted.slope(at), **values, "status": result.status.name})

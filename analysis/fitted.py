@@ -22,6 +22,8 @@ from analysis.replicates import Configurations, Noise, f_p_value
 SIZE = "params_non_embedding"
 CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")
 """The ways to count N under which the joint fit is repeated."""
+BESIDE_STARTS = 4
+"""Starts of the fits that stand beside the primary one: a law in N alone has one optimum, and four starts find it (measured)."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def fit_size_law(
         )
     chosen = (law or choose_size_law(cells, column)).on(**{SIZE: column})
     try:
-        result = fits.fit(chosen, cells.columns, cells.loss)
+        result = fits.fit(chosen, cells.columns, cells.loss, n_starts=fits.N_STARTS if fit_id == "joint" else BESIDE_STARTS)
     except fits.FitError as error:
         return Refusal(Code.TOO_FEW_SIZES, f"{title}: {error}")
     return Fitted(fit_id, title, result, cells, column, sweep)

@@ -22,6 +22,7 @@ from analysis.replicates import Configurations
 RECIPE = ("batch_size", "weight_decay", "dropout", "schedule", "block_size", "unique_tokens", "precision", "data_sha256")
 TUNED = ("tuned", "transferred", "at_edge")
 SIZE = "params_non_embedding"
+RANK_STARTS = 6
 
 
 # ---- rows ----
@@ -109,7 +110,7 @@ def rank(cells: Configurations, laws: dict[str, Law]) -> list[Candidate]:
     found = []
     for fit_id, law in laws.items():
         try:
-            result = fits.fit(law, cells.columns, cells.loss, objective="least_squares")
+            result = fits.fit(law, cells.columns, cells.loss, objective="least_squares", n_starts=RANK_STARTS)
         except fits.FitError:
             continue
         found.append(Candidate(fit_id, law, result, aicc(result), result.n_points, len(result.params) + 1))
