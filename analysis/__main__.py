@@ -23,7 +23,7 @@ from analysis.refusals import Refusal
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     line = argparse.ArgumentParser(prog="python -m analysis", description="What a study's results say, and how sure that is.")
-    line.add_argument("results", type=Path, nargs="+", help="results folder of a study, or a trials.parquet")
+    line.add_argument("results", type=Path, nargs="+", help="results folder of a study, or a trials.parquet; two are compared")
     line.add_argument("--out", type=Path, help="folder for fits.json (default: RESULTS/report); the report is built in RESULTS/report")
     line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
@@ -43,10 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line.error("--out and --forecast go with one results folder; run the others separately")
     options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
     try:
+        trees = []
         for results in given.results:
             for target in given.forecast:
                 print(record_forecast(results, target))
-            analyze(results, given.out, options, report=not given.no_report)
+            trees.append(analyze(results, given.out, options, report=not given.no_report))
+        if len(trees) == 2 and not given.no_report and all(results.is_dir() for results in given.results):
+            from analysis import compare_page
+
+            print(f"comparison: {compare_page.build(given.results[0], given.results[1], (trees[0], trees[1]))}")
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
