@@ -12,9 +12,12 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
+ROOT = Path(__file__).parent.parent
+Step = Callable[..., str]
 SSHD = "/usr/sbin/sshd"
 NETWORK = "10.77.0"
 WAIT = "while :; do sleep 0.5; done"  # a shell as first process also collects the processes that others leave behind
@@ -51,6 +54,30 @@ def why_not() -> str:
     attempt = "ip link add a0 type veth peer name a1 && ip link add b0 type bridge && mount -t tmpfs tmpfs /run"
     done = subprocess.run(["unshare", "--net", "--mount", "--pid", "--fork", "sh", "-c", attempt], capture_output=True, text=True)
     return f"this system forbids namespaces: {done.stderr.strip()[:200]}" if done.returncode else ""
+
+
+def copy_project(target: Path) -> None:
+    """Copy the files of this project, without what git ignores."""
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split("\n"):
+        if name and (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, target / name)
+
+
+def shell_on_laptop(hosts: "Hosts") -> Step:
+    """A function that runs a shell command on the laptop, in ~/project, prints it with its time, and returns what it wrote."""
+
+    def run(command: str, expected: int = 0, timeout: float = 300, quiet: bool = False, **environment: str) -> str:
+        start = time.monotonic()
+        settings = {"RAY_AUTH_MODE": "token", "PYTHONWARNINGS": "ignore", **environment}
+        done = hosts.run("laptop", ["bash", "-c", f"cd project && {command}"], timeout, **settings)
+        if not quiet:
+            print(f"$ {command}\n  exit {done.returncode}, {time.monotonic() - start:.1f} s")
+        assert done.returncode == expected, done.stdout[-6000:]
+        return done.stdout
+
+    return run
 
 
 class Hosts:

@@ -14,7 +14,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import yaml
 from ray.autoscaler._private.aws.node_provider import list_ec2_instances
@@ -278,7 +277,7 @@ def test_without_our_group_ray_opens_ssh_to_the_world(aws: Any) -> None:
 
 
 def test_an_unchanged_file_starts_nothing(aws: Any, capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(click.ClickException):
+    with pytest.raises(AssertionError):  # Ray's launcher gives up so
         bootstrapped(load("cluster.yaml"))
     assert "Failed to detect a security group with id equal to any of the configured SecurityGroupIds" in capfd.readouterr().err
     assert aws.client("ec2", REGION).describe_instances()["Reservations"] == []

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,25 +18,13 @@ import pytest
 import yaml
 
 from tests import hosts as host_tools
-from tests.hosts import Hosts
+from tests.hosts import Hosts, Step, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-ROOT = Path(__file__).parent.parent
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 STUDY = "python -m study.run smoke --cpus-per-trial 1 --out '~/results/smoke'"
 N_TRIALS = 14
-
-Step = Callable[..., str]
-
-
-def copy_project(target: Path) -> None:
-    """The files of this project, without what git ignores."""
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in listed.stdout.split("\n"):
-        if name and (ROOT / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target / name)
 
 
 def change_lines(project: Path, hosts: Hosts) -> None:
@@ -68,18 +56,7 @@ def hosts() -> Iterator[Hosts]:
 
 @pytest.fixture(scope="module")
 def step(hosts: Hosts) -> Step:
-    """Run a shell command on the laptop, in the project's folder; print it with its time; return its output."""
-
-    def run(command: str, expected: int = 0, timeout: float = 300, quiet: bool = False, **environment: str) -> str:
-        start = time.monotonic()
-        settings = {"RAY_AUTH_MODE": "token", "PYTHONWARNINGS": "ignore", **environment}
-        done = hosts.run("laptop", ["bash", "-c", f"cd project && {command}"], timeout, **settings)
-        if not quiet:
-            print(f"$ {command}\n  exit {done.returncode}, {time.monotonic() - start:.1f} s")
-        assert done.returncode == expected, done.stdout[-6000:]
-        return done.stdout
-
-    return run
+    return host_tools.shell_on_laptop(hosts)
 
 
 @pytest.fixture(scope="module")
