@@ -38,10 +38,14 @@ class Options:
     """CPUs (and threads) of each trial"""
     gpus_per_trial: float | None = None
     """share of a GPU for each trial: a fraction up to 1 or a whole number; default 1 where there are GPUs"""
+    bundle: int = 0
+    """trials of one shape trained together in one process; 0 lets the plan choose"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """where tensors live"""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """arithmetic of the linear layers; auto takes the faster safe one"""
+    price: str = ""
+    """price per hour of the machine, or of one of its GPUs, for example '$2.50/h': the quote then names a cost"""
     budget: str = ""
     """longest run, for example 90s, 30m or 2h: what is unfinished then waits for the same command"""
     checkpoint_s: float = 20.0
@@ -53,6 +57,8 @@ class Options:
 
     def __post_init__(self) -> None:
         _require(self.max_concurrent >= 0, f"max-concurrent={self.max_concurrent} must be 0 (as many as fit) or more")
+        _require(self.bundle >= 0, f"bundle={self.bundle} must be 0 (let the plan choose) or more trials per process")
+        parse_price(self.price)
         _require(self.cpus_per_trial > 0, f"cpus-per-trial={self.cpus_per_trial:g} must be above 0")
         gpus = self.gpus_per_trial
         _require(
@@ -218,6 +224,20 @@ def seconds(text: str) -> float:
     if not match or float(match[1]) <= 0:
         raise ValueError(f"budget={text!r} is not a duration; write a number with a unit, for example 90s, 30m or 2h")
     return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def parse_price(text: str) -> tuple[float, str]:
+    """A price per hour such as `2.5/h`, `$2.5/h` or `EUR 3/h` as (amount, currency); nothing is (0, "").
+
+    Raises:
+        ValueError: no amount, or no unit.
+    """
+    if not text:
+        return 0.0, ""
+    match = re.fullmatch(r"\s*([^\d\s./]{0,4})\s*(\d+(?:\.\d+)?)\s*/\s*(h|hour)\s*", text)
+    if not match:
+        raise ValueError(f"price={text!r} is not a price per hour; write the amount with its unit, for example --price '$2.50/h'")
+    return float(match[2]), match[1] + (" " if len(match[1]) > 1 else "")
 
 
 def _require(condition: bool, message: str) -> None:

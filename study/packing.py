@@ -1,7 +1,7 @@
 """What a trial will cost and how trials are packed: time and memory model, bundles, GPU fractions, the quote.
 
 Reads and writes `<cache>/speed.json`, the step times seen on each device: measured by a probe of a few steps, replaced by what real trials
-took. Imports torch only to probe.
+took (`study.probe`). Imports neither torch nor ray.
 
     plan = make_plan(trials, vocab_size, machine, Speeds.load(cache), Choice())
 """
@@ -10,7 +10,6 @@ import heapq
 import json
 import math
 import os
-import statistics
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -122,15 +121,17 @@ class Speeds:
     path: Path | None = None
     seen: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     """device -> key -> {ms, flops, layers, real}; real is 1 where a whole trial was timed, 0 for a probe"""
+    places: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """what a wanted device turned out to be: device/precision/threads -> name, kind, precision, gpus, gpu_memory_bytes"""
 
     @classmethod
     def load(cls, folder: Path) -> "Speeds":
         """The cache's memory; an unreadable file counts as none."""
         path = folder / "speed.json"
         try:
-            seen = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, seen if isinstance(seen, dict) else {})
-        except (OSError, ValueError):
+            body = json.loads(path.read_text(encoding="utf-8"))
+            return cls(path, body["seen"], body["places"])
+        except (OSError, ValueError, KeyError, TypeError):
             return cls(path)
 
     def save(self) -> None:
@@ -140,7 +141,7 @@ class Speeds:
         scratch = self.path.with_name(f".speed-{uuid.uuid4().hex[:8]}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps(self.seen, indent=1), encoding="utf-8")
+            scratch.write_text(json.dumps({"seen": self.seen, "places": self.places}, indent=1), encoding="utf-8")
             os.replace(scratch, self.path)
         except OSError:
             scratch.unlink(missing_ok=True)
@@ -201,37 +202,6 @@ def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: i
     if len(ordered) <= most:
         return ordered
     return [ordered[round(i * (len(ordered) - 1) / (most - 1))] for i in range(most)]
-
-
-def probe(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.4) -> list[float]:
-    """Milliseconds per step of each trial, from a few steps on random text.
-
-    A large batch is timed in part and scaled, so that even a model far too large for this machine is quoted within seconds.
-    """
-    import dataclasses
-    import time
-
-    import numpy as np
-
-    from study.device import synchronize
-    from study.train import Bundle
-
-    found = []
-    for trial in trials:
-        block = trial.shape.block_size
-        batch = max(1, min(trial.train.batch_size, int(4e10 / (6 * trial.shape.params_non_embedding * block)) or 1))
-        recipe = dataclasses.replace(trial.train, batch_size=batch, n_steps=10**9, eval_windows=1, unique_tokens=0)
-        tokens = np.random.default_rng(0).integers(vocab_size, size=64 * block + 1).astype(np.uint16)
-        bundle = Bundle([dataclasses.replace(trial, train=recipe)], tokens, tokens, vocab_size, None, execution)
-        bundle.advance()
-        bundle.time_steps(2)
-        synchronize(bundle.device)
-        times: list[float] = []
-        began = time.perf_counter()
-        while len(times) < 3 or (time.perf_counter() - began < seconds_each and len(times) < 50):
-            times.append(bundle.time_steps(1))
-        found.append(statistics.median(times) * trial.train.batch_size / batch)
-    return found
 
 
 # ---- the plan ----

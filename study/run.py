@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from study.folder import Survey
     from study.monitor import Monitor
     from study.provenance import Provenance
+    from study.quote import Quote
     from study.spec import Trial
     from study.trial import Bundled
 
@@ -59,6 +60,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     from study.provenance import provenance
     from study.spec import expand
 
+    began = time.monotonic()
     study, out = command.study, command.out
     if command.options.dry_run:
         corpus = data.find(study.data) if study.data.name == "tinystories" else data.prepare(study.data)
@@ -68,16 +70,42 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     trials = expand(study, data.data_key(study.data))
     if command.options.dry_run:
         found = folder.survey(out, trials, corpus.sha256 if corpus else "", set_aside=False)
-        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size))
+        quoted = _quote(command, found, vocab_size)
+        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted))
         return 0
     assert corpus is not None
     with folder.locked(out):
         found = folder.survey(out, trials, corpus.sha256)
-        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size), flush=True)
+        quoted = _quote(command, found, vocab_size)
+        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted), flush=True)
         origin = provenance()
-        folder.write_json(out / "study.json", _study_facts(command, trials, corpus, origin, argv))
-        problem = _train(command, found, corpus, origin, interrupts) if found.missing else ""
-        return _conclude(command, trials, corpus, interrupts, problem, argv)
+        facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
+        folder.write_json(out / "study.json", facts)
+        problem = _train(command, found, corpus, origin, interrupts, quoted) if found.missing else ""
+        code = _conclude(command, trials, corpus, interrupts, problem, argv)
+        if quoted and found.missing and code == 0:
+            folder.write_json(out / "study.json", facts | {"quote_score": _score(quoted, found.missing, out, time.monotonic() - began)})
+        return code
+
+
+def _quote(command: Command, found: "Survey", vocab_size: int) -> "Quote | None":
+    """What the missing trials will cost on this machine; a cluster's devices are not here to be timed."""
+    from study.quote import make_quote
+
+    if not found.missing or command.options.address or os.environ.get("RAY_ADDRESS"):
+        return None
+    return make_quote(found.missing, vocab_size, command.options)
+
+
+def _score(quoted: "Quote", trained: "Sequence[Trial]", out: Path, seconds_taken: float) -> dict[str, Any]:
+    """Hold the quote to what the run took, and let the next one learn from it."""
+    from study import records
+    from study.quote import duration, learn
+
+    learn(quoted, {trial.trial_id: trial for trial in trained}, records.read(out, "trials").to_pylist())
+    score = quoted.score(seconds_taken)
+    print(f"quoted {duration(score['quoted_seconds'])}, took {duration(seconds_taken)} ({score['error']:+.0%})")
+    return score
 
 
 def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", origin: "Provenance", argv: list[str]) -> dict[str, Any]:
@@ -105,7 +133,9 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
 # ---- training ----
 
 
-def _train(command: Command, found: "Survey", corpus: "Corpus", origin: "Provenance", interrupts: Interrupts) -> str:
+def _train(
+    command: Command, found: "Survey", corpus: "Corpus", origin: "Provenance", interrupts: Interrupts, quoted: "Quote | None"
+) -> str:
     """Train the missing trials; returns why it stopped early, or ""."""
     from study.environment import set_ray_environment
 
@@ -117,7 +147,7 @@ def _train(command: Command, found: "Survey", corpus: "Corpus", origin: "Provena
     options, out = command.options, command.out
     with cluster.ray_session(options) as on_cluster:
         interrupts.install()
-        bundles = _bundles(command, found.missing, corpus.vocab_size)
+        bundles = _bundles(command, found.missing, corpus.vocab_size, quoted)
         warning = cluster.check_resources([(b.cpus, b.gpus) for b in bundles], on_cluster)
         cluster.check_nodes(on_cluster)
         work = tune_side.Work(
@@ -150,15 +180,17 @@ def _train(command: Command, found: "Survey", corpus: "Corpus", origin: "Provena
     return ""
 
 
-def _bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int) -> "list[Bundled]":
+def _bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, quoted: "Quote | None") -> "list[Bundled]":
     """What Ray schedules, longest first, so that the last workers end together."""
-    from study.cluster import gpus_per_trial
+    from study import cluster
+    from study import trial as tune_side
     from study.overview import flops
-    from study.trial import Bundled
 
-    gpus = gpus_per_trial(command.options)
+    if quoted:
+        return [tune_side.Bundled(planned.trials, planned.cpus, planned.gpus) for planned in quoted.plan.bundles]
+    gpus = cluster.gpus_per_trial(command.options)
     longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
-    return [Bundled((trial,), command.options.cpus_per_trial, gpus) for trial in longest_first]
+    return [tune_side.Bundled((trial,), command.options.cpus_per_trial, gpus) for trial in longest_first]
 
 
 def _monitor(

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from models.config import Shape
-from study.device import Execution
-from study.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, probe, step_flops, to_probe
+from study.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, step_flops, to_probe
+from study.probe import ask
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 
 STUDY = Study(sweeps=("depth:n_layer=1,2,4", "width:n_embd=32,64,128"), seeds=(1, 2, 3))
@@ -92,13 +92,15 @@ def test_larger_steps_are_predicted_to_take_longer() -> None:
 def test_a_probe_times_real_steps_also_of_a_model_far_too_large_for_this_machine() -> None:
     tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
     huge = Trial(Shape(6, 384, 8, 256), TrainConfig(batch_size=64), DataConfig(), 1)
-    fast, slow = probe([tiny, huge], 64, Execution(device="cpu", n_threads=1), seconds_each=0.05)
-    assert 0.05 < fast < 100
+    found = ask([tiny, huge], 64, device="cpu", precision="auto", n_threads=1)
+    fast, slow = found.ms_per_step
+    assert 0.05 < fast < 1000
     assert slow > 100 * fast
+    assert found.device.startswith("cpu (")
 
 
 def test_speeds_are_plain_json(tmp_path: Path) -> None:
     speeds = Speeds.load(tmp_path)
     speeds.note("cpu", expand(STUDY)[0], 64, 5.0, real=True)
     speeds.save()
-    assert next(iter(json.loads((tmp_path / "speed.json").read_text())["cpu"].values()))["ms"] == 5.0
+    assert next(iter(json.loads((tmp_path / "speed.json").read_text())["seen"]["cpu"].values()))["ms"] == 5.0

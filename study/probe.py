@@ -1,0 +1,105 @@
+"""Times a few optimizer steps of some trials, in a process of its own: the driver never imports torch.
+
+`python -m study.probe` reads a request as JSON on stdin and writes device, arithmetic and milliseconds per step as JSON on stdout.
+
+    found = ask([trial], vocab_size=64, device="auto", precision="auto", n_threads=1)   # found.ms_per_step == [9.1]
+"""
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.config import Shape
+from study.spec import DataConfig, TrainConfig, Trial
+
+PROBE_FLOPS = 4e10
+"""Most FLOPs of a probed step: a larger batch is timed in part and scaled, so that any model is quoted within seconds."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a probe saw on this machine."""
+
+    device: str
+    precision: str
+    gpus: int
+    gpu_memory_bytes: int
+    ms_per_step: list[float]
+
+
+def ask(trials: Sequence[Trial], vocab_size: int, device: str, precision: str, n_threads: int) -> Found:
+    """Time the trials' steps in a child process.
+
+    Raises:
+        ValueError: the process failed, for example because the wanted device is not there; the message is its last line.
+    """
+    request = {
+        "trials": [{"shape": dataclasses.asdict(t.shape), "train": dataclasses.asdict(t.train)} for t in trials],
+        "vocab_size": vocab_size,
+        "execution": {"device": device, "precision": precision, "n_threads": n_threads},
+    }
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(n_threads)}
+    done = subprocess.run(
+        [sys.executable, "-m", "study.probe"], input=json.dumps(request), capture_output=True, text=True, env=environment, check=False
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise ValueError(f"a few steps could not be timed on this machine: {last.removeprefix('ValueError: ')}")
+    return Found(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.4) -> list[float]:
+    """Milliseconds per step of each trial, the median of a few steps on random text."""
+    import numpy as np
+
+    from study.train import Bundle
+
+    found = []
+    for trial in trials:
+        block = trial.shape.block_size
+        batch = max(1, min(trial.train.batch_size, int(PROBE_FLOPS / (6 * trial.shape.params_non_embedding * block))))
+        recipe = dataclasses.replace(trial.train, batch_size=batch, n_steps=10**9, eval_windows=1, unique_tokens=0)
+        tokens = np.random.default_rng(0).integers(vocab_size, size=64 * block + 1).astype(np.uint16)
+        bundle = Bundle([dataclasses.replace(trial, train=recipe)], tokens, tokens, vocab_size, None, execution)
+        bundle.advance()
+        bundle.time_steps(2)
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < 3 or (time.perf_counter() - began < seconds_each and len(times) < 50):
+            times.append(bundle.time_steps(1))
+        found.append(statistics.median(times) * trial.train.batch_size / batch)
+    return found
+
+
+def main() -> None:
+    """Answer one request."""
+    import torch
+
+    from study.device import Execution, choose_device, choose_precision, device_name
+
+    request = json.load(sys.stdin)
+    execution = Execution(**request["execution"])
+    device = choose_device(execution.device)
+    trials = [Trial(Shape(**t["shape"]), TrainConfig(**t["train"]), DataConfig(), 1) for t in request["trials"]]
+    on_gpu = device.type == "cuda"
+    found = Found(
+        device=device_name(device),
+        precision=choose_precision(execution.precision, device),
+        gpus=torch.cuda.device_count() if on_gpu else 0,
+        gpu_memory_bytes=torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
+        ms_per_step=time_steps(trials, request["vocab_size"], execution),
+    )
+    print(json.dumps(dataclasses.asdict(found)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The quote: what a study will cost, said before it runs and scored after.
+
+Times a few steps of shapes never seen on this device, plans bundles, and puts minutes and device-hours beside the trials.
+
+    quoted = make_quote(missing, corpus.vocab_size, options); print("\n".join(quoted.lines())); quoted.score(seconds)
+"""
+
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from study.command import Options, parse_price
+from study.data import default_cache_dir
+from study.packing import Choice, Machine, Plan, Speeds, make_plan, to_probe
+from study.spec import Trial
+
+
+@dataclass(frozen=True)
+class Quote:
+    """A plan with what it is based on."""
+
+    plan: Plan
+    machine: Machine
+    precision: str
+    vocab_size: int
+    price_per_hour: float = 0.0
+    currency: str = ""
+
+    @property
+    def minutes_by_configuration(self) -> dict[str, float]:
+        """Expected minutes of one trial, by config_id."""
+        return {trial.config_id: b.seconds / len(b.trials) / 60 for b in self.plan.bundles for trial in b.trials}
+
+    def lines(self) -> list[str]:
+        """What a person is told before the run."""
+        plan, what = self.plan, "GPU-hours" if self.machine.kind == "cuda" else "core-hours"
+        if not plan.bundles:
+            return []
+        at_once = f"{plan.slots} at a time" if plan.slots > 1 else "one at a time"
+        sizes = {len(bundle.trials) for bundle in plan.bundles}
+        bundled = f" in {len(plan.bundles)} bundles" if sizes != {1} else ""
+        lines = [
+            f"quote: about {duration(plan.seconds)} on {self.machine.name}, {at_once}{bundled}; "
+            f"{plan.device_hours:.2g} {what}; done about {time.strftime('%H:%M', time.localtime(time.time() + plan.seconds))}",
+            f"memory: up to {max(b.memory_bytes for b in plan.bundles) / 2**30:.1f} GiB per process; "
+            f"slots busy {plan.utilisation:.0%} of the time",
+        ]
+        if self.price_per_hour:
+            hours = plan.seconds / 3600 * max(1.0, self.machine.gpus)
+            lines.append(
+                f"price: about {self.currency}{self.price_per_hour * hours:.2f} at {self.currency}{self.price_per_hour:g} per hour"
+            )
+        return lines
+
+    def facts(self) -> dict[str, Any]:
+        """What study.json keeps of the quote."""
+        return {
+            "seconds": self.plan.seconds,
+            "device_hours": self.plan.device_hours,
+            "slots": self.plan.slots,
+            "utilisation": self.plan.utilisation,
+            "device": self.machine.name,
+            "precision": self.precision,
+            "n_trials": sum(len(bundle.trials) for bundle in self.plan.bundles),
+        }
+
+    def score(self, seconds: float) -> dict[str, Any]:
+        """The quote against what the run took."""
+        return {"quoted_seconds": self.plan.seconds, "took_seconds": seconds, "error": self.plan.seconds / seconds - 1}
+
+
+def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options) -> Quote:
+    """Plan the trials for this machine, timing first what was never timed here.
+
+    Raises:
+        ValueError: the wanted device is not on this machine.
+    """
+    price, currency = parse_price(options.price)
+    speeds = Speeds.load(default_cache_dir())
+    threads = max(1, int(options.cpus_per_trial))
+    machine, precision = _measure(trials, vocab_size, options, speeds, threads)
+    choice = Choice(options.cpus_per_trial, options.gpus_per_trial, options.bundle or None, options.max_concurrent)
+    plan = make_plan(trials, vocab_size, machine, speeds, choice, precision)
+    return Quote(plan, machine, precision, vocab_size, price, currency)
+
+
+def _measure(trials: Sequence[Trial], vocab_size: int, options: Options, speeds: Speeds, threads: int) -> tuple[Machine, str]:
+    """This machine with the arithmetic it will use; probes what `speeds` lacks and remembers it."""
+    from study.probe import ask
+
+    place = speeds.places.get(_place(options, threads))
+    lacking = to_probe(trials, place["name"], speeds, vocab_size) if place else to_probe(trials, "", speeds, vocab_size)
+    if lacking or not place:
+        found = ask(lacking, vocab_size, options.device, options.precision, threads)
+        kind = found.device.split(" ")[0]
+        name = f"{found.device}, {found.precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if kind == "cpu" else "")
+        place = {"name": name, "kind": kind, "precision": found.precision, "gpus": found.gpus, "gpu_memory_bytes": found.gpu_memory_bytes}
+        speeds.places[_place(options, threads)] = place
+        for trial, ms in zip(lacking, found.ms_per_step, strict=True):
+            speeds.note(name, trial, vocab_size, ms, real=False)
+        speeds.save()
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(place["kind"], place["name"], float(cpus), float(place["gpus"]), place["gpu_memory_bytes"]), place["precision"]
+
+
+def _place(options: Options, threads: int) -> str:
+    return f"{options.device}/{options.precision}/{threads}"
+
+
+def learn(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Remember what real trials took per step: the next quote starts from it."""
+    speeds = Speeds.load(default_cache_dir())
+    for row in rows:
+        if row["status"] == "COMPLETED" and row["ms_per_step"] and row["trial_id"] in trials:
+            trial = trials[row["trial_id"]]
+            speeds.note(quoted.machine.name, trial, quoted.vocab_size, row["ms_per_step"], real=True, bundle=row["bundle_size"] or 1)
+    speeds.save()
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    for limit, unit, size in ((90, "s", 1), (5400, "min", 60), (172_800, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds / 86_400:.3g} days"
