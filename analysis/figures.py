@@ -43,8 +43,13 @@ def level_text(column: str, low: float, high: float | None = None) -> str:
 # ---- loss against parameters ----
 
 
-def draw_loss_against_parameters(fits: Fits, ax: Axes | None = None, fit_id: str | None = None) -> Axes:
-    """Every seed, the fitted law with its band (solid inside the data, dashed outside) and the entropy floor, on log-log axes."""
+def draw_loss_against_parameters(fits: Fits, ax: Axes | None = None, fit_id: str | None = None, trials: Sequence[Row] = ()) -> Axes:
+    """Every seed, the fitted law with its band (solid inside the data, dashed outside) and the entropy floor, on log-log axes.
+
+    Args:
+        fit_id: which fit; default the primary one.
+        trials: COMPLETED rows; those of configurations that are in no sweep are drawn in gray.
+    """
     with style.look():
         ax = ax or style.new_axes(height=3.7)
         fit = (fits.get("fits") or {}).get(fit_id or str(fits.get("primary_fit"))) or {}
@@ -52,10 +57,12 @@ def draw_loss_against_parameters(fits: Fits, ax: Axes | None = None, fit_id: str
         levels = [(name, level) for name, level in sweep_levels(fits) if level.get(column)]
         _draw_curve(ax, fit, [float(level[column]) for _, level in levels])
         labels = _draw_levels(ax, fits, levels, column)
-        losses = [float(v) for _, level in levels for v in level["losses"]]
+        seeds = [(float(level[column]), float(v)) for _, level in levels for v in level["losses"]]
+        seeds += _draw_others(ax, levels, trials, column)
+        losses = [loss for _, loss in seeds]
         ax.set_ylim(style.pad_limits([*losses, *_floor_if_near(fits, losses)], 0.1))
         if losses:
-            ax.set_xlim(style.pad_limits([float(level[column]) for _, level in levels], 0.16))
+            ax.set_xlim(style.pad_limits([n for n, _ in seeds], 0.16))
         else:
             ax.text(0.5, 0.5, "no completed trial", transform=ax.transAxes, ha="center", color=LETTERS[MUTED])
         style.log_axis(ax, "x", counts=True)
@@ -64,7 +71,6 @@ def draw_loss_against_parameters(fits: Fits, ax: Axes | None = None, fit_id: str
         ax.set_ylabel(LOSS)
         _draw_floor(ax, fits)
         curve = fit.get("curve") or {"x": [], "y": []}
-        seeds = [(float(level[column]), float(v)) for _, level in levels for v in level["losses"]]
         style.label_points(ax, labels, avoid=[*seeds, *zip(curve["x"], curve["y"], strict=True)])
     return ax
 
@@ -106,6 +112,16 @@ def _draw_levels(ax: Axes, fits: Fits, levels: Sequence[tuple[str, Row]], column
         else:
             labels += [(x[i], means[i], level_text(kind, own[i][kind]), color) for i in (0, len(own) - 1)]
     return labels
+
+
+def _draw_others(ax: Axes, levels: Sequence[tuple[str, Row]], trials: Sequence[Row], column: str) -> list[tuple[float, float]]:
+    """Draw trials of configurations that are in no sweep; returns (parameters, loss) of each."""
+    told = {(level.get("n_layer"), level.get("n_embd"), level.get("n_head")) for _, level in levels}
+    rows = [t for t in trials if (t["n_layer"], t["n_embd"], t["n_head"]) not in told and t.get(column) and value_of(t.get("val_loss"))]
+    points = [(float(t[column]), float(t["val_loss"])) for t in rows]
+    if points:
+        ax.scatter([n for n, _ in points], [v for _, v in points], s=14, color=MUTED, alpha=0.8, lw=0, label="other configurations, seeds")
+    return points
 
 
 def _floor_if_near(fits: Fits, losses: Sequence[float]) -> list[float]:
@@ -242,8 +258,8 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
     found: dict[str, Callable[[], Axes]] = {}
     ids = {t["trial_id"] for t in trials}
     structure = {} if is_refused(fits.get("structure")) else fits["structure"]
-    if sweep_levels(fits) or fits.get("fits"):
-        found["loss"] = lambda: draw_loss_against_parameters(fits)
+    if sweep_levels(fits) or fits.get("fits") or trials:
+        found["loss"] = lambda: draw_loss_against_parameters(fits, trials=trials)
     if ((fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}).get("residuals"):
         found["residuals"] = lambda: draw_residuals(fits)
     for name in [s["name"] for s in fits.get("sweeps") or [] if 0 < len(s.get("levels") or []) <= MOST_LEVELS]:

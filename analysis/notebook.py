@@ -33,7 +33,7 @@ print(notebook.opening(study))"""
 """First cell. The folder is relative to the notebook, so that a copied results folder keeps working."""
 
 CALLS = {
-    "loss": "figures.draw_loss_against_parameters(fits)",
+    "loss": "figures.draw_loss_against_parameters(fits, trials=trials)",
     "residuals": "figures.draw_residuals(fits)",
     "learning_curves": "figures.draw_learning_curves(curves, trials)",
     "shares": "figures_shape.draw_shares(fits)",

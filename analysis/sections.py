@@ -12,7 +12,7 @@ from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty, sentence, several
 from analysis.evidence import Evidence
-from analysis.figures import slug
+from analysis.figures import slug, sweep_levels
 from analysis.listings import (
     contrasts_listing,
     conventions_listing,
@@ -60,7 +60,9 @@ def lead_picture(fits: Fits) -> Picture:
     fit_id = str(fits.get("primary_fit"))
     fit = part_of(fits.get("fits"), fit_id)
     floor = value_of((fits.get("data") or {}).get("floor"))
-    seeds = "Dots: seeds; open markers: means of configurations. "
+    shown = {(level.get("n_layer"), level.get("n_embd"), level.get("n_head")) for _, level in sweep_levels(fits)}
+    others = (fits.get("counts") or {}).get("configurations", 0) > len(shown)
+    seeds = f"Dots: seeds{' (gray: of configurations in no sweep)' if others else ''}; open markers: means of configurations. "
     foot = f" The entropy of the text, {floor:.3f} nats per character, is a floor that no honest model can beat." if floor else ""
     if fit is None:
         caption = f"{seeds}No law is drawn: there is no usable fit.{foot}"

@@ -58,6 +58,14 @@ def test_every_seed_of_every_sweep_is_drawn(study: Evidence, drawn: dict[str, Fi
     assert sorted(points) == sorted(trials)
 
 
+def test_configurations_outside_all_sweeps_are_drawn_too(study: Evidence) -> None:
+    other = {**study.trials[0], "n_layer": 3, "n_embd": 128, "params_non_embedding": 590_720, "val_loss": 0.95}
+    ax = figures.draw_loss_against_parameters(study.fits, trials=[*study.trials, other])
+    points = [(r["x"], r["y"]) for r in style.plotted(ax.figure) if r["series"] == "other configurations, seeds"]  # type: ignore[arg-type]
+    assert points == [(590_720, 0.95)]
+    assert "loss" in figures.study_figure_names({}, study.trials)
+
+
 def test_the_fit_is_solid_inside_the_data_and_dashed_outside(study: Evidence, drawn: dict[str, Figure]) -> None:
     lines = {line.get_label(): line for line in drawn["loss"].axes[0].lines}
     sizes = [t["params_non_embedding"] for t in study.trials]
