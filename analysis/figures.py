@@ -190,8 +190,8 @@ def _draw_sweep(fits: Fits, name: str, ax: Axes | None, panel: Any, label: str) 
         values = [float(level["value"]) for level in sweep["levels"]]
         panel(ax, sweep["levels"], values, color, marker)
         ax.set_xlim(style.pad_limits(values, 0.1))
-        style.log_axis(ax, "x", values=values)
-        ax.set_xlabel(AXIS_LABELS.get(column_of(sweep), name))
+        style.log_axis(ax, "x", counts=True, values=values if column_of(sweep) else None)
+        ax.set_xlabel(AXIS_LABELS.get(column_of(sweep), CONVENTIONS["params_non_embedding"] if sweep.get("factor") == "size" else name))
         ax.set_ylabel(label)
         ax.yaxis.set_major_locator(MaxNLocator(5))
     return ax
@@ -233,6 +233,11 @@ def slug(name: object) -> str:
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in str(name))[:40]
 
 
+def has_panel(sweep: Row) -> bool:
+    """Whether a sweep compares its levels: configurations of no sweep are kept under "other" and only shown."""
+    return sweep.get("name") != "other" and 0 < len(sweep.get("levels") or []) <= MOST_LEVELS
+
+
 MOST_LEVELS = 30
 """A sweep of more levels (a grid) has no panel of its own: loss against parameters shows it."""
 
@@ -262,7 +267,7 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
         found["loss"] = lambda: draw_loss_against_parameters(fits, trials=trials)
     if ((fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}).get("residuals"):
         found["residuals"] = lambda: draw_residuals(fits)
-    for name in [s["name"] for s in fits.get("sweeps") or [] if 0 < len(s.get("levels") or []) <= MOST_LEVELS]:
+    for name in [s["name"] for s in fits.get("sweeps") or [] if has_panel(s)]:
         found[f"sweep_{slug(name)}"] = partial(draw_sweep, fits, name)
         found[f"speed_{slug(name)}"] = partial(draw_sweep_speed, fits, name)
     for name, draw in (("shares", draw_shares), ("contrasts", draw_contrasts)):

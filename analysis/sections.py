@@ -149,7 +149,7 @@ def sweeps_section(fits: Fits) -> Section:
                 True,
             )
         )
-    listings = [sweep_listing(s, f"/sweeps/{i}") for i, s in enumerate(found)]
+    listings = [sweep_listing(s, f"/sweeps/{i}") for i, s in enumerate(found) if s["name"] != "other"]
     return Section("sweeps", "Sweeps", prose or [Cell("The study holds no one-factor sweep.", "/sweeps")], pictures, listings)
 
 
