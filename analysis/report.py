@@ -56,7 +56,13 @@ def story_refusals(stories: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"subject": "stories: " + ", ".join(titles), "code": code, "reason": reason} for (code, reason), titles in reasons.items()]
 
 
+FIGURES = ("loss", "residuals", "shares", "contrasts", "forecasts", "learning_curves", "learning_rates", "gap", "memory")
+
+
 def save_figures(evidence: Evidence, folder: Path) -> dict[str, str]:
-    """Write every figure of the study in four formats; returns the SVG text of each by name."""
+    """Write every figure of the study in four formats; returns the SVG text of each by name. Figures of an earlier report go."""
     drawn = figures.study_figures(evidence.fits, evidence.trials, evidence.curves)
+    for path in folder.glob("*.*"):
+        if path.stem not in drawn and (path.stem in FIGURES or path.stem.startswith(("sweep_", "speed_"))):
+            path.unlink()
     return {name: style.save(figure, folder, name) for name, figure in drawn.items()}

@@ -265,7 +265,11 @@ def test_a_study_in_which_nothing_completed_still_has_a_report(tmp_path: Path) -
     for row in rows:
         gone = {**row, "status": "FAILED", "val_loss": None, "reason": "MemoryError"}
         records.write(tmp_path / "none" / "trials" / f"{row['trial_id']}.parquet", "trials", [gone])
+    stale = tmp_path / "none" / "report" / "figures" / "sweep_old.svg"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier report")
     _, path = build(tmp_path / "none")
+    assert not stale.exists()
     seen = Page(path.read_text(encoding="utf-8"))
     assert "MemoryError" in seen.text
     assert "explore" not in [a.get("id") for _, a in seen.elements]
