@@ -16,6 +16,9 @@ from models.config import Shape
 KINDS = ("one_factor", "grid", "matched")
 MATCH_TOLERANCE = 0.02
 """Largest |N - target| / target of a matched shape."""
+ASPECT_SLACK = 2.0
+"""A shape stands for an aspect when it is within this factor of it: small depths are whole numbers, so aspects are coarse. Half the way (in
+logarithm) between aspects a factor of 4 apart, so that no shape stands for two of them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class Sweep:
             yield target, aspect, head_dim, shape, error
 
 
-def nearest_shape(target: float, aspect: float, head_dim: int, aspect_slack: float = 1.25) -> tuple[dict[str, int], float]:
+def nearest_shape(target: float, aspect: float, head_dim: int, aspect_slack: float = ASPECT_SLACK) -> tuple[dict[str, int], float]:
     """The integer shape whose params_non_embedding is nearest to `target` with n_embd / n_layer within a factor `aspect_slack` of `aspect`.
 
     N = L (12 d^2 + 2 d) + d, so every depth fixes one best width; widths are multiples of head_dim.

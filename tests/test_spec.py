@@ -100,7 +100,7 @@ def test_matched_shapes_are_within_two_percent_and_unreachable_ones_are_named() 
 
 def test_the_nearest_shape_beats_every_other_shape_of_its_aspect() -> None:
     shape, error = nearest_shape(1e6, 32, 16)
-    others = [(n, d) for n in range(1, 40) for d in range(16, 800, 16) if 32 / 1.25 <= d / n <= 32 * 1.25]
+    others = [(n, d) for n in range(1, 40) for d in range(16, 800, 16) if 32 / 2 <= d / n <= 32 * 2]
     best = min(abs(n * (12 * d * d + 2 * d) + d - 1e6) / 1e6 for n, d in others)
     assert abs(error) <= max(best, 0.02) + 1e-12
     assert shape["n_embd"] % shape["n_head"] == 0
