@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from analysis import conclusions, replicates, structure, sweeps, table
+from analysis import conclusions, fits, laws, replicates, structure, sweeps, table
 from analysis.fit_blocks import Options
 from analysis.fitted import Fitted, fit_size_law
 from analysis.refusals import is_refused
@@ -72,6 +72,15 @@ def test_size_alone_explains_loss_with_the_expected_r_squared(tree: dict[str, An
     fit = tree["fits"]["joint"]
     assert (fit["n_sizes"], fit["n_configurations"], fit["law"]) == (8, 8, "M1")
     assert fit["r2"] == pytest.approx(0.978, abs=0.003)
+
+
+def test_least_squares_on_all_parameters_gives_r_squared_978_to_the_digit(original: table.Table) -> None:
+    """The published comparison counts all parameters and squares residuals; Huber and other counts move the third digit."""
+    rows = original.trials[original.trials.n_head == 8].drop_duplicates(["n_layer", "n_embd"])
+    sizes, losses = rows.params_total.to_numpy(), rows.val_loss.to_numpy()
+    fit = fits.fit(laws.POWER_FLOOR.on(params_non_embedding="params_total"), {"params_total": sizes}, losses, objective="least_squares")
+    misfit = losses - fit.predict({"params_total": sizes})
+    assert 1 - (misfit**2).sum() / ((losses - losses.mean()) ** 2).sum() == pytest.approx(0.978, abs=0.0005)
 
 
 def test_the_misfit_is_far_above_the_noise_of_a_repeated_run(tree: dict[str, Any]) -> None:
