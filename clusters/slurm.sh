@@ -13,9 +13,10 @@ set -euo pipefail
 source .venv/bin/activate                   # CHANGE: where the project is installed, made with: make .venv/.installed
 export RAY_AUTH_MODE=token                  # the machines share ~/.ray/auth_token; other users of the network are refused
 ray get-auth-token --generate > /dev/null
+export RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300  # half a minute, Ray's own, is short for a slow file system
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000))      # jobs that share a network must not meet
 # ray symmetric-run ends with `ray stop`, which ends every Ray process of yours on the machine: hence --exclusive.
 exec srun --kill-on-bad-exit=1 ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
-  --include-dashboard=false -- python -m study.run "$@" --address "$address:$port"
+  -- python -m study.run "$@" --address "$address:$port"

@@ -1,7 +1,7 @@
 """cluster.yaml from `ray up` to `ray down` on a simulated AWS: a spot machine comes when trials wait and goes when idle.
 
-The AWS is moto's server; its machines are hosts made of namespaces (tests/hosts.py). Shown: the file, the scaling, a study with shares of a GPU
-that is Ray's bookkeeping only. Not shown: machine images, drivers, rights of roles, quotas.
+The AWS is moto's server; its machines are hosts made of namespaces (tests/hosts.py). Shown: the file, the scaling, a study with shares of
+a GPU that is Ray's bookkeeping only. Not shown: machine images, drivers, rights of roles, quotas.
 """
 
 import json
