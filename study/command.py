@@ -44,6 +44,8 @@ class Options:
     """where tensors live"""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """arithmetic of the linear layers; auto takes the faster safe one"""
+    hold_out: str = ""
+    """largest or largest:K: train the rest first, put forecasts of the K largest sizes on record, then train and score them"""
     price: str = ""
     """price per hour of the machine, or of one of its GPUs, for example '$2.50/h': the quote then names a cost"""
     budget: str = ""
@@ -59,6 +61,7 @@ class Options:
         _require(self.max_concurrent >= 0, f"max-concurrent={self.max_concurrent} must be 0 (as many as fit) or more")
         _require(self.bundle >= 0, f"bundle={self.bundle} must be 0 (let the plan choose) or more trials per process")
         parse_price(self.price)
+        parse_hold_out(self.hold_out)
         _require(self.cpus_per_trial > 0, f"cpus-per-trial={self.cpus_per_trial:g} must be above 0")
         gpus = self.gpus_per_trial
         _require(
@@ -224,6 +227,18 @@ def seconds(text: str) -> float:
     if not match or float(match[1]) <= 0:
         raise ValueError(f"budget={text!r} is not a duration; write a number with a unit, for example 90s, 30m or 2h")
     return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def parse_hold_out(text: str) -> int:
+    """`largest` or `largest:3` as a number of sizes; nothing is 0.
+
+    Raises:
+        ValueError: another form, or no size at all.
+    """
+    match = re.fullmatch(r"largest(?::(\d+))?", text.strip()) if text else None
+    if text and (not match or match[1] == "0"):
+        raise ValueError(f"hold-out={text!r} is not known; write largest, or largest:2 for the two largest sizes")
+    return int(match[1] or 1) if match else 0
 
 
 def parse_price(text: str) -> tuple[float, str]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.command import Command, parse, seconds
+from study.command import Command, parse, parse_hold_out, seconds
 from study.interrupt import Interrupted, Interrupts
 
 if TYPE_CHECKING:
@@ -49,10 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check_study(command: Command) -> None:
-    """Find impossible shapes and unknown fields before anything is downloaded."""
+    """Find impossible shapes, unknown fields and impossible hold-outs before anything is downloaded."""
+    from study.conclude import held_out
     from study.spec import expand
 
-    expand(command.study)
+    held_out(expand(command.study), parse_hold_out(command.options.hold_out))
 
 
 def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
@@ -81,7 +82,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         origin = provenance()
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
         folder.write_json(out / "study.json", facts)
-        problem = _train(command, found, corpus, origin, interrupts, quoted) if found.missing else ""
+        problem = _train_in_phases(command, trials, found, corpus, origin, interrupts, quoted)
         code = _conclude(command, trials, corpus, interrupts, problem, argv)
         if quoted and found.missing and code == 0:
             folder.write_json(out / "study.json", facts | {"quote_score": _score(quoted, found.missing, out, time.monotonic() - began)})
@@ -131,6 +132,31 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
 
 
 # ---- training ----
+
+
+def _train_in_phases(
+    command: Command,
+    trials: "Sequence[Trial]",
+    found: "Survey",
+    corpus: "Corpus",
+    origin: "Provenance",
+    interrupts: Interrupts,
+    quoted: "Quote | None",
+) -> str:
+    """Train what is missing: all at once, or, with --hold-out, the rest, then forecasts, then the largest; why it stopped, or ""."""
+    from study import conclude
+
+    last = {trial.trial_id for trial in conclude.held_out(trials, parse_hold_out(command.options.hold_out))}
+    problem = ""
+    for later in (False, True):
+        part = tuple(trial for trial in found.missing if (trial.trial_id in last) == later)
+        if later and part:
+            conclude.forecast(command.out, [trial for trial in trials if trial.trial_id in last])
+        if part:
+            problem = _train(command, dataclasses.replace(found, missing=part), corpus, origin, interrupts, quoted)
+        if problem:
+            break
+    return problem
 
 
 def _train(
@@ -187,7 +213,9 @@ def _bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, quot
     from study.overview import flops
 
     if quoted:
-        return [tune_side.Bundled(planned.trials, planned.cpus, planned.gpus) for planned in quoted.plan.bundles]
+        wanted = {trial.trial_id for trial in missing}
+        planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
+        return [tune_side.Bundled(trials, bundle.cpus, bundle.gpus) for trials, bundle in planned if trials]
     gpus = cluster.gpus_per_trial(command.options)
     longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
     return [tune_side.Bundled((trial,), command.options.cpus_per_trial, gpus) for trial in longest_first]
@@ -261,22 +289,12 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
 
 
 def _report(out: Path) -> bool:
-    """Build the report in a process of its own and print where it is and what it answers."""
-    import subprocess
+    """Build the report and print where it is and what it answers."""
+    from study import conclude, folder
 
-    from study import folder, plots
-    from study.live import printable
-    from study.provenance import ROOT
-
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        [sys.executable, "-m", "analysis", str(out)], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
-    )
-    if done.returncode:
-        last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        _complain(printable(f"the report could not be built: {last}; try again with: python -m analysis {shown(out)}"), 1)
+    if problem := conclude.report(out):
+        _complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False
-    plots.publish(out, plots.report_images(out))
     for sentence in folder.read_json(out / "report" / "fits.json").get("answer", []):
         print(f"  {sentence}")
     print(f"report: {shown(out / 'report' / 'report.html')}")

@@ -1,0 +1,39 @@
+"""Holding out sizes: which trials wait, and that they are forecast before they train."""
+
+import pytest
+
+from study.command import parse_hold_out
+from study.conclude import held_out
+from study.spec import Study, expand
+
+TRIALS = expand(Study(sweeps=("width:n_embd=32,64,96,128", "depth:n_layer=2,4"), seeds=(1, 2)))
+
+
+@pytest.mark.parametrize(("n_sizes", "widths"), [(0, set()), (1, {128}), (2, {128, 96})])
+def test_the_largest_sizes_are_held_out_with_all_their_seeds(n_sizes: int, widths: set[int]) -> None:
+    later = held_out(TRIALS, n_sizes)
+    assert {trial.shape.n_embd for trial in later} == widths
+    assert len(later) == 2 * len(widths)
+
+
+def test_sizes_within_five_per_cent_count_as_one() -> None:
+    trials = expand(Study(sweeps=("m:kind=matched:params=27500,151300,895200:aspects=3,12,48:head_dims=4",), seeds=(1,)))
+    assert {trial.shape.n_layer for trial in held_out(trials, 1)} == {
+        trial.shape.n_layer for trial in trials if trial.shape.params_non_embedding > 8e5
+    }
+
+
+def test_holding_out_everything_is_refused_with_what_is_possible() -> None:
+    with pytest.raises(ValueError, match="hold out 3 at most"):
+        held_out(TRIALS, 4)
+
+
+@pytest.mark.parametrize(("text", "sizes"), [("", 0), ("largest", 1), ("largest:3", 3)])
+def test_hold_out_is_read_as_people_write_it(text: str, sizes: int) -> None:
+    assert parse_hold_out(text) == sizes
+
+
+@pytest.mark.parametrize("text", ["smallest", "largest:0", "largest:x", "2"])
+def test_other_words_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="write largest"):
+        parse_hold_out(text)
