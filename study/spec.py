@@ -106,13 +106,10 @@ class DataConfig:
     """tinystories: use a prefix of so many bytes of the training file; 0 uses all"""
 
     def __post_init__(self) -> None:
-        if self.path and self.name == "stories":
+        if self.path:  # a file of one's own wins over the study's text: `original --data.path my.txt`
             object.__setattr__(self, "name", "text")
         _require(self.name in ("stories", "tinystories", "text"), f"data.name={self.name!r} is not one of stories, tinystories, text")
         _require(self.name != "text" or bool(self.path), "data.name=text needs a file; give --data.path FILE")
-        _require(
-            not self.path or self.name == "text", f"data.path is for your own text, not for data.name={self.name}; leave one of them out"
-        )
         _require(self.train_chars >= 1000, f"data.train_chars={self.train_chars} is too short to train on; give 1000 or more")
         _require(self.train_bytes >= 0, f"data.train_bytes={self.train_bytes} must be 0 (all) or more")
 

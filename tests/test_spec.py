@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from models.config import Shape
-from study.spec import Study, TrainConfig, Trial, expand
+from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.sweeps import Sweep, format_sweep, nearest_shape, number, parse_sweep
 
 THREE = ("depth:n_layer=2,4,8", "width:n_embd=32,64,128", "heads:n_head=1,4,16")
@@ -121,3 +121,10 @@ def test_schedules_warm_up_peak_and_end_where_they_should(schedule: str) -> None
     assert rates[-1] == pytest.approx({"cosine": 1e-3, "wsd": 1e-3, "constant": 1e-2}[schedule], rel=0.05)
     if schedule == "wsd":
         assert rates[100:799] == [1e-2] * 699
+
+
+@pytest.mark.parametrize("name", ["stories", "tinystories", "text"])
+def test_a_file_of_ones_own_wins_over_the_studys_text(name: str) -> None:
+    assert DataConfig(name=name, path="my.txt").name == "text"
+    with pytest.raises(ValueError, match=r"give --data\.path"):
+        DataConfig(name="text")
