@@ -27,7 +27,7 @@ def held_out(trials: Sequence[Trial], n_sizes: int) -> list[Trial]:
     for size in sorted({trial.shape.params_non_embedding for trial in trials}, reverse=True):
         if not sizes or size < sizes[-1] / 1.05:
             sizes.append(size)
-    if n_sizes > len(sizes) - 2:
+    if n_sizes and n_sizes > len(sizes) - 2:
         raise ValueError(
             f"hold-out=largest:{n_sizes} leaves fewer than two of the study's {len(sizes)} sizes to forecast from; "
             f"hold out {max(0, len(sizes) - 2)} at most, or add sizes"

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from study.data import Corpus
 from study.folder import Survey
-from study.quote import Quote
+from study.quote import Quote, duration
 from study.spec import Study, Trial
 from study.sweeps import parse_sweep
 
@@ -44,7 +44,7 @@ def overview(
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"note: sweep {sweep.name}: {line}" for sweep in map(parse_sweep, study.sweeps) for line in sweep.unreachable()]
     total = sum(flops(trial, vocab_size) for trial in found.missing)
-    table = configuration_table(trials, found, vocab_size, quoted.minutes_by_configuration if quoted else {})
+    table = configuration_table(trials, found, vocab_size, quoted.seconds_by_configuration if quoted else {})
     return "\n".join([*lines, "", *table, "", f"to run: {compact(total)} FLOPs of training", *(quoted.lines() if quoted else [])])
 
 
@@ -59,20 +59,20 @@ def describe_data(study: Study, corpus: Corpus | None) -> str:
     return text + (f"; entropy {corpus.floor:.3f} nats per character" if corpus.floor is not None else "")
 
 
-def configuration_table(trials: Sequence[Trial], found: Survey, vocab_size: int, minutes: Mapping[str, float]) -> list[str]:
-    """Lines of a table with one row per configuration, in the study's order; `minutes` of one trial by config_id, where quoted."""
+def configuration_table(trials: Sequence[Trial], found: Survey, vocab_size: int, expected: Mapping[str, float]) -> list[str]:
+    """Lines of a table with one row per configuration, in the study's order; `expected` seconds of one trial by config_id, where quoted."""
     groups: dict[str, list[Trial]] = {}
     for trial in trials:
         groups.setdefault(trial.config_id, []).append(trial)
-    rows = [("layers", "width", "heads", "params", "non-emb.", "steps", "tokens", "lr", "FLOPs", "min each", "to run", "sweeps")]
+    rows = [("layers", "width", "heads", "params", "non-emb.", "steps", "tokens", "lr", "FLOPs", "each", "to run", "sweeps")]
     missing = {trial.trial_id for trial in found.missing}
     for group in groups.values():
         first, model = group[0], group[0].model(vocab_size)
         n_missing = sum(trial.trial_id in missing for trial in group)
         counts = (compact(model.params_total), compact(model.params_non_embedding), f"{first.train.n_steps:,}", compact(first.n_tokens))
         shape = (str(model.n_layer), str(model.n_embd), str(model.n_head))
-        expected = f"{minutes[first.config_id]:.2g}" if first.config_id in minutes else "-"
-        cost = (f"{first.train.lr:g}", compact(flops(first, vocab_size)), expected, f"{n_missing} of {len(group)}")
+        time_each = duration(expected[first.config_id]) if first.config_id in expected else "-"
+        cost = (f"{first.train.lr:g}", compact(flops(first, vocab_size)), time_each, f"{n_missing} of {len(group)}")
         rows.append((*shape, *counts, *cost, ", ".join(first.sweeps)))
     shown = rows[: MOST_ROWS + 1]
     widths = [max(len(row[column]) for row in shown) for column in range(len(rows[0]) - 1)]

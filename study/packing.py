@@ -195,7 +195,7 @@ def trial_seconds(trial: Trial, ms_per_step: float, bundle: int = 1) -> float:
     return ms_per_step / 1e3 * (trial.train.n_steps + evaluations(trial) * windows) + TRIAL_S * bundle
 
 
-def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: int, most: int = 16) -> list[Trial]:
+def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: int, most: int = 12) -> list[Trial]:
     """One trial of each kind of step never timed on this device, spread over the sizes where there are many."""
     kinds = {speed_key(trial): trial for trial in trials if not speeds.known(device, trial)}
     ordered = sorted(kinds.values(), key=lambda trial: step_flops(trial, vocab_size))

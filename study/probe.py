@@ -20,7 +20,7 @@ from typing import Any
 from models.config import Shape
 from study.spec import DataConfig, TrainConfig, Trial
 
-PROBE_FLOPS = 4e10
+PROBE_FLOPS = 8e9
 """Most FLOPs of a probed step: a larger batch is timed in part and scaled, so that any model is quoted within seconds."""
 
 
@@ -57,7 +57,7 @@ def ask(trials: Sequence[Trial], vocab_size: int, device: str, precision: str, n
     return Found(**json.loads(done.stdout.splitlines()[-1]))
 
 
-def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.4) -> list[float]:
+def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.3) -> list[float]:
     """Milliseconds per step of each trial, the median of a few steps on random text."""
     import numpy as np
 

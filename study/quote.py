@@ -6,6 +6,7 @@ Times a few steps of shapes never seen on this device, plans bundles, and puts m
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ class Quote:
     currency: str = ""
 
     @property
-    def minutes_by_configuration(self) -> dict[str, float]:
-        """Expected minutes of one trial, by config_id."""
-        return {trial.config_id: b.seconds / len(b.trials) / 60 for b in self.plan.bundles for trial in b.trials}
+    def seconds_by_configuration(self) -> dict[str, float]:
+        """Expected seconds of one trial, by config_id."""
+        return {trial.config_id: b.seconds / len(b.trials) for b in self.plan.bundles for trial in b.trials}
 
     def lines(self) -> list[str]:
         """What a person is told before the run."""
@@ -43,7 +44,7 @@ class Quote:
         bundled = f" in {len(plan.bundles)} bundles" if sizes != {1} else ""
         lines = [
             f"quote: about {duration(plan.seconds)} on {self.machine.name}, {at_once}{bundled}; "
-            f"{plan.device_hours:.2g} {what}; done about {time.strftime('%H:%M', time.localtime(time.time() + plan.seconds))}",
+            f"{plan.device_hours:.2g} {what}; done about {moment(plan.seconds)}",
             f"memory: up to {max(b.memory_bytes for b in plan.bundles) / 2**30:.1f} GiB per process; "
             f"slots busy {plan.utilisation:.0%} of the time",
         ]
@@ -93,6 +94,7 @@ def _measure(trials: Sequence[Trial], vocab_size: int, options: Options, speeds:
     place = speeds.places.get(_place(options, threads))
     lacking = to_probe(trials, place["name"], speeds, vocab_size) if place else to_probe(trials, "", speeds, vocab_size)
     if lacking or not place:
+        print(f"timing a few steps of {len(lacking)} kinds of trials, once for this machine ...", file=sys.stderr, flush=True)
         found = ask(lacking, vocab_size, options.device, options.precision, threads)
         kind = found.device.split(" ")[0]
         name = f"{found.device}, {found.precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if kind == "cpu" else "")
@@ -117,6 +119,12 @@ def learn(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapping[str
             trial = trials[row["trial_id"]]
             speeds.note(quoted.machine.name, trial, quoted.vocab_size, row["ms_per_step"], real=True, bundle=row["bundle_size"] or 1)
     speeds.save()
+
+
+def moment(seconds_from_now: float) -> str:
+    """`18:05`, or with the day where that is not today."""
+    then = time.localtime(time.time() + seconds_from_now)
+    return time.strftime("%H:%M" if then.tm_yday == time.localtime().tm_yday and seconds_from_now < 86_400 else "%a %d %b %H:%M", then)
 
 
 def duration(seconds: float) -> str:

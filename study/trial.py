@@ -7,6 +7,7 @@ disposable, so a run is always "what is missing, from its newest whole checkpoin
 """
 
 import shutil
+import socket
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -97,7 +98,12 @@ class BundleTrainable(tune.Trainable):
         except ValueError as error:  # bad input: trying again would not help
             self.refused = str(error)
             return
-        self.bundle.restore(work.checkpoints)
+        self.shared = (work.checkpoints.parent / "study.json").exists()
+        if self.shared:
+            self.bundle.restore(work.checkpoints)
+        else:
+            names = ", ".join(trial.trial_id for trial in bundled.trials)
+            self.bundle.notes.append(f"{socket.gethostname()} does not see {work.checkpoints.parent}: {names} cannot be checkpointed there")
         self.saved_at = time.monotonic()
 
     def step(self) -> dict[str, Any]:
@@ -109,7 +115,7 @@ class BundleTrainable(tune.Trainable):
         result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done}
         if self.bundle.done:
             result["outcomes"] = [asdict(outcome) for outcome in self.bundle.finish()]
-        elif time.monotonic() - self.saved_at >= self.work.checkpoint_s:
+        elif self.shared and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
             self.bundle.save(self.work.checkpoints)
             self.saved_at = time.monotonic()
         return result

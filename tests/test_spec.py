@@ -1,5 +1,6 @@
 """Identity and expansion: the same study gives the same trials everywhere, and nothing about where it runs matters."""
 
+import itertools
 import subprocess
 import sys
 import time
@@ -44,14 +45,14 @@ def test_seed_changes_the_trial_but_not_the_configuration_and_sweeps_change_neit
 
 
 def test_ten_thousand_trials_expand_in_two_seconds() -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     study = Study(
         sweeps=("g:kind=grid:n_layer=" + ",".join(map(str, range(1, 101))) + ":n_embd=" + ",".join(str(64 * i) for i in range(1, 101)),),
         seeds=(1,),
     )
     ids = {t.trial_id for t in expand(study)}
     assert len(ids) == 10_000
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
 
 
 def test_the_learning_rate_follows_the_size_by_the_studys_rule() -> None:
@@ -72,7 +73,8 @@ def test_tokens_as_a_factor_become_steps() -> None:
     ("sweep", "words"),
     [
         ("depth", "lists no values"), ("depth:2,4", "is not NAME:FIELD=VALUE"), ("d:kind=star:n_layer=2", "kind='star'"),
-        ("d:n_layr=2", "unknown field"), ("d:n_head=3", "not divisible"), ("m:kind=matched:params=1e5", "needs params, aspects and head_dims"),
+        ("d:n_layr=2", "unknown field"), ("d:n_head=3", "not divisible"),
+        ("m:kind=matched:params=1e5", "needs params, aspects and head_dims"),
         ("m:kind=matched:params=100:aspects=16:head_dims=16", "no shape lies within"), ("d:lr=", "lists no values"), ("d:lr=-1", "lr=-1"),
     ],
 )  # fmt: skip
@@ -117,7 +119,7 @@ def test_schedules_warm_up_peak_and_end_where_they_should(schedule: str) -> None
     rates = [recipe.lr_at(step) for step in range(1000)]
     assert rates[0] == pytest.approx(1e-2 / 101)
     assert max(rates) == pytest.approx(1e-2)
-    assert all(b > a for a, b in zip(rates[:99], rates[1:100], strict=True))
+    assert all(b > a for a, b in itertools.pairwise(rates[:100]))
     assert rates[-1] == pytest.approx({"cosine": 1e-3, "wsd": 1e-3, "constant": 1e-2}[schedule], rel=0.05)
     if schedule == "wsd":
         assert rates[100:799] == [1e-2] * 699
