@@ -23,6 +23,8 @@ def held_out(trials: Sequence[Trial], n_sizes: int) -> list[Trial]:
     Raises:
         ValueError: fewer than two sizes would be left to forecast from.
     """
+    if not n_sizes:
+        return []
     sizes: list[int] = []
     for size in sorted({trial.shape.params_non_embedding for trial in trials}, reverse=True):
         if not sizes or size < sizes[-1] / 1.05:
@@ -33,7 +35,7 @@ def held_out(trials: Sequence[Trial], n_sizes: int) -> list[Trial]:
             f"hold out {max(0, len(sizes) - 2)} at most, or add sizes"
         )
     smallest = sizes[n_sizes - 1] / 1.05
-    return [trial for trial in trials if n_sizes and trial.shape.params_non_embedding > smallest]
+    return [trial for trial in trials if trial.shape.params_non_embedding > smallest]
 
 
 def forecast(out: Path, targets: Sequence[Trial]) -> None:

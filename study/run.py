@@ -290,11 +290,12 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
 
 def _report(out: Path) -> bool:
     """Build the report and print where it is and what it answers."""
-    from study import conclude, folder
+    from study import conclude, folder, plots
 
     if problem := conclude.report(out):
         _complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False
+    plots.publish(out, plots.report_images(out))
     for sentence in folder.read_json(out / "report" / "fits.json").get("answer", []):
         print(f"  {sentence}")
     print(f"report: {shown(out / 'report' / 'report.html')}")

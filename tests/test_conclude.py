@@ -16,6 +16,12 @@ def test_the_largest_sizes_are_held_out_with_all_their_seeds(n_sizes: int, width
     assert len(later) == 2 * len(widths)
 
 
+def test_a_study_of_one_size_runs_where_nothing_is_held_out() -> None:
+    assert held_out(expand(Study(sweeps=("heads:n_head=1,2,4",))), 0) == []
+    with pytest.raises(ValueError, match="hold out 0 at most"):
+        held_out(expand(Study(sweeps=("heads:n_head=1,2,4",))), 1)
+
+
 def test_sizes_within_five_per_cent_count_as_one() -> None:
     trials = expand(Study(sweeps=("m:kind=matched:params=27500,151300,895200:aspects=3,12,48:head_dims=4",), seeds=(1,)))
     assert {trial.shape.n_layer for trial in held_out(trials, 1)} == {
