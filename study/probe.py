@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from models.config import Shape
+from study.packing import step_flops
 from study.spec import DataConfig, TrainConfig, Trial
 
 PROBE_FLOPS = 8e9
-"""Most FLOPs of a probed step: a larger batch is timed in part and scaled, so that any model is quoted within seconds."""
+"""Most FLOPs of a probed step, where its batch can be cut: what is timed in part is scaled by its FLOPs."""
+LONGEST_PROBED_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,27 @@ def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds
 
     found = []
     for trial in trials:
-        block = trial.shape.block_size
-        batch = max(1, min(trial.train.batch_size, int(PROBE_FLOPS / (6 * trial.shape.params_non_embedding * block))))
-        recipe = dataclasses.replace(trial.train, batch_size=batch, n_steps=10**9, eval_windows=1, unique_tokens=0)
+        stand_in = smaller(trial, vocab_size)
+        block = stand_in.shape.block_size
         tokens = np.random.default_rng(0).integers(vocab_size, size=64 * block + 1).astype(np.uint16)
-        bundle = Bundle([dataclasses.replace(trial, train=recipe)], tokens, tokens, vocab_size, None, execution)
+        bundle = Bundle([stand_in], tokens, tokens, vocab_size, None, execution)
         bundle.advance()
         bundle.time_steps(2)
         times: list[float] = []
         began = time.perf_counter()
         while len(times) < 3 or (time.perf_counter() - began < seconds_each and len(times) < 50):
             times.append(bundle.time_steps(1))
-        found.append(statistics.median(times) * trial.train.batch_size / batch)
+        found.append(statistics.median(times) * step_flops(trial, vocab_size) / step_flops(stand_in, vocab_size))
     return found
+
+
+def smaller(trial: Trial, vocab_size: int) -> Trial:
+    """The trial with a batch, and if need be a context, cut until a step is within `PROBE_FLOPS`: any model is quoted within seconds."""
+    shape = dataclasses.replace(trial.shape, block_size=min(trial.shape.block_size, LONGEST_PROBED_BLOCK))
+    recipe = dataclasses.replace(trial.train, batch_size=1, n_steps=10**9, eval_windows=1, unique_tokens=0)
+    one = dataclasses.replace(trial, shape=shape, train=recipe)
+    batch = max(1, min(trial.train.batch_size, int(PROBE_FLOPS / step_flops(one, vocab_size))))
+    return dataclasses.replace(one, train=dataclasses.replace(recipe, batch_size=batch))
 
 
 def main() -> None:
