@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.refusals import is_refused
-from analysis.structure import acts_like, count, in_words, interval_text, nats_text, than_word
 from analysis.sweeps import NAMES
+from analysis.wording import change_text, count, effect_text, in_words, p_text, parameters_text, reach_text, signed
 
 Tree = Mapping[str, Any]
 
@@ -47,42 +47,38 @@ def parameters(tree: Tree) -> str:
         where = f" ({only['params_non_embedding']:,} non-embedding parameters, mean loss {only['mean']:.3f} nats)" if only else ""
         return f"{count(counts['usable'], 'usable trial')} of one size{where}: the study does not say what more parameters buy."
     slope, gain = fit["slope"], fit["slope"]["gain_per_doubling"]
-    verb, worth = ("lowers", gain["value"]) if gain["value"] >= 0 else ("raises", -gain["value"])
-    ends = _ends(gain) if gain["value"] >= 0 else ""
-    text = f"Doubling the parameters {verb} validation loss by {worth:.3f} nats{ends} around {size_text(slope['at'])} parameters"
+    verb, sign = ("lowers", 1.0) if gain["value"] >= 0 else ("raises", -1.0)
+    low, high = (gain["low"], gain["high"]) if sign > 0 else (_negated(gain["high"]), _negated(gain["low"]))
+    text = f"Doubling the parameters {verb} validation loss by {abs(gain['value']):.3f} nats{reach_text(low, high, '95 % interval ')}"
     return f"{text}, {_gain_verdict(slope, tree['noise'])}{_diminishing(tree)}."
+
+
+def _negated(value: float | None) -> float | None:
+    return None if value is None else -value
 
 
 def _gain_verdict(slope: Mapping[str, Any], noise: Mapping[str, Any]) -> str:
     gain = slope["gain_per_doubling"]
-    if gain["low"] is None or gain["high"] is None:
+    if gain["low"] is None and gain["high"] is None:
         return f"without an interval ({slope['method'].removeprefix('none: ')})"
-    if gain["low"] <= 0 <= gain["high"]:
-        return "but its interval includes zero, so the sign is not settled"
+    if gain["low"] is None or gain["high"] is None or gain["low"] <= 0 <= gain["high"]:
+        return "so not even the sign is settled"
     if is_refused(noise):
         return "clear of the scatter around the curve (the noise between seeds was not measured)"
     side = "above" if gain["low"] > noise["detectable"] else "not clearly above"
-    return f"{side} the noise floor of {noise['detectable']:.3f} nats"
+    return f"{side} the noise floor of {noise['detectable']:.3f}"
 
 
 def _diminishing(tree: Tree) -> str:
-    """The doubling at either end of the data, and the size at which the next one sinks below the noise floor."""
+    """The doubling at either end of the data, and whether either is clear of zero."""
     returns = tree["returns"]
     if is_refused(returns):
         return ""
     low, high = returns["smallest"], returns["largest"]
-    change = "returns diminish" if _falls(low, high) else "returns change"
-    text = f"; {change} from {low['gain']:.3f} nats{_ends(low)} for the first doubling in the data "
-    text += f"to {high['gain']:.3f}{_ends(high)} for the last"
-    ends = returns["below_noise_from"]
-    if ends:
-        where = "inside the data" if ends["inside_data"] else "beyond the data"
-        text += f", and from about {size_text(ends['size'])} parameters on ({where}) the next doubling gains less than the noise floor"
-    return text
-
-
-def _falls(low: Mapping[str, Any], high: Mapping[str, Any]) -> bool:
-    return bool(high["gain"] < low["gain"])
+    change = "falls" if high["gain"] < low["gain"] else "changes"
+    text = f"; it {change} from {low['gain']:.3f} nats for the first doubling in the data to {high['gain']:.3f} for the last"
+    unclear = [name for name, cell in (("first", low), ("last", high)) if cell["low"] is None or cell["low"] <= 0]
+    return text + {0: "", 1: f", the {unclear[0]} not clear of zero" if unclear else "", 2: ", neither clear of zero"}[len(unclear)]
 
 
 # ---- depth and width at a given size ----
@@ -99,17 +95,13 @@ def depth_and_width(tree: Tree) -> str:
     decided = [row for row in rows if row["p"] is not None]
     if not decided:
         row = max(rows, key=lambda r: abs(r["delta"]))
-        return (
-            f"At equal size {_effect(row)}, but how much of that is noise cannot be said: depth and width cannot be separated here, "
-            "because every model was trained with one seed."
-        )
+        return f"At equal size {_effect(row)}, but with one seed this cannot be told from noise: depth and width cannot be separated here."
     clear = [row for row in decided if row["p"] <= 0.05]
     row = max(clear or decided, key=lambda r: abs(r["delta"]))
     if not clear:
         return f"At equal size depth against width makes no difference larger than noise in {_times(decided)}: at most, {_effect(row)}."
     return (
-        f"At equal size depth against width matters in {len(clear)} of {_times(decided)}: most of all, {_effect(row)}, {row['verdict']}, "
-        f"{_against_doubling(row, tree)}."
+        f"At equal size depth against width matters in {len(clear)} of {_times(decided)}: most of all, {_effect(row)} ({p_text(row['p'])})."
     )
 
 
@@ -118,20 +110,11 @@ def _times(rows: Sequence[Any]) -> str:
 
 
 def _effect(row: Mapping[str, Any]) -> str:
-    """8 layers of width 64 acts like ... than the width sweep at its size."""
+    """A model of 8 layers and width 64 acts like one of the width sweep with 12 % fewer parameters, 0.015 nats worse."""
     label, _, than = str(row["name"]).partition(" vs ")
-    other = f"the {than.removesuffix(' curve')} sweep at its size" if than.endswith(" curve") else in_words(than)
-    block = dict(row)
-    ratio = row["parameter_equivalent"]
-    return f"{in_words(label)} {acts_like(ratio)}{interval_text(block)} {than_word(ratio)} {other} ({nats_text(block)})"
-
-
-def _against_doubling(row: Mapping[str, Any], tree: Tree) -> str:
-    """The effect beside what a doubling of parameters buys."""
-    gain = tree["fits"][tree["primary_fit"]]["slope"]["gain_per_doubling"]["value"]
-    if gain <= 0:
-        return "while doubling the parameters buys nothing"
-    return f"against {gain:.3f} nats for a doubling of the parameters"
+    other = f"one of the {than.removesuffix(' curve')} sweep" if than.endswith(" curve") else in_words(than)
+    worse = f"{abs(row['delta']):.3f} nats {'worse' if row['delta'] > 0 else 'better'}"
+    return f"{in_words(label)} {effect_text(row, other)}, {worse}"
 
 
 def _cannot_separate(tree: Tree) -> str:
@@ -149,7 +132,7 @@ def _raw(sweep: Mapping[str, Any]) -> str:
     """Raw spread of a sweep, which mixes size with shape."""
     low, high = sweep["levels"][0], sweep["levels"][-1]
     change = high["mean"] - low["mean"]
-    return f"from {sweep['word']} {low['value']} to {high['value']} loss changes by {change:+.3f} nats, {sweep['verdict']}"
+    return f"from {sweep['word']} {low['value']} to {high['value']} loss changes by {signed(change)} nats, {sweep['verdict']}"
 
 
 # ---- heads ----
@@ -163,39 +146,25 @@ def heads(tree: Tree) -> str:
     few, many = sweep["levels"][0], sweep["levels"][-1]
     structure = tree["structure"]
     rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "heads"]
-    text = f"Going from {few['value']} to {many['value']} heads at the same size changes loss by "
-    if rows:
-        row = dict(rows[0])
-        text += f"{nats_text(row)} ({row['verdict']}), as if it had {_worth(row)}"
-    else:
-        text += f"{many['mean'] - few['mean']:+.4f} nats ({sweep['verdict']})"
-    return f"{text}, and {_slowdown(tree)}."
+    start = f"Going from {few['value']} to {many['value']} heads at equal size"
+    return f"{start} {_heads_effect(rows[0]) if rows else _raw_effect(few, many, sweep['verdict'])}{_slowdown(tree)}."
 
 
-def _worth(row: Mapping[str, Any]) -> str:
-    return acts_like(row["parameter_equivalent"]).removeprefix("acts like one with ").replace("as many", "no more and no fewer")
+def _heads_effect(row: Mapping[str, Any]) -> str:
+    if row["verdict"] == "within noise":
+        return f"changes loss by {signed(row['delta'])} nats ({signed(row['low'])} to {signed(row['high'])}), within noise"
+    worth = f"as {parameters_text(row['parameter_equivalent'])} parameters would"
+    return f"{change_text(row['delta'], row['low'], row['high'])}, {worth} ({row['verdict']})"
+
+
+def _raw_effect(few: Mapping[str, Any], many: Mapping[str, Any], verdict: str) -> str:
+    return f"changes loss by {signed(many['mean'] - few['mean'])} nats ({verdict})"
 
 
 def _slowdown(tree: Tree) -> str:
     found = tree["timing"]["heads_slowdown"]
     if is_refused(found):
-        return f"its cost in time is not reported: {found['refused']['reason']}"
-    interval = "" if found["low"] is None else f" [{found['low']:.2f}, {found['high']:.2f}]"
-    return f"a step takes {found['ratio']:.2f} times as long{interval}"
-
-
-# ---- words ----
-
-
-def size_text(n: float) -> str:
-    """128 thousand, 4.7 million: three significant digits for people."""
-    for unit, word in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
-        if n >= unit:
-            return f"{n / unit:.3g} {word}"
-    return f"{n:.3g}"
-
-
-def _ends(cell: Mapping[str, Any]) -> str:
-    if cell.get("low") is None or cell.get("high") is None:
-        return ""
-    return f" [{cell['low']:.3f}, {cell['high']:.3f}]"
+        shared = found["refused"]["code"] == "timing_not_exclusive"
+        return "; its cost in time is unknown" + (", because the trials shared their device" if shared else "")
+    interval = "" if found["low"] is None else f" ({found['low']:.2f} to {found['high']:.2f})"
+    return f"; a step takes {found['ratio']:.2f} times as long{interval}"

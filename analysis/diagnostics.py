@@ -18,6 +18,7 @@ from analysis.laws import Power
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Noise, f_p_value, t_p_value, t_quantile
 from analysis.verdicts import SAME_SIZE
+from analysis.wording import p_text
 
 Floats = NDArray[np.float64]
 MAX_LEAVE_OUT = 200
@@ -158,7 +159,7 @@ def lack_of_fit(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
         "seed_sd_of_means": seeds,
         "verdict": verdict,
         "sentence": f"Configurations scatter around the curve by {100 * spread:.2f} % of loss, seeds alone by {100 * seeds:.2f} % "
-        f"(F = {f:.2g}, p = {p:.2g}): {verdict}.",
+        f"(F = {f:.2g}, {p_text(p)}): {verdict}.",
     }
 
 

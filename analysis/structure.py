@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from analysis.fitted import Fitted, mean_variance
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Configurations, Noise, t_p_value, t_quantile
-from analysis.sweeps import NAMES, SHAPE, Sweep, p_text
+from analysis.sweeps import NAMES, SHAPE, Sweep
 from analysis.verdicts import SAME_SIZE, sizes
+from analysis.wording import count, effect_text, in_words, nats_text, p_text
 
 UNDECIDED = "undecided: the noise between seeds is not measured"
 SLOPE_STEP = 1e-3
@@ -104,7 +105,7 @@ def _against_curve(cells: Configurations, i: int, curve: Fitted, noise: Noise | 
     effect = effect_at(curve, size, math.log(loss), scale, [int(cells.n_seeds[i])], noise, on_curve=True)
     block = effect.to_dict(isinstance(noise, Noise))
     label = shape_label(cells, i)
-    than = f"the curve of the {curve.sweep} sweep at its size"
+    than = f"one on the curve of the {curve.sweep} sweep"
     kind = {"name": f"{label} vs {curve.sweep} curve", "config_id": str(cells.config_id[i]), "kind": "curve"}
     return {**kind, "sentence": _sentence(in_words(label), than, block), **block}
 
@@ -193,7 +194,7 @@ def _pair(cells: Configurations, pair: tuple[int, int], curve: Fitted, noise: No
     if sweep is not None:
         few, many = (int(cells.columns[sweep.factor][i]) for i in pair)
         name, noun = f"{many} vs {few} {NAMES[sweep.factor]}", {"n_head": "head", "n_layer": "layer"}.get(sweep.factor, "channel")
-        label, than = f"a model with {count(many, noun)}", f"the same with {count(few, noun)}"
+        label, than = f"a model with {count(many, noun)}", f"one with {count(few, noun)}"
     kind = {"name": name, "config_id": str(cells.config_id[second]), "kind": "heads" if sweep else "matched"}
     return {**kind, "sentence": _sentence(label, than, block), **block}
 
@@ -209,48 +210,8 @@ def shape_label(cells: Configurations, i: int) -> str:
     return f"{shape[0]}x{shape[1]}{heads}"
 
 
-def in_words(label: str) -> str:
-    """12x256 -> "a model of 12 layers and width 256"; 2x64h8 -> "a model of 2 layers and width 64 with 8 heads"."""
-    depth, _, rest = label.partition("x")
-    width, _, heads = rest.partition("h")
-    return f"a model of {count(depth, 'layer')} and width {width}" + (f" with {count(heads, 'head')}" if heads else "")
-
-
-def count(n: Any, noun: str) -> str:
-    """1 head, 8 heads."""
-    return f"{n} {noun}{'' if str(n) == '1' else 's'}"
-
-
-def acts_like(ratio: float) -> str:
-    """0.85 -> "acts like one with 15 % fewer parameters"."""
-    if abs(ratio - 1) < 0.005:
-        return "acts like one with as many parameters"
-    return f"acts like one with {100 * abs(ratio - 1):.0f} % {'fewer' if ratio < 1 else 'more'} parameters"
-
-
-def than_word(ratio: float) -> str:
-    """The word after `acts_like`: "fewer parameters than", "as many parameters as"."""
-    return "as" if abs(ratio - 1) < 0.005 else "than"
-
-
-def interval_text(block: dict[str, Any]) -> str:
-    """The parameter-equivalent's interval in percent: " [-17 %, -7 %]", or nothing."""
-    if block["pe_low"] is None or block["pe_high"] is None:
-        return ""
-    return f" [{100 * (block['pe_low'] - 1):+.0f} %, {100 * (block['pe_high'] - 1):+.0f} %]"
-
-
-def nats_text(block: dict[str, Any]) -> str:
-    """The difference of loss with its interval: "+0.0154 nats [+0.0080, +0.0228]"."""
-    ends = "" if block["low"] is None else f" [{block['low']:+.4f}, {block['high']:+.4f}]"
-    return f"{block['delta']:+.4f} nats{ends}"
-
-
 def _sentence(label: str, than: str, block: dict[str, Any]) -> str:
-    effect = f"{acts_like(block['parameter_equivalent'])}{interval_text(block)}"
-    return (
-        f"{label[0].upper()}{label[1:]} {effect} {than_word(block['parameter_equivalent'])} {than}: {nats_text(block)}, {block['verdict']}."
-    )
+    return f"{label[0].upper()}{label[1:]} {effect_text(block, than)}: {nats_text(block)}, {block['verdict']}."
 
 
 # ---- claims ----
@@ -272,10 +233,9 @@ def claims(
 def _claim(first: dict[str, Any], second: dict[str, Any], matched: Sequence[dict[str, Any]], noise: Noise | Refusal) -> dict[str, Any]:
     claim = f"{first['name']} matters more than {second['name']}"
     missing = []
-    spans = [_span(s) for s in (first, second)]
     if not matched:
         missing.append(
-            f"{first['name']} spans {spans[0]:.3g}-fold of N and {second['name']} {spans[1]:.3g}-fold, so their spreads "
+            f"{_span_text(first)} and {_span_text(second)}, so their spreads "
             f"({first['spread']:.3f} and {second['spread']:.3f} nats) mix size with shape"
         )
     if isinstance(noise, Refusal):
@@ -292,6 +252,7 @@ def _claim(first: dict[str, Any], second: dict[str, Any], matched: Sequence[dict
     }
 
 
-def _span(sweep: dict[str, Any]) -> float:
+def _span_text(sweep: dict[str, Any]) -> str:
     values = [level["params_non_embedding"] for level in sweep["levels"]]
-    return float(max(values) / min(values))
+    span = max(values) / min(values)
+    return f"{sweep['name']} keeps the size" if span == 1 else f"{sweep['name']} spans {span:.3g}-fold of N"

@@ -17,6 +17,7 @@ import numpy as np
 
 from analysis.refusals import Refusal
 from analysis.replicates import Configurations, Noise, f_p_value
+from analysis.wording import p_text, signed
 
 SHAPE = ("n_layer", "n_embd", "n_head")
 RECIPE = ("lr", "n_tokens", "unique_tokens", "batch_size", "weight_decay", "dropout", "block_size")
@@ -198,11 +199,6 @@ def verdict(difference: float, p: float, level: float = 0.05) -> str:
     return f"{'worse by more than noise' if difference < 0 else 'larger than noise'}, {p_text(p)}"
 
 
-def p_text(p: float) -> str:
-    """p=0.012, p<0.001."""
-    return "p<0.001" if p < 0.001 else f"p={p:.2g}"
-
-
 def spread_verdict(members: Configurations, noise: Noise | Refusal) -> tuple[str, float | None]:
     """Whether the members differ at all: one-way F of their means against the noise (not the largest pair, which noise alone spreads)."""
     if isinstance(noise, Refusal):
@@ -240,11 +236,14 @@ def _sentence(block: dict[str, Any], noise: Noise | Refusal) -> str:
     if len(levels) < 2:
         return f"{block['name'].capitalize()} has one level, so it says nothing about {word}."
     low, high = levels[0], levels[-1]
-    span = f"from {low['value']:,} to {high['value']:,} {word if block['factor'] != 'size' else 'parameters'}"
+    word = word if block["factor"] != "size" else "parameters"
+    values = f"{low['value']:,} to {high['value']:,}"
+    span = f"from {values} {word}" if word.endswith("s") else f"from {word} {values}"
     text = f"Over {len(levels)} levels {span} the mean loss spans {block['spread']:.3f} nats ({block['verdict']})"
     last = high["gain"]
     if isinstance(noise, Noise) and high["gain_low"] is not None:
-        text += f"; the last step changes it by {-last:+.3f} [{-high['gain_high']:+.3f}, {-high['gain_low']:+.3f}] nats ({high['verdict']})"
+        ends = f"{signed(-high['gain_high'])}, {signed(-high['gain_low'])}"
+        text += f"; the last step changes it by {signed(-last)} [{ends}] nats ({high['verdict']})"
     else:
-        text += f"; the last step changes it by {-last:+.3f} nats"
+        text += f"; the last step changes it by {signed(-last)} nats"
     return text + "."

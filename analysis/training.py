@@ -14,6 +14,7 @@ from analysis import fits, selection
 from analysis.laws import POWER
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Configurations, average, t_quantile
+from analysis.wording import reach_text
 
 SIZE = "params_non_embedding"
 
@@ -41,9 +42,10 @@ def overfitting(cells: Configurations) -> dict[str, Any]:
 
 def _gap_verdict(block: dict[str, Any], evaluation_se: float | None) -> dict[str, Any]:
     """A gap counts as overfitting where it exceeds what two evaluations of finite windows differ by."""
-    interval = "" if block["low"] is None else f" [{block['low']:+.4f}, {block['high']:+.4f}]"
+    side, sign = ("above", 1.0) if block["gap"] >= 0 else ("below", -1.0)
+    interval = "" if block["low"] is None else reach_text(*sorted((sign * block["low"], sign * block["high"])))
     epochs = "" if block["epochs"] is None else f" after {block['epochs']:.2g} epochs at most"
-    text = f"Validation loss lies {block['gap']:+.4f}{interval} nats above training loss on average{epochs}"
+    text = f"Validation loss lies {abs(block['gap']):.3f} nats{interval} {side} training loss on average{epochs}"
     if evaluation_se is None:
         return {"verdict": "undecided: the error of an evaluation is not recorded", "sentence": text + "."}
     floor = 1.96 * np.sqrt(2) * evaluation_se
@@ -51,7 +53,11 @@ def _gap_verdict(block: dict[str, Any], evaluation_se: float | None) -> dict[str
     verdict = (
         "within evaluation noise" if small else ("larger than evaluation noise" if block["gap"] > 0 else "training windows are harder")
     )
-    return {"verdict": verdict, "evaluation_noise": floor, "sentence": f"{text} ({verdict}, +-{floor:.4f})."}
+    return {
+        "verdict": verdict,
+        "evaluation_noise": floor,
+        "sentence": f"{text}: {verdict} (two evaluations differ by up to {floor:.3f} nats).",
+    }
 
 
 # ---- learning rates ----

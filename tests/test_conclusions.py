@@ -107,12 +107,21 @@ def test_the_conclusions_hold_the_truth_of_the_synthetic_study(tree: dict[str, A
 def test_the_answer_has_numbers_intervals_and_verdicts(tree: dict[str, Any]) -> None:
     size, shape, heads = tree["answer"]
     gain = tree["fits"]["joint"]["slope"]["gain_per_doubling"]
-    assert f"by {gain['value']:.3f} nats [{gain['low']:.3f}, {gain['high']:.3f}]" in size
+    assert f"by {gain['value']:.3f} nats (95 % interval {gain['low']:.3f} to {gain['high']:.3f})" in size
     assert "above the noise floor" in size
-    assert "parameters [" in shape
-    assert "p<0.001" in shape
+    row = next(row for row in tree["structure"]["contrasts"] if row["config_id"] == "8x64h4")
+    ends = [100 * (1 - row[key]) for key in ("pe_high", "pe_low")]
+    assert f"({ends[0]:.0f} % to {ends[1]:.0f} % fewer)" in shape
+    assert "p < 0.001" in shape
     assert "within noise" in heads
     assert "times as long" in heads
+
+
+def test_the_answer_is_short_enough_to_be_read(tree: dict[str, Any]) -> None:
+    for sentence in tree["answer"]:
+        assert len(sentence.split()) <= 48, sentence
+        assert sentence.count("(") <= 2, sentence
+        assert "[" not in sentence, sentence
 
 
 def test_refused_numbers_are_listed_once_with_their_subjects(tree: dict[str, Any]) -> None:

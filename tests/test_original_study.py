@@ -123,7 +123,7 @@ def test_the_local_slope_is_reported_where_the_exponent_is_refused(tree: dict[st
 def test_width_over_depth_is_refused_with_both_reasons(tree: dict[str, Any]) -> None:
     claim = next(c for c in tree["structure"]["claims"] if c["claim"] == "width matters more than depth")
     assert claim["refused"]["code"] == "sizes_not_matched"
-    assert "spans 8.99-fold of N and depth 6-fold" in claim["refused"]["reason"]
+    assert "width spans 8.99-fold of N and depth spans 6-fold of N" in claim["refused"]["reason"]
     assert "one seed" in claim["refused"]["reason"]
 
 
