@@ -21,7 +21,8 @@ from analysis.refusals import Code, Refusal
 LEVEL = 0.95
 """Level of every interval of the report."""
 
-FACTORS = ("n_layer", "n_embd", "n_head")
+EQUAL = 1e-12
+"""Relative differences of loss below this are rounding."""
 NUMERIC = (
     "n_layer", "n_embd", "n_head", "params_total", "params_non_embedding", "params_blocks", "n_tokens", "unique_tokens", "epochs", "lr",
     "batch_size", "weight_decay", "dropout", "block_size", "val_loss_se", "train_loss", "ms_per_step", "tokens_per_s", "flops",
@@ -182,6 +183,12 @@ def measure_noise(cells: Configurations) -> Noise | Refusal:
         reason = "every configuration was trained with one seed, so the noise between seeds is not measured; run at least two seeds of some"
         return Refusal(Code.ONE_SEED, reason, {k: v for k, v in known.items() if v is not None})
     sd = float(np.sqrt(np.sum(within**2) / df))
+    if sd <= EQUAL * float(np.mean(cells.loss)):
+        reason = (
+            "all seeds of a configuration have the same loss, so the noise between seeds is not measured; "
+            "see that the column seed names the seed each trial was really trained with"
+        )
+        return Refusal(Code.ONE_SEED, reason, {k: v for k, v in known.items() if v is not None})
     tail = (1 - LEVEL) / 2
     low, high = sd * np.sqrt(df / special.chdtri(df, tail)), sd * np.sqrt(df / special.chdtri(df, 1 - tail))
     paired = _paired_noise(cells)
@@ -203,7 +210,8 @@ def _paired_noise(cells: Configurations) -> tuple[float, int] | None:
     block = np.array(cells.cell_loss[complete[cells.cell_config]]).reshape(-1, len(seeds))
     residual = block - block.mean(1, keepdims=True) - block.mean(0, keepdims=True) + block.mean()
     df = (block.shape[0] - 1) * (block.shape[1] - 1)
-    return float(np.sqrt(np.sum(residual**2) / df)), df
+    paired_sd = float(np.sqrt(np.sum(residual**2) / df))
+    return (paired_sd, df) if paired_sd > EQUAL * float(np.mean(cells.loss)) else None
 
 
 # ---- quantiles (scipy.special: importing scipy.stats takes a second) ----

@@ -62,7 +62,8 @@ class Table:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """Rows that may be fitted: present in the study, COMPLETED, finite positive loss, positive sizes."""
-        return self.rows[self.rows["usable"]].reset_index(drop=True)
+        usable = self.rows[self.rows["usable"]].reset_index(drop=True)
+        return usable.astype(dict.fromkeys((*POSITIVE_COLUMNS, "seed"), "int64"))  # a value missing elsewhere makes a column float
 
     @cached_property
     def excluded(self) -> list[Exclusion]:
@@ -124,15 +125,15 @@ def _read(path: Path, name: str, problems: list[str]) -> tuple[pa.Table, int]:
     parts: list[pa.Table] = []
     for file in files:
         try:
-            part = records.read_file(file, name)
+            part = records.read_file(file, name, problems)
         except records.RecordError as error:
             problems.append(str(error))
             continue
         if name == "trials":
             problems.extend(_repeated_ids(part, file))
-        parts.append(part.replace_schema_metadata(None).cast(records.SCHEMAS[name]))
+        parts.append(part.replace_schema_metadata(None))
     if not parts:
-        return records.SCHEMAS[name].empty_table(), 0
+        return records.readable_schema(name).empty_table(), 0
     whole = pa.concat_tables(parts)
     if name == "curves" and len(parts) == 1 and _sorted_unique(whole):
         return whole, 1
@@ -227,7 +228,7 @@ def exclusion_reasons(rows: pd.DataFrame, study: Mapping[str, Any]) -> list[str]
             found = rows[column].astype("string").str.removesuffix(".0").str[:12].fillna("")
             known = rows[column].notna() & ~rows[column].isin(allowed)
             mark(known, "stale: " + word + " " + found.to_numpy(dtype=object) + f", the study now has {shown}")
-    if study.get("trial_ids"):
+    if isinstance(study.get("trial_ids"), list) and study["trial_ids"]:
         mark(~rows["trial_id"].isin(list(study["trial_ids"])), "not in the present study")
     status, given = rows["status"].fillna("missing"), rows["reason"].fillna("").to_numpy(dtype=object)
     for name, text in STATUS_REASONS.items():
@@ -240,6 +241,8 @@ def exclusion_reasons(rows: pd.DataFrame, study: Mapping[str, Any]) -> list[str]
     for column in POSITIVE_COLUMNS:
         values = rows[column].to_numpy(dtype=float, na_value=np.nan)
         mark(~(np.isfinite(values) & (values > 0)), f"its {column} is missing or not positive")
+    for column in ("config_id", "seed"):
+        mark(rows[column].isna(), f"its {column} is missing")
     return [str(reason) for reason in reasons]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SCHEMA_VERSION = "1.0"
@@ -181,24 +182,62 @@ def write_table(path: Path, data: pa.Table) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_file(path: Path, table: str) -> pa.Table:
+def read_file(path: Path, table: str, problems: list[str] | None = None) -> pa.Table:
     """One Parquet file under the present schema: unknown columns are dropped, missing optional ones are null.
 
+    Args:
+        problems: where given, gets a sentence for each optional column that is of another kind and therefore read as empty.
+
     Raises:
-        RecordError: not readable as Parquet, newer major version, or a required column is missing (named, with those found).
+        RecordError: not readable as Parquet, newer major version, a required column missing (named, with those found), of another kind,
+            or without the values that identify a row.
     """
+    if path.is_dir():
+        raise RecordError(f"{path} is a folder where a Parquet file should be; move its files to {path.parent / table}, or delete it")
     try:
         data = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
-        raise RecordError(f"{path} cannot be read as Parquet ({str(error).splitlines()[0][:120]}); set it aside or delete it") from error
+        raise RecordError(f"{path} cannot be read as Parquet ({_damage(error)}); set it aside or delete it") from error
     version = (data.schema.metadata or {}).get(b"schema_version", b"1.0").decode()
     if int(re.split(r"\D", version + ".")[0] or 0) > int(SCHEMA_VERSION.split(".")[0]):
         raise RecordError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; upgrade scaling-study")
     missing = [name for name in required_columns(table) if name not in data.column_names]
     if missing:
         raise RecordError(f"{path} lacks the columns {missing} that analysis needs; it has {data.column_names}")
-    columns = [data[f.name].cast(f.type) if f.name in data.column_names else pa.nulls(data.num_rows, f.type) for f in SCHEMAS[table]]
-    return pa.Table.from_arrays(columns, names=SCHEMAS[table].names).replace_schema_metadata(data.schema.metadata)
+    columns = [_column(data, field, path, problems) for field in SCHEMAS[table]]
+    unnamed = [key for key in KEYS[table] if columns[SCHEMAS[table].names.index(key)].null_count]
+    if unnamed and data.num_rows:
+        raise RecordError(f"{path} has rows without {' and '.join(unnamed)}, which identify a row; fill them in")
+    return pa.Table.from_arrays(columns, schema=readable_schema(table)).replace_schema_metadata(data.schema.metadata)
+
+
+def readable_schema(table: str) -> pa.Schema:
+    """The schema of tables that were read: as `SCHEMAS`, but a value may be missing, for the reader to say so of that row."""
+    return pa.schema([field.with_nullable(True) for field in SCHEMAS[table]])
+
+
+def _damage(error: Exception) -> str:
+    text = str(error).splitlines()[0]
+    return "it is cut short or is no Parquet file" if re.search("magic bytes|footer|file size", text) else text[:200]
+
+
+def _column(data: pa.Table, field: pa.Field, path: Path, problems: list[str] | None) -> pa.ChunkedArray | pa.Array:
+    """A column in the type that the schema gives it; numbers that are not finite become missing where whole numbers are meant."""
+    if field.name not in data.column_names:
+        return pa.nulls(data.num_rows, field.type)
+    column = data[field.name]
+    if pa.types.is_integer(field.type) and pa.types.is_floating(column.type):
+        column = pc.if_else(pc.is_finite(column), column, None)
+    try:
+        return column.cast(field.type)
+    except pa.ArrowException as error:
+        kind = f"{field.type} ({field.metadata[b'description'].decode()})"
+        told = f"{path} holds {column.type} values in column {field.name!r} that are not {kind}: {str(error).splitlines()[0][:120]}"
+        if field.metadata[b"required"] == b"yes":
+            raise RecordError(f"{told}; write that column anew") from error
+        if problems is not None:
+            problems.append(f"{told}; the column is read as empty")
+        return pa.nulls(data.num_rows, field.type)
 
 
 def files(results: Path, table: str) -> list[Path]:
@@ -220,14 +259,14 @@ def read(results: Path, table: str, problems: list[str] | None = None) -> pa.Tab
     tables = []
     for path in files(results, table):
         try:
-            tables.append(read_file(path, table))
+            tables.append(read_file(path, table, problems))
         except RecordError as error:
             if problems is None:
                 raise
             problems.append(str(error))
     if not tables:
-        return SCHEMAS[table].empty_table()
-    return deduplicate(pa.concat_tables([t.replace_schema_metadata(None).cast(SCHEMAS[table]) for t in tables]), table)
+        return readable_schema(table).empty_table()
+    return deduplicate(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), table)
 
 
 def deduplicate(data: pa.Table, table: str) -> pa.Table:

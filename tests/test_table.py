@@ -103,6 +103,20 @@ def test_a_row_that_may_not_be_fitted_stays_with_its_reason(tmp_path: Path, chan
     assert len(loaded.rows) == len(rows)
 
 
+@pytest.mark.parametrize("column", ["params_non_embedding", "n_layer", "seed", "config_id"])
+@pytest.mark.parametrize("missing", [None, float("nan")])
+def test_a_row_without_a_needed_value_is_left_out_and_the_rest_is_fitted(tmp_path: Path, column: str, missing: float | None) -> None:
+    data = records.to_table("trials", rows_of())
+    place = data.column_names.index(column)
+    text = column == "config_id"
+    values = [None if text else missing, *(v if text else float(v) for v in data[column].to_pylist()[1:])]
+    pq.write_table(data.set_column(place, column, pa.array(values, from_pandas=False)), tmp_path / "trials.parquet")
+    loaded = table.load(tmp_path)
+    assert f"its {column} is missing" in loaded.excluded[0].reason
+    assert len(loaded.trials) == 7
+    assert loaded.trials["n_layer"].dtype == loaded.trials["seed"].dtype == np.int64
+
+
 def test_stale_rows_and_rows_of_other_studies_are_named_and_left_out(tmp_path: Path) -> None:
     rows = rows_of()
     rows[0]["data_sha256"], rows[1]["recipe_version"] = "older", 0
@@ -144,6 +158,38 @@ def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
     data = records.to_table("trials", rows_of()).drop_columns(["n_layer"])
     pq.write_table(data, tmp_path / "trials.parquet")
     with pytest.raises(ValueError, match=r"lacks the columns \['n_layer'\].*it has \['trial_id'"):
+        table.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("n_layer", "two", "column 'n_layer' that are not int64"),
+        ("params_total", 0.5, "column 'params_total'"),
+        ("trial_id", None, "without"),
+    ],
+)
+def test_a_required_column_of_another_kind_is_named(tmp_path: Path, column: str, value: Any, words: str) -> None:
+    data = records.to_table("trials", rows_of())
+    place = data.column_names.index(column)
+    pq.write_table(data.set_column(place, column, pa.array([value] * len(data))), tmp_path / "trials.parquet")
+    with pytest.raises(records.RecordError, match=words):
+        table.load(tmp_path)
+
+
+def test_an_optional_column_of_another_kind_is_named_and_read_as_empty(tmp_path: Path) -> None:
+    data = records.to_table("trials", rows_of())
+    place = data.column_names.index("sweeps")
+    pq.write_table(data.set_column(place, "sweeps", pa.array(["width"] * len(data))), tmp_path / "trials.parquet")
+    loaded = table.load(tmp_path)
+    assert len(loaded.trials) == 8
+    assert "column 'sweeps'" in loaded.problems[0]
+    assert "read as empty" in loaded.problems[0]
+
+
+def test_a_folder_in_the_place_of_a_table_is_named(tmp_path: Path) -> None:
+    (tmp_path / "trials.parquet").mkdir()
+    with pytest.raises(records.RecordError, match="is a folder where a Parquet file should be"):
         table.load(tmp_path)
 
 
@@ -192,6 +238,12 @@ def test_repeats_of_one_seed_are_no_replicates() -> None:
     assert list(cells.n_seeds) == [1, 1, 1, 1]
     assert cells.repeat_sd == pytest.approx(0.001 / np.sqrt(2))
     assert isinstance(replicates.measure_noise(cells), Refusal)
+
+
+def test_seeds_of_exactly_equal_loss_measure_no_noise() -> None:
+    noise = replicates.measure_noise(replicates.average(_frame([{**row, "val_loss": 1.0} for row in rows_of(seeds=3)])))
+    assert isinstance(noise, Refusal)
+    assert "same loss" in noise.reason
 
 
 def test_the_noise_interval_covers_the_true_seed_sd() -> None:
