@@ -76,7 +76,7 @@ def _diminishing(tree: Tree) -> str:
         return ""
     low, high = returns["smallest"], returns["largest"]
     change = "falls" if high["gain"] < low["gain"] else "changes"
-    text = f"; it {change} from {low['gain']:.3f} nats for the first doubling in the data to {high['gain']:.3f} for the last"
+    text = f"; the gain {change} from {low['gain']:.3f} nats for the first doubling in the data to {high['gain']:.3f} for the last"
     unclear = [name for name, cell in (("first", low), ("last", high)) if cell["low"] is None or cell["low"] <= 0]
     return text + {0: "", 1: f", the {unclear[0]} not clear of zero" if unclear else "", 2: ", neither clear of zero"}[len(unclear)]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from analysis.cells import interval_of, reason_of, value_of
+from analysis.wording import WIDEST
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,9 @@ def plain(value: Any, digits: int = 4) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
+    if isinstance(value, int) and abs(value) < 10**12:
         return f"{value:,}"
+    value = float(value) if isinstance(value, int) else value
     if not isinstance(value, float):
         return ", ".join(plain(v) for v in value) if isinstance(value, list | tuple) else str(value)
     if 1000 <= abs(value) < 1e15:
@@ -127,10 +129,16 @@ def spanned(value: float | None, low: float | None, high: float | None, scale: f
         return plain(value * scale) + unit
     value, low, high = value * scale, low * scale, high * scale
     if not np.isfinite([low, high]).all():
-        ends = ["\u221e" if v == np.inf else "\u2212\u221e" if v == -np.inf else plain(v, 3) for v in (low, high)]
-        return f"{plain(value, 3)}{unit} [{ends[0]}, {ends[1]}]"
+        end = "not determined" if not np.isfinite([low, high]).any() else f"at most {plain(high, 3)}"
+        return f"{plain(value, 3)}{unit} [{end if not np.isfinite(low) else f'at least {plain(low, 3)}'}]"
     places = decimals_for((high - low) / 2)
-    return f"{value:.{places}f}{unit} [{low:.{places}f}, {high:.{places}f}]".replace("-", "\u2212")
+    return f"{fixed(value, places)}{unit} [{fixed(low, places)}, {fixed(high, places)}]"
+
+
+def fixed(value: float, places: int) -> str:
+    """A fixed number of decimals, a real minus sign, and no zero with a sign."""
+    text = f"{value:.{places}f}"
+    return (text.removeprefix("-") if float(text) == 0 else text).replace("-", "\u2212")
 
 
 def pretty(equation: str) -> str:
@@ -182,10 +190,21 @@ def _ends(cell: Any) -> tuple[float | None, float | None]:
 
 
 def ratio_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str) -> Cell:
-    """A factor with its interval: two significant digits wherever it lies, as ratios are read."""
+    """A factor with its interval; beyond a factor of WIDEST there is no number that means anything."""
     value, low, high = (value_of(row.get(name)) for name in names)
-    interval = "" if low is None or high is None else f" [{plain(low, 2)}, {plain(high, 2)}]"
-    return Cell(plain(value, 3 if value and 0.5 < value < 2 else 2) + interval, f"{source}/{names[0]}", numeric=True)
+    here = f"{source}/{names[0]}"
+    if value is None or low is None or high is None:
+        return Cell(_ratio(value), here, numeric=True)
+    if low < 1 / WIDEST and high > WIDEST:
+        return Cell("not determined", here, "its interval spans everything", numeric=True)
+    inside = 1 / WIDEST <= low <= high <= WIDEST
+    return Cell(spanned(value, low, high) if inside else f"{_ratio(value)} [{_ratio(low)}, {_ratio(high)}]", here, numeric=True)
+
+
+def _ratio(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"over {WIDEST:.0f}" if value > WIDEST else f"under {1 / WIDEST:.2f}" if value < 1 / WIDEST else plain(value, 2)
 
 
 def span_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str, scale: float = 1.0) -> Cell:
@@ -228,7 +247,7 @@ def records_listing(name: str, title: str, rows: Iterable[Mapping[str, Any]], so
 def facts_listing(name: str, title: str, facts: Mapping[str, Any], source: str, note: str = "") -> Listing:
     """A mapping as two columns; mappings inside are flattened with a slash."""
     rows = [
-        [Cell(key.replace("_", " ")), replace(_any_cell(value, pointer), numeric=False)] for key, value, pointer in _flat(facts, source)
+        [Cell(_fact_name(key)), replace(_fact_cell(key, value, pointer), numeric=False)] for key, value, pointer in _flat(facts, source)
     ]
     return Listing(name, title, ["", ""], rows, note)
 
@@ -240,6 +259,28 @@ def _flat(facts: Mapping[str, Any], source: str, prefix: str = "") -> Iterable[t
             yield from _flat(value, pointer, f"{prefix}{key} / ")
         elif value is not None and (not isinstance(value, list) or len(value) <= 12):
             yield f"{prefix}{key}", value, pointer
+
+
+FACT_NAMES = {
+    "floor": "entropy of the text (nats per character)", "vocab_size": "distinct characters", "unique_tokens": "characters to train on",
+    "n_tokens": "characters seen by each trial", "memory_bytes": "memory", "cpus": "CPUs", "wall_s": "seconds of all trials together",
+    "flops": "FLOP of all trials together", "git_dirty": "uncommitted changes",
+}  # fmt: skip
+"""Names of facts that do not explain themselves."""
+
+
+def _fact_name(key: str) -> str:
+    *groups, name = key.split(" / ")
+    return " / ".join([*groups, FACT_NAMES.get(name, name)]).replace("_", " ")
+
+
+def _fact_cell(key: str, value: Any, source: str) -> Cell:
+    """A fact for people: bytes as GiB, times to the second."""
+    if key.endswith("memory_bytes") and isinstance(value, int):
+        return Cell(f"{value / 2**30:.1f} GiB", source, plain(value))
+    if key.endswith("_at") and isinstance(value, str):
+        return Cell(re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d:\d\d)(?:\.\d+)?\+00:00$", r"\1 \2 UTC", visible(value)), source)
+    return _any_cell(value, source)
 
 
 def _any_cell(value: Any, source: str) -> Cell:

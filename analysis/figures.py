@@ -198,7 +198,8 @@ def _draw_sweep(fits: Fits, name: str, ax: Axes | None, panel: Any, label: str) 
 
 
 def _loss_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
-    seeds = [(v * s, float(y)) for v, level in zip(values, levels, strict=True) for s, y in _spread(level["losses"])]
+    span = max(np.log(max(values) / min(values)), 0.3) if values else 1.0
+    seeds = [(v * s, float(y)) for v, level in zip(values, levels, strict=True) for s, y in _spread(level["losses"], span)]
     ax.scatter([v for v, _ in seeds], [loss for _, loss in seeds], s=14, color=color, alpha=0.75, lw=0, label="seeds", zorder=3)
     ax.plot(values, [float(level["mean"]) for level in levels], marker=marker, ms=8, color=color, mfc="white", lw=1.2, label="mean")
     for v, level in zip(values, levels, strict=True):
@@ -208,10 +209,14 @@ def _loss_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color:
     ax.set_ylim(style.pad_limits([float(y) for y in drawn] + [loss for _, loss in seeds], 0.1, log=False))
 
 
-def _spread(losses: Sequence[float]) -> list[tuple[float, float]]:
-    """(factor on x, loss) of each seed: seeds stand a little apart so that none hides another."""
-    middle = (len(losses) - 1) / 2
-    return [(1.03 ** (i - middle), loss) for i, loss in enumerate(losses)]
+def _spread(losses: Sequence[float], span: float) -> list[tuple[float, float]]:
+    """(factor on x, loss) of each seed: to the right of the mean and a little apart, so that nothing hides a seed.
+
+    Args:
+        span: width of the data on the axis, natural log.
+    """
+    step = min(0.015, 0.06 / max(len(losses), 1))
+    return [(float(np.exp(span * (0.03 + step * i))), loss) for i, loss in enumerate(losses)]
 
 
 def _speed_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
@@ -254,6 +259,14 @@ def study_figures(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] 
     return {name: ax.get_figure(root=True) for name, ax in axes.items()}  # type: ignore[misc]
 
 
+def tried_rates(trials: Sequence[Row]) -> bool:
+    """Whether some shape was trained at several learning rates: only then does a figure of rates compare anything."""
+    rates: dict[tuple[Any, ...], set[float]] = {}
+    for t in trials:
+        rates.setdefault((t["n_layer"], t["n_embd"], t["n_head"]), set()).add(value_of(t.get("lr")) or 0.0)
+    return any(len(found - {0.0}) > 1 for found in rates.values())
+
+
 def study_figure_names(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] = ()) -> list[str]:
     """The names of `study_figures`, without drawing."""
     return list(_drawings(fits, trials, curves))
@@ -277,7 +290,7 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
         found["forecasts"] = lambda: draw_forecasts(fits)
     if any(row["trial_id"] in ids for row in curves):
         found["learning_curves"] = lambda: draw_learning_curves(curves, trials)
-    if len({t.get("lr") for t in trials} - {None}) > 1:
+    if tried_rates(trials):
         found["learning_rates"] = lambda: draw_learning_rates(trials)
     if any(value_of(t.get("train_loss")) is not None for t in trials):
         found["gap"] = lambda: draw_gap(trials)

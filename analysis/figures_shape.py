@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from analysis import style
 from analysis.cells import Fits, is_refused, value_of
 from analysis.style import BLUE, CONVENTIONS, INK, VERMILLION
+from analysis.wording import WIDEST, contrast_label
 
 
 def draw_shares(fits: Fits, ax: Axes | None = None) -> Axes:
@@ -30,12 +31,11 @@ def draw_shares(fits: Fits, ax: Axes | None = None) -> Axes:
     return ax
 
 
-WIDEST = 30.0
-"""Parameter-equivalents beyond this factor say only that the data do not tell; intervals run out of the axes there."""
-
-
 def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
-    """Structural effects as parameter-equivalents: what factor on the parameter count has the same effect on loss (1 = none)."""
+    """Structural effects as parameter-equivalents: what factor on the parameter count has the same effect on loss (1 = none).
+
+    Intervals run out of the axes at a factor of WIDEST.
+    """
     with style.look():
         contrasts = [] if is_refused(fits.get("structure")) else fits["structure"].get("contrasts") or []
         rows = [c for c in contrasts if value_of(c.get("parameter_equivalent")) is not None][:limit]
@@ -48,7 +48,7 @@ def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
                 ax.plot([c["pe_low"], c["pe_high"]], [y, y], color=BLUE, lw=1.4, label="_interval")
             ax.plot([_number(c["parameter_equivalent"])], [y], "o", color=BLUE, mfc=BLUE if clear else "white")
         ax.plot([_number(c["parameter_equivalent"]) for c in rows], range(len(rows)), lw=0, label="parameter-equivalent")
-        ax.set_yticks(range(len(rows)), [str(c["name"]) for c in rows])
+        ax.set_yticks(range(len(rows)), [contrast_label(str(c["name"])) for c in rows])
         ax.set_ylim(max(len(rows), 1) - 0.5, -0.5)
         ends = [c.get(k) for c in rows for k in ("parameter_equivalent", "pe_low", "pe_high")]
         low, high = style.pad_limits([1.0, *[v for v in map(value_of, ends) if v is not None]], 0.1)

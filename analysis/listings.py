@@ -12,6 +12,7 @@ from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, sentence, shape_name, span_cell
 from analysis.figures import MOST_LEVELS, slug
 from analysis.style import CONVENTIONS, short_count
+from analysis.wording import contrast_label
 
 Fits = Mapping[str, Any]
 
@@ -28,16 +29,24 @@ def fits_listing(fits: Fits) -> Listing:
         cells = [number(found[p], f"{source}/parameters/{p}") if p in found else Cell("–") for p in ("alpha", "E")]
         slope = number(fit.get("slope"), f"{source}/slope") if fit.get("slope") is not None else Cell("–")
         points = Cell(f"{plain(fit.get('n_configurations'))} × {plain(fit.get('n_seeds'))}", f"{source}/n_configurations", numeric=True)
-        counted = CONVENTIONS.get(fit.get("convention", ""), "")
-        title = f"{fit.get('title', fit_id)}, {counted}" if fit_id != fits.get("primary_fit") else str(fit.get("title", fit_id))
+        title = fit_title(fits, fit_id, fit)
         named = Cell(title, source, pretty(str(fit.get("equation", ""))))
         r2 = value_of(fit.get("r2"))
-        quality = Cell("–" if r2 is None else f"{r2:.4f}", f"{source}/r2", numeric=True)
+        quality = Cell("–" if r2 is None else content.fixed(r2, 3), f"{source}/r2", numeric=True)
         status = Cell(str(fit.get("status", "")).lower().replace("_", " "), f"{source}/status", str(fit.get("status_text", "")))
         rows.append([named, *cells, slope, points, quality, status])
     columns = ["fit", "exponent α", "E (nats)", "slope d ln L / d ln N", "points × seeds", "R²", "status"]
     note = "95 % intervals in brackets; the slope is at the geometric mean of the sizes. E: the loss that this law would reach without end."
     return Listing("fits", "Fits", columns, rows, note)
+
+
+def fit_title(fits: Fits, fit_id: str, fit: Mapping[str, Any]) -> str:
+    """The title of a fit; one that differs from the primary fit in how it counts parameters says only that."""
+    primary = part_of(fits["fits"], str(fits.get("primary_fit"))) or {}
+    counted = CONVENTIONS.get(fit.get("convention", ""), "")
+    if fit.get("convention") == primary.get("convention"):
+        return str(fit.get("title", fit_id))
+    return f"the same in {counted}" if fit.get("title") == primary.get("title") else f"{fit.get('title', fit_id)}, {counted}"
 
 
 def conventions_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
@@ -92,14 +101,15 @@ def contrasts_listing(contrasts: Sequence[Mapping[str, Any]]) -> Listing:
         here = f"/structure/contrasts/{i}"
         worth = ratio_cell(c, ("parameter_equivalent", "pe_low", "pe_high"), here)
         verdict = Cell(content.visible(str(c.get("verdict") or "–")), f"{here}/verdict")
-        rows.append([Cell(str(c["name"]), f"{here}/name"), span_cell(c, ("delta", "low", "high"), here), worth, verdict])
+        rows.append([Cell(contrast_label(str(c["name"])), f"{here}/name"), span_cell(c, ("delta", "low", "high"), here), worth, verdict])
     columns = ["contrast", "difference (nats)", "parameter-equivalent", "verdict"]
     return Listing(
         "contrasts",
         "Contrasts at matched size",
         columns,
         rows,
-        "Differences are from the fitted curve at the same parameter count; below 0 is better.",
+        "Differences of loss at equal size; below 0 is better. The parameter-equivalent is the factor on the number of parameters that "
+        "would change the loss as much: at 0.85 a shape acts as if it had 15 % fewer.",
     )
 
 
@@ -113,7 +123,11 @@ def shares_listing(shares: Sequence[Mapping[str, Any]]) -> Listing:
         told = [f"{100 * v:.1f}" if v is not None else "–" for v in percent]
         shapley = told[1] if percent[2] is None or percent[3] is None else f"{told[1]} [{told[2]}, {told[3]}]"
         rows.append([name, Cell(told[0], f"{here}/sequential", numeric=True), Cell(shapley, f"{here}/shapley", numeric=True)])
-    return Listing("shares", "Shares of the variance of loss", ["factor", "sequential (%)", "Shapley (%)"], rows)
+    note = (
+        "Sequential: what each factor adds in this order. Shapley: what it adds on average over all orders, which is fairer where factors "
+        "go together. Lack of fit: differences of configurations that no factor explains."
+    )
+    return Listing("shares", "Shares of the variance of loss", ["factor", "sequential (%)", "Shapley (%)"], rows, note)
 
 
 def refusals_listing(refusals: Sequence[Mapping[str, Any]]) -> Listing:
@@ -130,9 +144,44 @@ def subject_words(subject: str) -> str:
     owners: dict[str, list[str]] = {}
     for part in subject.split(", "):
         match = re.fullmatch(r"fits\.(.+?)\.(?:parameters\.)?(\w+)", part)
-        name, owner = (match.group(2), f"fit {match.group(1)}") if match else (part, "")
-        owners.setdefault(owner, []).append(re.sub(r"^structure\.claims\.", "", name).replace("_", " "))
+        name, owner = (match.group(2), fit_words(match.group(1))) if match else (SUBJECTS.get(part, part), "")
+        owners.setdefault(owner, []).append(re.sub(r"^structure\.claims\.", "", name).replace("_", " ").replace("alpha", "α"))
     return "; ".join(", ".join(names) + (f" of {owner}" if owner else "") for owner, names in owners.items())
+
+
+SUBJECTS = {
+    "timing.fit": "law of time per step",
+    "timing.heads_slowdown": "slow-down of heads",
+    "structure.shares": "shares of variance",
+    "diagnostics.lack_of_fit": "test of the fit",
+}
+"""Names of refused parts that do not explain themselves."""
+
+
+def fit_words(fit_id: str) -> str:
+    """'joint@params_total' -> 'the joint fit in total parameters'; 'sweep:depth' -> 'the depth fit'."""
+    kind, _, column = fit_id.partition("@")
+    name = {"joint": "the joint fit", "joint:all": "the fit of all configurations"}.get(kind, f"the {kind.removeprefix('sweep:')} fit")
+    return f"{name} in {CONVENTIONS.get(column, column)}" if column else name
+
+
+def selection_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
+    """Laws by how well they describe the study for the number of parameters that they spend."""
+    rows = []
+    for i, row in enumerate(found):
+        here = f"/selection/{i}"
+        numbers = [Cell(_fixed(row.get(k), 1), f"{here}/{k}", numeric=True) for k in ("aicc", "delta_aicc")]
+        weight = value_of(row.get("weight"))
+        shown = "–" if weight is None else f"{100 * weight:.1f}" if weight >= 0.001 else "under 0.1"
+        spent = Cell(plain(row.get("k")), f"{here}/k", numeric=True)
+        status = Cell(str(row.get("status") or "–").lower().replace("_", " "), f"{here}/status")
+        equation = Cell(pretty(content.visible(str(row.get("equation")))), f"{here}/equation")
+        rows.append(
+            [Cell(str(row.get("law")), f"{here}/law"), equation, spent, *numbers, Cell(shown, f"{here}/weight", numeric=True), status]
+        )
+    columns = ["law", "equation", "parameters spent", "AICc", "above the best", "weight (%)", "status"]
+    note = "AICc: misfit plus a charge for every parameter spent; smaller is better. Weight: share of the support among these laws."
+    return Listing("selection", "Laws ranked by AICc", columns, rows, note)
 
 
 def returns_listing(returns: Mapping[str, Any]) -> Listing:
@@ -212,3 +261,22 @@ def forecasts_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
         "sizes of the data",
     ]
     return Listing("forecasts", "Forecasts and outcomes", columns, rows)
+
+
+WORDS = {
+    "nats": "Unit of loss, here per character: 0.69 nats is a factor of two in the probability that a model gives to the next character.",
+    "parameters": "Numbers that training sets. Non-embedding ones leave out the tables of characters and positions.",
+    "configuration": "One shape with one recipe, trained once for each seed. A seed sets the first weights and the order of the text.",
+    "95 % interval": "A range made so that in 95 of 100 such studies it would hold the true value.",
+    "noise floor": "The smallest difference of two configurations that their scatter between seeds would not make by chance (5 %).",
+    "p": "How often noise alone would show a difference as large; below 0.05 it is called larger than noise.",
+    "parameter-equivalent": "By what factor the parameters would have to change for the same effect on loss.",
+    "slope d ln L / d ln N": "Percent by which loss changes for one percent more parameters, in the middle of the data.",
+    "exponent α, floor E": "In L = E + A / N^α: how fast loss falls toward E, which no size would pass at this length of training.",
+    "entropy of the text": "Loss of a reader who knows how the text was made; no honest model can go below it.",
+}
+
+
+def words_listing() -> Listing:
+    """What the words of the report mean."""
+    return Listing("words", "", ["word", "meaning"], [[Cell(word), Cell(meaning)] for word, meaning in WORDS.items()])

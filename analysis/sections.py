@@ -12,7 +12,7 @@ from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty, sentence, several
 from analysis.evidence import Evidence
-from analysis.figures import slug, sweep_levels
+from analysis.figures import slug, sweep_levels, tried_rates
 from analysis.listings import (
     contrasts_listing,
     conventions_listing,
@@ -21,9 +21,11 @@ from analysis.listings import (
     held_out_listing,
     refusals_listing,
     returns_listing,
+    selection_listing,
     shares_listing,
     sweep_listing,
     timing_listing,
+    words_listing,
 )
 from analysis.style import CONVENTIONS
 from analysis.tales import stories_section
@@ -47,6 +49,7 @@ def sections(evidence: Evidence) -> list[Section]:
         exclusions_section(evidence),
         card_section(fits),
         provenance_section(fits),
+        Section("words", "Words used here", listings=[words_listing()]),
     ]
 
 
@@ -67,7 +70,7 @@ def lead_picture(fits: Fits) -> Picture:
     if fit is None:
         caption = f"{seeds}No law is drawn: there is no usable fit.{foot}"
     else:
-        caption = f"{fit_caption(fit)} {seeds}The fit is solid inside the data and dashed outside, with its 95 % band.{foot}"
+        caption = f"{seeds}The fit is solid inside the data and dashed outside, with its 95 % band. {fit_caption(fit)}{foot}"
     sizes = (fits.get("counts") or {}).get("sizes")
     alt = f"Loss against parameters on logarithmic axes for {plain(sizes)} model sizes. {' '.join(c.text for c in answer(fits)[:1])}"
     return Picture("loss", caption, alt)
@@ -163,7 +166,7 @@ def shape_section(fits: Fits) -> Section:
     shares, contrasts = found.get("shares"), found.get("contrasts")
     refused += [Cell(sentence(reason_of(part)), f"/structure/{key}") for key, part in found.items() if reason_of(part)]
     if isinstance(shares, list) and shares:
-        bars = "Bars: Shapley shares of the variance of loss with 95 % intervals; ticks: shares in sequential order."
+        bars = "Bars: how much of the variance of loss goes with each factor (Shapley shares, 95 % intervals); ticks: in sequential order."
         alt = "Shares of the variance of loss: " + ", ".join(f"{s['factor']} {plain(s.get('shapley'), 2)}" for s in shares)
         pictures.append(Picture("shares", bars, alt))
         listings.append(shares_listing(shares))
@@ -182,8 +185,9 @@ def shape_section(fits: Fits) -> Section:
 def rates_section(evidence: Evidence) -> Section:
     """Learning rates: tuned, transferred or fixed, and the loss at each."""
     found, pictures = part_of(evidence.fits, "learning_rates"), []
-    if len({t.get("lr") for t in evidence.trials} - {None}) > 1:
-        pictures.append(Picture("learning_rates", "Loss against peak learning rate, one line per shape.", "Loss against learning rate"))
+    if tried_rates(evidence.trials):
+        caption = "Loss against peak learning rate, one line per shape, from small models (light) to large ones."
+        pictures.append(Picture("learning_rates", caption, "Loss against learning rate"))
     if found is None:
         why = reason_of(evidence.fits.get("learning_rates")) or "Nothing was concluded about learning rates."
         return Section("rates", "Learning rates", pictures=pictures, refused=[Cell(sentence(why), "/learning_rates")])
@@ -253,7 +257,8 @@ def refusals_section(fits: Fits) -> Section:
     rows = fits.get("refusals") or []
     if not rows:
         return Section("refusals", "What was refused, and why", [Cell("Nothing was refused.", "/refusals")])
-    return Section("refusals", "What was refused, and why", listings=[refusals_listing(rows)])
+    words = "A number is refused where these data do not determine it: it would look like knowledge and be none."
+    return Section("refusals", "What was refused, and why", [Cell(words)], listings=[refusals_listing(rows)])
 
 
 def exclusions_section(evidence: Evidence) -> Section:
@@ -262,7 +267,9 @@ def exclusions_section(evidence: Evidence) -> Section:
     listings = [content.records_listing("exclusions", "", found, "/exclusions")] if found else []
     counts = evidence.fits.get("counts") or {}
     words = ", ".join(f"{plain(counts[k])} {k}" for k in counts if k not in ("trials", "configurations", "seeds", "sizes") and counts[k])
-    prose = [Cell(f"{plain(counts.get('trials'))} trials: {words or 'none completed'}.", "/counts")]
+    prose = [Cell(f"{several(counts.get('trials'), 'trial')}: {words or 'none completed'}.", "/counts")]
+    if counts.get("trials") and counts.get("usable") == counts["trials"]:
+        prose = [Cell(f"None: all {plain(counts['trials'])} trials completed and were used.", "/counts")]
     prose += [Cell(content.visible(problem)) for problem in evidence.problems]
     return Section("exclusions", "Trials left out", prose, listings=listings)
 
@@ -276,8 +283,7 @@ def card_section(fits: Fits) -> Section:
         if isinstance(rows, list) and rows:
             listings.append(content.records_listing(key, title, rows, f"/diagnostics/{key}"))
     if isinstance(fits.get("selection"), list) and fits["selection"]:
-        rows = [{k: v for k, v in row.items() if k not in ("parameters", "parameter_names")} for row in fits["selection"]]
-        listings.append(content.records_listing("selection", "Laws ranked by AICc", rows, "/selection"))
+        listings.append(selection_listing(fits["selection"]))
     return Section("card", "Fit card and checks", listings=listings)
 
 

@@ -3,6 +3,7 @@
 effect_text(block, "one with 1 head")   # "acts like one with 1 head and 38 % more parameters (11 % to 71 % more)"
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,11 @@ def in_words(label: str) -> str:
     depth, _, rest = label.partition("x")
     width, _, heads = rest.partition("h")
     return f"a model of {count(depth, 'layer')} and width {width}" + (f" with {count(heads, 'head')}" if heads else "")
+
+
+def contrast_label(name: str) -> str:
+    """The name of a contrast for tables and axes: "1x64 vs width curve" -> "1 × 64 vs width curve"."""
+    return re.sub(r"(?<=\d)x(?=\d)", " \u00d7 ", name)
 
 
 def p_text(p: float) -> str:

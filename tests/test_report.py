@@ -82,7 +82,7 @@ def test_the_report_has_its_files_and_its_sections_in_order(complete: tuple[dict
     folder = complete[1].parent
     assert {"fits.json", "report.html", "report.md", "report.ipynb", "figures", "tables"} <= {p.name for p in folder.iterdir()}
     ids = [a["id"] for tag, a in complete_page.elements if tag == "section"]
-    expected = "answer loss sweeps shape rates forecasts speed overfitting stories refusals exclusions card provenance explore"
+    expected = "answer loss sweeps shape rates forecasts speed overfitting stories refusals exclusions card provenance words explore"
     assert ids == expected.split()
     figures = Counter(p.suffix for p in (folder / "figures").iterdir())
     assert len(set(figures.values())) == 1

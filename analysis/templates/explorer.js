@@ -14,6 +14,7 @@
     parent.appendChild(node);
     return node;
   };
+  const names = { params_non_embedding: "non-embedding parameters", params_total: "all parameters", val_loss: "validation loss (nats)", train_loss: "training loss (nats)", lr: "peak learning rate", n_tokens: "characters seen", peak_memory_bytes: "peak memory", wall_s: "seconds" };
   const short = v => { for (const [s, u] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) if (v >= s) return +(v / s).toPrecision(3) + u; return String(+v.toPrecision(3)); };
   const ticks = (low, high) => {
     for (const mantissas of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
@@ -66,8 +67,8 @@
     const list = make(detail, "dl");
     for (const [key, value] of Object.entries(t)) {
       if (value === null || ["n_layer", "n_embd", "n_head", "seed"].includes(key)) continue;
-      make(list, "dt", {}, key.replaceAll("_", " "));
-      make(list, "dd", {}, typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en-US") : String(+value.toPrecision(5))) : String(value));
+      make(list, "dt", {}, names[key] || key.replaceAll("_", " "));
+      make(list, "dd", {}, key.endsWith("_bytes") ? `${Math.round(value / 2 ** 20).toLocaleString("en-US")} MiB` : typeof value === "number" ? (Number.isInteger(value) ? value.toLocaleString("en-US") : String(+value.toPrecision(4))) : String(value));
     }
     const curve = data.curves[t.trial_id] || [];
     if (curve.length > 1) {
@@ -75,8 +76,10 @@
       make(drawn, "path", { class: "curve", d: curve.map((p, k) => `${k ? "L" : "M"}${cx(p[0]).toFixed(1)} ${cy(p[1]).toFixed(1)}`).join("") }, null, svgSpace);
     }
     for (const [prompt, temperature, text] of data.stories[t.trial_id] || []) {
-      make(detail, "h4", {}, `“${prompt}” at temperature ${temperature}`);
-      make(detail, "pre", { class: "story" }, text);
+      make(detail, "h4", {}, `Story at temperature ${temperature}, prompt in gray`);
+      const story = make(detail, "pre", { class: "story" });
+      make(story, "span", { class: "prompt" }, prompt);
+      story.append(text);
     }
   };
   const chosen = {};
