@@ -16,6 +16,8 @@ import pytest
 from models.config import ModelConfig
 from study import environment, records
 
+environment.set_ray_environment()  # before any test module imports Ray
+
 TRUTH = {"E": 0.62, "A": 0.55, "alpha": 0.34, "reference": 100_000.0, "seed_sd": 0.006}
 """Law of the synthetic study: L = E + A (N / reference)^-alpha, plus normal seed noise (nats)."""
 
@@ -141,3 +143,14 @@ def local_ray(story_cache: Path) -> Iterator[None]:
     ray.shutdown()
     if before is not None:
         os.environ["RAY_ADDRESS"] = before
+
+
+@pytest.fixture(scope="session")
+def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results of the tiny study (`tests.running.tiny`) without any fault (read them, do not write into them)."""
+    from study import run
+    from tests.running import tiny
+
+    out = tmp_path_factory.mktemp("tiny") / "undisturbed"
+    assert run.main(tiny(out, "--no-report")) == 0
+    return out

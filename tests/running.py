@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,9 +71,9 @@ def workers(ancestor: int) -> list[int]:
     return [pid for pid in named if below(pid)]
 
 
-def kill_one_worker(ancestor: int, number: int = signal.SIGKILL) -> int:
-    """Send a signal to one trial worker; returns its process id."""
-    pid = workers(ancestor)[0]
+def kill_one_worker(ancestor: int, number: int = signal.SIGKILL, spare: Sequence[int] = ()) -> int:
+    """Send a signal to one trial worker that is not spared; returns its process id."""
+    pid = next(pid for pid in workers(ancestor) if pid not in spare)
     os.kill(pid, number)
     return pid
 

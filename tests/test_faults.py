@@ -8,19 +8,12 @@ import threading
 from pathlib import Path
 
 import pytest
+from ray.cluster_utils import Cluster
 
 from study import folder, run
 from tests.running import checkpoints, facts, kill_one_worker, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
-
-
-@pytest.fixture(scope="module")
-def undisturbed(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of the tiny study without any fault."""
-    out = tmp_path_factory.mktemp("faults") / "undisturbed"
-    assert run.main(tiny(out, "--no-report")) == 0
-    return out
 
 
 def test_a_worker_killed_in_mid_trial_resumes_from_its_checkpoint_with_equal_losses(
@@ -87,6 +80,24 @@ def test_a_worker_that_hangs_is_replaced(undisturbed: Path, tmp_path: Path, caps
     assert tables(tmp_path) == tables(undisturbed)
 
 
+@pytest.mark.slow
+def test_trials_of_a_node_that_is_removed_move_to_another(undisturbed: Path, tmp_path: Path) -> None:
+    """Three nodes as processes of this machine; code travels as packages, tokens through the object store."""
+    out, log = tmp_path / "out", tmp_path / "log"
+    small = {"object_store_memory": 100 * 2**20}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    try:
+        nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
+        process = start(tiny(out, "--no-report", "--address", cluster.address), log)
+        assert wait_until(lambda: checkpoints(out, 60), process=process), log.read_text()
+        cluster.remove_node(nodes[1])
+        assert process.wait(120) == 0, log.read_text()
+    finally:
+        cluster.shutdown()
+    assert "trying again from its newest checkpoint" in log.read_text()
+    assert tables(out) == tables(undisturbed)
+
+
 def test_damaged_checkpoints_and_tables_are_named_set_aside_and_recomputed(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -110,29 +121,38 @@ def test_damaged_checkpoints_and_tables_are_named_set_aside_and_recomputed(
 def test_a_trial_that_cannot_train_fails_with_its_reason_one_that_explodes_diverges_and_the_rest_go_on(
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweeps = ["--sweeps", "context:block_size=32,300000", "rate:lr=0.01,1e30"]
-    assert run.main([*tiny(tmp_path, "--no-report"), *sweeps]) == 1
-    ends = {(row["block_size"], row["lr"]): row for row in rows(tmp_path)}
+    text, out = tmp_path / "short.txt", tmp_path / "out"
+    text.write_text("".join(f"Cat number {n} sat on mat number {n * n}.\n\n" for n in range(150)))
+    command = [*tiny(out, "--no-report"), "--data.path", str(text), "--sweeps", "context:block_size=32,1024", "rate:lr=0.01,1e30"]
+    assert run.main(command) == 1
+    ends = {(row["block_size"], row["lr"]): row for row in rows(out)}
     assert ends[32, 0.01]["status"] == "COMPLETED"
     assert ends[32, 1e30]["status"] == "DIVERGED"
     assert "not finite at step" in ends[32, 1e30]["reason"]
-    assert ends[300000, 0.01]["status"] == "FAILED"
-    assert "too short for block_size=300000" in ends[300000, 0.01]["reason"]
+    assert ends[1024, 0.01]["status"] == "FAILED"
+    assert "too short for block_size=1024" in ends[1024, 0.01]["reason"]
     assert "1 of 3 trials are completed" in capsys.readouterr().out
-    assert run.main([*tiny(tmp_path, "--no-report"), *sweeps]) == 1
+    assert run.main(command) == 1
     assert "2 done, 1 to run (1 of them again)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_trial_that_crashes_each_time_is_tried_three_times_and_then_recorded_failed(
+def test_a_trial_whose_worker_dies_each_time_is_tried_three_times_and_then_recorded_failed(
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    impossible = ["--sweeps", "width:n_embd=16,4000000"]  # 800 TB of weights: no allocator grants them
-    assert run.main([*tiny(tmp_path, "--no-report"), *impossible]) == 1
-    ends = {row["n_embd"]: row for row in rows(tmp_path)}
-    assert ends[16]["status"] == "COMPLETED"
-    assert ends[4000000]["status"] == "FAILED"
-    assert "memory" in ends[4000000]["reason"]
+    killed: list[int] = []
+
+    def keep_killing() -> None:
+        while len(killed) < 3 and wait_until(lambda: set(workers(os.getpid())) - set(killed), seconds=60):
+            killed.append(kill_one_worker(os.getpid(), spare=killed))
+
+    killer = threading.Thread(target=keep_killing)
+    killer.start()
+    code = run.main([*tiny(tmp_path, "--no-report"), "--sweeps", "width:n_embd=32"])
+    killer.join()
+    assert code == 1
+    (row,) = rows(tmp_path)
+    assert (row["status"], row["reason"]) == ("FAILED", "its worker process died (killed, or the machine ran out of memory)")
     assert capsys.readouterr().out.count("trying again from its newest checkpoint") == 2
 
 
