@@ -20,6 +20,8 @@ from study.sweeps import format_sweep
 
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_STUDY = "quick"
+GROUPS = {"model": "n_layer: 4", "train": "lr: 1e-3", "data": "name: stories"}
+"""The groups of a study file, each with an example."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +64,10 @@ class Options:
         _require(self.bundle >= 0, f"bundle={self.bundle} must be 0 (let the plan choose) or more trials per process")
         parse_price(self.price)
         parse_hold_out(self.hold_out)
-        _require(self.cpus_per_trial > 0, f"cpus-per-trial={self.cpus_per_trial:g} must be above 0")
+        _require(0 < self.cpus_per_trial < 1e6, f"cpus-per-trial={self.cpus_per_trial:g} must be above 0, and no more than a machine has")
         gpus = self.gpus_per_trial
         _require(
-            gpus is None or (gpus >= 0 and (gpus <= 1 or float(gpus).is_integer())),
+            gpus is None or (0 <= gpus < 1e6 and (gpus <= 1 or float(gpus).is_integer())),
             f"gpus-per-trial={gpus} must be a fraction from 0 to 1 or a whole number of GPUs",
         )
         _require(self.checkpoint_s >= 0, f"checkpoint-s={self.checkpoint_s:g} must be 0 (at every evaluation) or more")
@@ -188,6 +190,8 @@ def study_flags(name: str) -> list[str]:
             flags += ["--sweeps", *_sweep_lines(path, value)]
         elif key == "seeds":
             flags += ["--seeds", *map(str, value if isinstance(value, list) else [value])]
+        elif key in GROUPS and value is not None and not isinstance(value, dict):
+            raise ValueError(f"{path}: {key} should be a mapping of fields to values, for example {key}: {{{GROUPS[key]}}}")
         elif isinstance(value, dict):
             flags += [f"--{key}.{inner}={_text(path, key, inner, item)}" for inner, item in value.items() if item is not None]
         elif value is not None:
@@ -200,7 +204,7 @@ def _sweep_lines(path: Path, value: Any) -> list[str]:
         return [format_sweep(str(name), body) for name, body in value.items()]
     if isinstance(value, list) and all(isinstance(line, str) for line in value):
         return value
-    raise ValueError(f"{path}: sweeps should map each name to its fields, for example  depth: {{n_layer: [1, 2, 4]}}")
+    raise ValueError(f"{path}: sweeps should map each name to its fields, for example depth: {{n_layer: [1, 2, 4]}}")
 
 
 def _text(path: Path, group: str, name: str, value: Any) -> str:

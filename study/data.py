@@ -285,6 +285,12 @@ def first_tokens(tokens: np.ndarray, unique_tokens: int) -> np.ndarray:
     return tokens[:unique_tokens] if unique_tokens else tokens
 
 
+def check_lengths(corpus: Corpus, block_size: int, unique_tokens: int) -> None:
+    """Raise ValueError where a split has no whole window, or the training text fewer tokens than are to be repeated."""
+    for tokens in (first_tokens(corpus.train, unique_tokens), corpus.val):
+        _count_starts(tokens, block_size)
+
+
 def window(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """One training batch, a pure function of (seed, step): the same on every machine, whatever was drawn before.
 

@@ -69,6 +69,9 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         corpus = data.prepare(study.data)
     vocab_size = corpus.vocab_size if corpus else TINYSTORIES_CHARACTERS
     trials = expand(study, data.data_key(study.data))
+    if corpus:
+        for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:
+            data.check_lengths(corpus, block_size, unique_tokens)
     if command.options.dry_run:
         found = folder.survey(out, trials, corpus.sha256 if corpus else "", set_aside=False)
         quoted = _quote(command, found, vocab_size)

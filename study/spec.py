@@ -187,7 +187,8 @@ class Study:
         _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
         names = [parse_sweep(text).name for text in self.sweeps]
         _require(len(set(names)) == len(names), f"sweeps {names} share a name; give each its own")
-        _require(math.isfinite(self.lr_exponent), f"lr_exponent={self.lr_exponent} must be a finite number")
+        _require(abs(self.lr_exponent) <= 5, f"lr_exponent={self.lr_exponent} must lie between -5 and 5; -0.15 is usual, 0 turns it off")
+        _require(self.lr_reference >= 0, f"lr_reference={self.lr_reference} must be 0 (the centre's) or a number of parameters")
 
 
 def expand(study: Study, data_key: str = "") -> list[Trial]:
@@ -212,29 +213,38 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
 
 def _apply(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
     """The centre with some fields changed; n_tokens is turned into steps and lr follows the study's rule unless it is a factor itself."""
-    shape_fields, train_fields = ({f.name for f in fields(kind)} for kind in (Shape, TrainConfig))
-    unknown = set(change) - shape_fields - train_fields - {"n_tokens"}
-    _require(
-        not unknown,
-        f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(shape_fields | train_fields | {'n_tokens'})}",
-    )
+    kinds = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)} | {"n_tokens": int}
+    unknown = set(change) - set(kinds)
+    _require(not unknown, f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(kinds)}")
     try:
-        shape = replace(study.model, **{k: int(v) for k, v in change.items() if k in shape_fields})
-        train = replace(study.train, **{k: _like(study.train, k, v) for k, v in change.items() if k in train_fields})
+        given = {name: _as_kind(kinds[name], name, value) for name, value in change.items()}
+        n_tokens = given.pop("n_tokens", None)
+        _require(n_tokens is None or n_tokens >= 1, f"n_tokens={n_tokens} must be at least 1")
+        shape = replace(study.model, **{name: value for name, value in given.items() if hasattr(study.model, name)})
+        train = replace(study.train, **{name: value for name, value in given.items() if not hasattr(study.model, name)})
     except ValueError as error:
         raise ValueError(f"sweep {sweep!r}: {error}") from None
-    if "n_tokens" in change:
-        train = replace(train, n_steps=max(1, round(float(change["n_tokens"]) / (train.batch_size * shape.block_size))))
+    if n_tokens is not None:
+        train = replace(train, n_steps=max(1, round(n_tokens / (train.batch_size * shape.block_size))))
     if study.lr_exponent and "lr" not in change:
         reference = study.lr_reference or study.model.params_non_embedding
         train = replace(train, lr=float(f"{train.lr * (shape.params_non_embedding / reference) ** study.lr_exponent:.3g}"))
     return shape, train
 
 
-def _like(config: TrainConfig, name: str, value: Any) -> Any:
-    """A sweep's value with the type of the field it replaces."""
-    kind = type(getattr(config, name))
-    return kind(float(value)) if kind is int else kind(value)
+def _as_kind(kind: type, name: str, value: Any) -> Any:
+    """A sweep's value with the type of the field it replaces.
+
+    Raises:
+        ValueError: it is no such number.
+    """
+    if kind is str:
+        return str(value)
+    if isinstance(value, str):
+        raise ValueError(f"{name}={value} is not a number; give numbers such as 1, 64 or 1e-3")
+    if kind is int and not float(value).is_integer():
+        raise ValueError(f"{name}={value} is not a whole number; give whole numbers such as 1, 64 or 4M")
+    return kind(value)
 
 
 def _digest(facts: dict[str, Any]) -> str:

@@ -120,6 +120,11 @@ def parse_sweep(text: str) -> Sweep:
     special = {key: given.pop(key) for key in ("params", "aspects", "head_dims") if kind == "matched" and key in given}
     if kind == "matched" and len(special) < 3:
         raise ValueError(f"sweep {name!r} is matched and needs params, aspects and head_dims; {example}")
+    for key, values in special.items():
+        wrong = [v for v in values if not isinstance(v, (int, float)) or not (v > 0 and math.isfinite(v)) or (key == "head_dims" and v % 1)]
+        if wrong:
+            kind_of = "positive whole" if key == "head_dims" else "positive"
+            raise ValueError(f"sweep {name!r} has {key}={wrong[0]}; give {kind_of} numbers, {example}")
     return Sweep(name, kind, given, **special)
 
 

@@ -76,6 +76,11 @@ def test_tokens_as_a_factor_become_steps() -> None:
         ("d:n_layr=2", "unknown field"), ("d:n_head=3", "not divisible"),
         ("m:kind=matched:params=1e5", "needs params, aspects and head_dims"),
         ("m:kind=matched:params=100:aspects=16:head_dims=16", "no shape lies within"), ("d:lr=", "lists no values"), ("d:lr=-1", "lr=-1"),
+        ("d:n_layer=1.5", "n_layer=1.5 is not a whole number"), ("d:lr=fast", "lr=fast is not a number"),
+        ("d:n_layer=inf", "n_layer=inf is not a whole number"), ("d:n_tokens=-5", "n_tokens=-5 must be at least 1"),
+        ("m:kind=matched:params=big:aspects=16:head_dims=16", "params=big; give positive numbers"),
+        ("m:kind=matched:params=1e5:aspects=-8:head_dims=16", "aspects=-8; give positive numbers"),
+        ("m:kind=matched:params=1e5:aspects=8:head_dims=0", "head_dims=0; give positive whole numbers"),
     ],
 )  # fmt: skip
 def test_impossible_sweeps_are_refused_with_what_to_do(sweep: str, words: str) -> None:
