@@ -38,7 +38,7 @@ test-slow: $(VENV)/.installed-dev  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-cluster: $(VENV)/.installed-dev  ## a real ray up on three hosts made of namespaces (needs root, sshd, rsync; ten minutes)
-	@$(BIN)/python -m pytest -m slow tests/test_ray_up.py tests/test_aws_up.py tests/test_slurm.py tests/test_cluster.py -s -rs $(ARGS)
+	@$(BIN)/python -m pytest -m slow tests/test_ray_up.py tests/test_aws_up.py tests/test_slurm.py tests/test_cluster_access.py -s -rs $(ARGS)
 
 check: $(VENV)/.installed-dev  ## format, lint and types
 	@$(BIN)/ruff format --check .

@@ -2,14 +2,9 @@
 
 import copy
 import json
-import os
 import re
 import subprocess
-import sys
-import time
 import tomllib
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -282,64 +277,3 @@ def test_an_unchanged_file_starts_nothing(aws: Any, capfd: pytest.CaptureFixture
         bootstrapped(load("cluster.yaml"))
     assert "Failed to detect a security group with id equal to any of the configured SecurityGroupIds" in capfd.readouterr().err
     assert aws.client("ec2", REGION).describe_instances()["Reservations"] == []
-
-
-# ---- who may submit work ----
-
-HEAD = """
-import sys, ray
-context = ray.init(address="local", num_cpus=1, include_dashboard=True, object_store_memory=80 * 2**20, log_to_driver=False)
-print("URL", context.address_info["webui_url"], context.address_info["gcs_address"], flush=True)
-sys.stdin.read()
-"""
-
-
-@pytest.fixture(scope="module")
-def guarded_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """A running Ray with its dashboard on and token `right`; yields the dashboard's and the cluster's address."""
-    pytest.importorskip("aiohttp_cors", reason="Ray's dashboard is not installed; install ray[default]")
-    home = tmp_path_factory.mktemp("home")
-    environment = {**os.environ, "HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "right" * 8}
-    environment.pop("RAY_ADDRESS", None)
-    head = subprocess.Popen(
-        [sys.executable, "-c", HEAD], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    assert head.stdin is not None
-    assert head.stdout is not None
-    line = next((text for text in head.stdout if text.startswith("URL ")), "")
-    yield tuple(line.split()[1:])  # type: ignore[misc]
-    head.stdin.close()
-    head.wait(timeout=60)
-
-
-def submit(url: str, token: str) -> tuple[int, str]:
-    """Submit a job over HTTP; returns the status and the text of the answer."""
-    headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
-    request = urllib.request.Request(f"http://{url}/api/jobs/", json.dumps({"entrypoint": "true"}).encode(), headers)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
-@pytest.mark.ray
-def test_a_job_without_the_token_is_refused(guarded_cluster: tuple[str, str]) -> None:
-    url = guarded_cluster[0]
-    assert submit(url, token="")[0] == 401
-    assert submit(url, token="wrong" * 8)[0] == 403
-    deadline = time.monotonic() + 60
-    while (answer := submit(url, token="right" * 8))[0] == 500 and "try again later" in answer[1] and time.monotonic() < deadline:
-        time.sleep(0.5)  # the head is still starting what runs jobs
-    assert answer[0] == 200, answer[1]
-
-
-@pytest.mark.slow  # Ray retries for twenty seconds before it gives up
-@pytest.mark.ray
-def test_a_driver_without_the_token_is_refused(guarded_cluster: tuple[str, str], tmp_path: Path) -> None:
-    address = guarded_cluster[1]
-    environment = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong" * 8}
-    join = f"import ray; ray.init(address={address!r}, log_to_driver=False); print('JOINED')"
-    done = subprocess.run([sys.executable, "-c", join], env=environment, capture_output=True, text=True, timeout=120)
-    assert "JOINED" not in done.stdout
-    assert "InvalidAuthToken" in done.stderr
