@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import replicates, returns, shares, structure, sweeps
+from analysis import replicates, returns, shares, structure, sweeps, verdicts
 from analysis.fitted import Fitted, fit_size_law, mean_variance
 from analysis.refusals import Code, Refusal
 from study import records
+from study.command import parse
+from study.spec import expand
 
 DEPTH = [(1, 64, 4), (4, 64, 4), (8, 64, 4)]
 WIDTH = [(2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 160, 4)]
@@ -64,6 +66,14 @@ def contrasts_of(cells: Any) -> dict[str, dict[str, Any]]:
     assert isinstance(curve, Fitted)
     rows = structure.contrasts(cells, [curve], found, replicates.measure_noise(cells))
     return {row["config_id"]: row for row in rows}
+
+
+@pytest.mark.parametrize(("preset", "n_sizes"), [("matched", 5), ("matched-gpu", 7)])
+def test_shapes_that_a_study_matched_are_of_one_size(preset: str, n_sizes: int) -> None:
+    shapes = {t.shape for t in expand(parse([preset]).study)}
+    cells = cells_of({(s.n_layer, s.n_embd, s.n_head): law(s.params_non_embedding) for s in shapes}, seeds=1)
+    assert verdicts.sizes(cells) == n_sizes
+    assert len(structure.matched_pairs(cells, "params_non_embedding")) == len(cells) - n_sizes  # all but the middle of each size
 
 
 # ---- truth ----
