@@ -48,6 +48,7 @@ def typeset(text: str) -> Markup:
     safe = re.sub(r"(?<![\w.])-inf\b", "\u2212\u221e", safe.replace("+-", "\u00b1"))
     safe = re.sub(r"(?<![\w.])-(?=\d)", "\u2212", safe)
     safe = re.sub(r"\b([ND])0\b", r"\1<sub>0</sub>", safe)
+    safe = re.sub(r"\bp (&lt;|=) (?=0)", "p\u00a0\\1\u00a0", safe)
     return Markup(re.sub(r"(?<=\d) %", "\u00a0%", safe))
 
 

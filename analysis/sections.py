@@ -161,7 +161,7 @@ def shape_section(fits: Fits) -> Section:
     found, title = part_of(fits, "structure"), "Size or shape?"
     if found is None:
         why = reason_of(fits.get("structure")) or "This study cannot separate size from shape."
-        return Section("shape", title, refused=[Cell(why, "/structure")])
+        return Section("shape", title, refused=[Cell(sentence(why), "/structure")])
     pictures, listings, prose, refused = [], [], [], []
     shares, contrasts = found.get("shares"), found.get("contrasts")
     refused += [Cell(sentence(reason_of(part)), f"/structure/{key}") for key, part in found.items() if reason_of(part)]
@@ -203,7 +203,7 @@ def forecasts_section(fits: Fits) -> Section:
         return Section(
             "forecasts",
             "Forecasts",
-            [Cell(reason_of(rows) or "No forecast was made for a configuration that had not been run.", "/forecasts")],
+            [Cell(sentence(reason_of(rows)) or "No forecast was made for a configuration that had not been run.", "/forecasts")],
         )
     scored = [row["outcome"] for row in rows if row.get("outcome") and row["outcome"].get("counted", True)]
     words = f"{several(len(rows), 'forecast')} on record, {len(scored)} with an outcome"
@@ -270,7 +270,7 @@ def exclusions_section(evidence: Evidence) -> Section:
     prose = [Cell(f"{several(counts.get('trials'), 'trial')}: {words or 'none completed'}.", "/counts")]
     if counts.get("trials") and counts.get("usable") == counts["trials"]:
         prose = [Cell(f"None: all {plain(counts['trials'])} trials completed and were used.", "/counts")]
-    prose += [Cell(content.visible(problem)) for problem in evidence.problems]
+    prose += [Cell(sentence(content.visible(problem.replace(f"{evidence.results}/", "")))) for problem in evidence.problems]
     return Section("exclusions", "Trials left out", prose, listings=listings)
 
 

@@ -24,7 +24,7 @@ def stories_section(evidence: Evidence) -> Section:
     found = evidence.fits.get("stories")
     prompt, stories = side_by_side(evidence)
     if not stories and (is_refused(found) or not found):
-        return Section("stories", "Stories", [Cell(reason_of(found) or "No generated text was recorded.", "/stories")])
+        return Section("stories", "Stories", [Cell(content.sentence(reason_of(found)) or "No generated text was recorded.", "/stories")])
     refused = [Cell(reason_of(found), "/stories")] if reason_of(found) else refused_measures(found)
     prose, listings = measures(found) if isinstance(found, Mapping) and not is_refused(found) else ([], [])
     return Section("stories", "Stories", prose, (), listings, refused, prompt, stories)

@@ -96,6 +96,7 @@ def test_question_and_answer_come_first(complete: tuple[dict[str, Any], Path], c
     start = words.index(fits["question"])
     for sentence in fits["answer"]:
         shown = re.sub(r"(?<![\w.])-(?=\d)", "\u2212", sentence).replace(" %", "\u00a0%")
+        shown = re.sub(r"\bp ([<=]) (?=0)", "p\u00a0\\1\u00a0", shown)
         assert " ".join(shown.split()) in words[start : start + 3_000]
 
 
