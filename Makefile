@@ -55,7 +55,13 @@ lock: $(VENV)/.installed-dev  ## write constraints.txt from what is installed (w
 bench-fits: $(VENV)/.installed-dev  ## the fitting code against what anyone can install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fits $(ARGS)
 
+bench-generate: $(VENV)/.installed-dev  ## text generation with the cache against without
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.generation $(ARGS)
+
+bench-scale: $(VENV)/.installed-dev  ## the analysis of 100,000 trials
+	@$(BIN)/python -m benchmarks.analysis_scale $(ARGS)
+
 bench-step: $(VENV)/.installed-dev  ## one training step against a plain nanoGPT loop
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
 
-.PHONY: help run report board test test-slow test-cluster check format lock bench-fits bench-step
+.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale
