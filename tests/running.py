@@ -72,10 +72,18 @@ def workers(ancestor: int) -> list[int]:
 
 
 def kill_one_worker(ancestor: int, number: int = signal.SIGKILL, spare: Sequence[int] = ()) -> int:
-    """Send a signal to one trial worker that is not spared; returns its process id."""
-    pid = next(pid for pid in workers(ancestor) if pid not in spare)
-    os.kill(pid, number)
-    return pid
+    """Send a signal to one trial worker that is training and not spared; returns its process id."""
+    found = wait_until(lambda: [pid for pid in workers(ancestor) if pid not in spare and _is_training(pid)], seconds=30)
+    os.kill(found[0], number)
+    return int(found[0])
+
+
+def _is_training(pid: int) -> bool:
+    """Whether the worker is inside a step; Ray writes the method into the process's title."""
+    try:
+        return b".train" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def tables(results: Path) -> dict[str, list[dict[str, Any]]]:
