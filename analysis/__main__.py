@@ -52,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from analysis import compare_page
 
             print(f"comparison: {compare_page.build(given.results[0], given.results[1], (trees[0], trees[1]))}")
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        place = error.filename or "a file"
+        print(f"error: {place} cannot be read or written ({error.strerror or error}); give --out a folder that can", file=sys.stderr)
         return 1
     return 0
 
@@ -95,7 +99,8 @@ def record_forecast(results: Path, text: str) -> str:
     if isinstance(made, Refusal):
         raise ValueError(made.reason)
     forecasts.add(results / "forecasts.json", made, cells)
-    return f"forecast {text}: {made['point']:.4f} [{made['low']}, {made['high']}] nats by {made['law']}, on record in forecasts.json"
+    low, high = ("unbounded" if made[end] is None else f"{made[end]:.4f}" for end in ("low", "high"))
+    return f"forecast {text}: {made['point']:.4f} [{low}, {high}] nats by {made['law']}, on record in forecasts.json"
 
 
 if __name__ == "__main__":

@@ -243,7 +243,8 @@ def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[
     if interval is not None and interval.status == "failed":
         ends["method"] = f"none: {interval.reason}"
     elif interval is not None:
-        ends = {"low": interval.low, "high": interval.high, "level": interval.level, "method": interval.method, "interval": interval.status}
+        low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))  # None: the data do not bound that side
+        ends = {"low": low, "high": high, "level": interval.level, "method": interval.method, "interval": interval.status}
     return {"value": value, **ends, "unit": unit}
 
 

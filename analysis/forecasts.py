@@ -89,6 +89,9 @@ def make(fitted: Fitted, target: Target, commit: str | None, now: datetime) -> d
             f"forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or add sizes"
         )
         return Refusal(Code.EXTRAPOLATION, reason)
+    tokens = tokens_refusal(fitted, target)
+    if tokens:
+        return tokens
     at = {name: float(values[0]) for name, values in fitted.at(size, n_tokens=float(target.n_tokens)).items()}
     interval = intervals.profile(observations(fitted), intervals.Loss(at), level=LEVEL, new_run=True)
     if interval.status == "failed":
@@ -110,6 +113,24 @@ def make(fitted: Fitted, target: Target, commit: str | None, now: datetime) -> d
         "git_commit": commit,
         "outcome": None,
     }
+
+
+def tokens_refusal(fitted: Fitted, target: Target) -> Refusal | None:
+    """A refusal where the law says nothing about the training tokens of a target: none are in it, or they lie too far from the data's."""
+    seen = fitted.cells.columns["n_tokens"]
+    low, high = float(seen.min()), float(seen.max())
+    if "n_tokens" not in fitted.result.law.columns:
+        if low == high == target.n_tokens:
+            return None
+        reason = (
+            f"the law {fitted.result.law.equation} does not say what training tokens do, and {target.n_tokens:,} are not the {low:,.0f} of "
+            "the data; forecast that number, or train at three or more numbers of tokens"
+        )
+        return Refusal(Code.FIXED_TOKENS, reason)
+    if low * low / high <= target.n_tokens <= high * high / low:
+        return None
+    reason = f"{target.n_tokens:,} training tokens lie more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f})"
+    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or train longer")
 
 
 # ---- the file ----

@@ -97,9 +97,8 @@ def interval_refusal(name: str, interval: Interval | None, exponent: bool) -> Re
     shown = f"[{number_text(low)}, {number_text(high)}]"
     if name == "E" and not low > 0:
         bound = {"upper": high, "level": interval.level} if math.isfinite(high) else None
-        return Refusal(
-            Code.FLOOR_REACHES_ZERO, f"the interval of E, {shown} nats, reaches 0; use the local slope, and E < {high:.3g}", bound
-        )
+        upper = f", and E < {high:.3g}" if bound else ""
+        return Refusal(Code.FLOOR_REACHES_ZERO, f"the interval of E, {shown} nats, reaches 0; use the local slope{upper}", bound)
     if exponent and not (low > 0 and math.isfinite(high) and high / low <= MAX_RATIO):
         reason = f"the {interval.level:.0%} interval of {name}, {shown}, spans more than a factor of {MAX_RATIO:g}; use the local slope"
         return Refusal(Code.WIDE_INTERVAL, reason, {"low": low, "high": high, "level": interval.level})

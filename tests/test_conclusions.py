@@ -250,6 +250,15 @@ def test_a_mistake_gets_one_sentence_and_exit_code_one(tmp_path: Path, kind: str
     assert len(error.strip().splitlines()) == 1
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records.write_table(tmp_path / "trials.parquet", records.to_table("trials", rows_of(SWEEPS["width"])))
+    (tmp_path / "taken").write_text("a file")
+    assert main([str(tmp_path), "--no-report", "--bootstrap", "0", "--out", str(tmp_path / "taken")]) == 1
+    error = capsys.readouterr().err
+    assert "taken cannot be read or written" in error
+    assert "give --out a folder" in error
+
+
 def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path), "--bootstrap", "-1"])

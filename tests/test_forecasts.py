@@ -1,6 +1,7 @@
 """Forecasts are written before a trial runs, scored after, and never rewritten."""
 
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,33 @@ def test_beyond_one_observed_log_range_a_forecast_is_refused(tmp_path: Path) -> 
     assert refused.code == Code.EXTRAPOLATION
 
 
+def test_training_tokens_of_which_the_law_says_nothing_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    fitted, cells, _ = fitted_to(tmp_path)
+    refused = forecasts.make(fitted, forecasts.parse("2x256h4@5", cells), None, NOW)
+    assert isinstance(refused, Refusal)
+    assert refused.code == Code.FIXED_TOKENS
+    budget = int(cells.columns["n_tokens"][0])
+    assert isinstance(forecasts.make(fitted, forecasts.parse(f"2x256h4@{budget}", cells), None, NOW), dict)
+
+
+@pytest.mark.parametrize(("tokens", "allowed"), [(4_000_000, True), (400_000_000, False), (1000, False)])
+def test_training_tokens_far_beyond_the_data_are_refused(tmp_path: Path, tokens: int, allowed: bool) -> None:
+    rng = np.random.default_rng(2)
+    rows = []
+    for shape in SHAPES:
+        for budget in (250_000, 1_000_000, 4_000_000):
+            row = synthetic_row(shape, 0, rng)
+            loss = row["val_loss"] + 0.3 * (budget / 1e6) ** -0.4
+            rows.append({**row, "trial_id": f"{shape}{budget}", "config_id": f"{shape}{budget}", "n_tokens": budget, "val_loss": loss})
+    records.write(tmp_path / "trials.parquet", "trials", rows)
+    fitted, cells, _ = fitted_to(tmp_path)
+    made_or_not = forecasts.make(fitted, forecasts.parse(f"2x256h4@{tokens}", cells), None, NOW)
+    assert isinstance(made_or_not, dict if allowed else Refusal)
+    if isinstance(made_or_not, Refusal):
+        assert made_or_not.code == Code.EXTRAPOLATION
+
+
 @pytest.mark.parametrize(("text", "words"), [("8x256", "not of the form"), ("8x250h8", "not divisible"), ("axbhc", "not of the form")])
 def test_a_malformed_shape_is_explained(tmp_path: Path, text: str, words: str) -> None:
     write(tmp_path, SHAPES)
@@ -123,7 +151,8 @@ def test_the_command_line_records_scores_and_reports(tmp_path: Path, capsys: pyt
     write(tmp_path, SHAPES)
     arguments = [str(tmp_path), "--no-report", "--bootstrap", "0"]
     assert main([*arguments, "--forecast", "2x256h4"]) == 0
-    assert "forecast 2x256h4" in capsys.readouterr().out
+    said = capsys.readouterr().out.splitlines()[0]
+    assert re.fullmatch(r"forecast 2x256h4: \d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\] nats by M1, on record in forecasts.json", said)
     write(tmp_path, [*SHAPES, TARGET], finished=datetime.now(UTC) + timedelta(hours=1))
     assert main(arguments) == 0
     assert "inside the interval" in capsys.readouterr().out
