@@ -44,6 +44,8 @@ LINE = 100
 """Characters in a line of a story: a code block does not wrap by itself."""
 STUDY_RUN = "_study"
 PORT = 6006
+DRAWN_RUNS = 40
+"""With more runs than this TensorBoard opens with none of them ticked."""
 MIN_PAUSE_S = 30.0
 NEW_TRIALS = 3
 FIGURES_SHARE = 20
@@ -68,11 +70,12 @@ class Board:
         self.painted_at, self.pause_s, self.n_new = time.monotonic(), MIN_PAUSE_S, 0
 
     def how_to_open(self) -> str:
-        """The command, and a link to the learning curves without smoothing."""
+        """The command, and a link to the learning curves without smoothing, seeds of one configuration in one color."""
         pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in ("loss/val", "loss/train")], separators=(",", ":"))
-        query = urllib.parse.urlencode({"pinnedCards": pinned, "smoothing": 0})
+        query = urllib.parse.urlencode({"pinnedCards": pinned, "smoothing": 0, "runColorGroup": "regex:(.*)-s"})
         place = self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
-        return f"tensorboard --logdir {shlex.quote(str(place))}   then open http://localhost:{PORT}/?{query}#timeseries"
+        hint = "   (tick the box beside Run: of so many, none is drawn at first)" if len(self.trials) >= DRAWN_RUNS else ""
+        return f"tensorboard --logdir {shlex.quote(str(place))}   then open http://localhost:{PORT}/?{query}#timeseries{hint}"
 
     # ---- what the monitor calls ----
 
@@ -166,7 +169,8 @@ def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
         tokens: x position: training tokens of all trials that the figures show.
     """
     writer = EventFileWriter(str(folder / STUDY_RUN))
-    values = [image_value(f"plots/{name}", png) for name, png in sorted(images.items())]
+    names = {name: "0_loss" if name == "loss" else name for name in images}  # the figure that answers the question comes first
+    values = [image_value(f"plots/{names[name]}", png) for name, png in sorted(images.items())]
     writer.add_event(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
     writer.close()
 

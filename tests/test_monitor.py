@@ -2,7 +2,9 @@
 
 import io
 import json
+import re
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from study import records
-from study.board import Board, hparams, run_name, story_markdown
+from study.board import Board, add_figures, hparams, run_name, story_markdown
 from study.command import parse
 from study.live import Plain, Screen, Tally, duration, printable
 from study.recorder import Recorder, Where
@@ -185,3 +187,20 @@ def test_the_link_opens_the_learning_curves_without_smoothing(trials: list[Trial
     link = parse_qs(urlparse(line.split()[-1]).query)
     assert link["smoothing"] == ["0"]
     assert [card["tag"] for card in json.loads(link["pinnedCards"][0])] == ["loss/val", "loss/train"]
+    (color,) = link["runColorGroup"]
+    seeds = [re.match(color.removeprefix("regex:"), run_name(t)) for t in trials if t.config_id == trials[0].config_id]
+    assert len(seeds) > 1
+    assert len({match.group(1) for match in seeds if match}) == 1
+
+
+def test_a_large_board_says_that_its_runs_must_be_ticked(trials: list[Trial], tmp_path: Path) -> None:
+    many = [replace(trials[0], seed=seed) for seed in range(40)]
+    assert Board(tmp_path, many, 64).how_to_open().endswith("tick the box beside Run: of so many, none is drawn at first)")
+    assert "tick" not in Board(tmp_path, many[:39], 64).how_to_open()
+
+
+def test_the_figure_that_answers_the_question_is_the_first_image(tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n" + bytes(8) + (7).to_bytes(4, "big") + (5).to_bytes(4, "big")
+    add_figures(tmp_path, {"gap": png, "loss": png, "contrasts": png}, 10)
+    events = EventAccumulator(str(tmp_path / "_study"), size_guidance={"images": 0}).Reload()
+    assert min(events.Tags()["images"]) == "plots/0_loss"
