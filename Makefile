@@ -26,10 +26,13 @@ run: $(VENV)/.installed  ## train a study and build its report: make run ARGS="o
 	@$(BIN)/python -m study.run $(ARGS)
 
 report: $(VENV)/.installed  ## rebuild the report of RESULTS (default results/quick)
-	@$(BIN)/python -m analysis $(RESULTS)
+	@$(BIN)/python -m analysis "$(RESULTS)"
+
+notebook: $(VENV)/.installed  ## run the notebook of RESULTS and say where it is (it opens in Jupyter and is rebuilt from the results alone)
+	@$(BIN)/python -m analysis.notebook "$(RESULTS)"
 
 board: $(VENV)/.installed  ## open TensorBoard on RESULTS
-	@$(BIN)/tensorboard --logdir $(RESULTS)/tensorboard --load_fast=false
+	@$(BIN)/tensorboard --logdir "$(RESULTS)/tensorboard" --load_fast=false
 
 test: $(VENV)/.installed-dev  ## the tests that take seconds each
 	@$(BIN)/python -m pytest $(ARGS)

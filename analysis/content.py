@@ -115,7 +115,7 @@ def plain(value: Any, digits: int = 4) -> str:
     value = float(value) if isinstance(value, int) else value
     if not isinstance(value, float):
         return ", ".join(plain(v) for v in value) if isinstance(value, list | tuple) else str(value)
-    if 1000 <= abs(value) < 1e15:
+    if 1000 <= abs(value) < 1e12:
         return f"{float(f'{value:.{max(digits, 4)}g}'):,.0f}".replace("-", "\u2212")
     text = re.sub(r"e([+-])0*(\d+)", lambda m: f" \u00d7 10^{m.group(1).strip('+')}{m.group(2)}", f"{value:.{digits}g}")
     return text.replace("-", "\u2212")

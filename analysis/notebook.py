@@ -5,6 +5,7 @@ Reads the sections of a report; writes `report.ipynb`, executed where a Jupyter 
     problem = write(evidence, Path("results/quick/report/report.ipynb"))   # "" or why it was saved without outputs
 """
 
+import argparse
 import asyncio
 import atexit
 import json
@@ -13,12 +14,13 @@ import os
 import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from analysis import content, figures, markdown, page, sections
 from analysis.content import Section
-from analysis.evidence import Evidence
+from analysis.evidence import Evidence, load
 
 if TYPE_CHECKING:
     import nbformat
@@ -158,3 +160,23 @@ def outputs_of(path: Path) -> str:
     """All output text of a saved notebook, for a look without Jupyter."""
     saved = json.loads(path.read_text(encoding="utf-8"))
     return "\n".join(json.dumps(cell.get("outputs", [])) for cell in saved["cells"])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run and save the notebook of a results folder whose report is there; print where it is."""
+    parser = argparse.ArgumentParser(prog="python -m analysis.notebook", description="Run the notebook of a results folder and save it.")
+    parser.add_argument("results", type=Path, help="folder that a study wrote, with its report")
+    results = parser.parse_args(arguments).results
+    try:
+        evidence = load(results)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    path = results / "report" / "report.ipynb"
+    problem = write(evidence, path)
+    print(f"notebook: {path}" + (f" (without outputs: {problem})" if problem else ""))
+    return 1 if problem else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

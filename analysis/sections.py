@@ -270,7 +270,7 @@ def exclusions_section(evidence: Evidence) -> Section:
     prose = [Cell(f"{several(counts.get('trials'), 'trial')}: {words or 'none completed'}.", "/counts")]
     if counts.get("trials") and counts.get("usable") == counts["trials"]:
         prose = [Cell(f"None: all {plain(counts['trials'])} trials completed and were used.", "/counts")]
-    prose += [Cell(sentence(content.visible(problem.replace(f"{evidence.results}/", "")))) for problem in evidence.problems]
+    prose += [Cell(content.visible(problem.replace(f"{evidence.results}/", "")) + ".") for problem in evidence.problems]
     return Section("exclusions", "Trials left out", prose, listings=listings)
 
 

@@ -111,3 +111,16 @@ def test_an_unknown_section_is_named_with_those_that_exist(synthetic_results: Pa
     study = evidence.load(synthetic_results, {})
     with pytest.raises(ValueError, match="no section 'lost'; the report has loss, sweeps"):
         notebook.section(study, "lost")
+
+
+def test_the_command_runs_the_notebook_of_a_results_folder_and_says_where_it_is(
+    synthetic_results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(notebook, "execute", lambda made, folder, limit_s: "")  # running is tested above
+    results = tmp_path / "my results"
+    shutil.copytree(synthetic_results, results)
+    assert notebook.main([str(results)]) == 1
+    assert "write it with: python -m analysis" in capsys.readouterr().err
+    concluded(results)
+    assert notebook.main([str(results)]) == 0
+    assert capsys.readouterr().out == f"notebook: {results / 'report' / 'report.ipynb'}\n"

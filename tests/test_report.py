@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_rgb
 
-from analysis import conclusions, content, evidence, exports, markdown, page, report, sections, table
+from analysis import conclusions, content, evidence, exports, listings, markdown, page, report, sections, table
 from analysis.fit_blocks import Options
 from study import records
 from tests.conftest import write_synthetic
@@ -255,7 +255,8 @@ def test_a_broken_study_names_what_is_broken_and_reports_the_rest(tmp_path: Path
     fits, path = build(results)
     seen = Page(path.read_text(encoding="utf-8"))
     assert "non-finite loss at step 412" in seen.text
-    assert "cannot be read as Parquet" in seen.text
+    assert f"trials/{whole.name} cannot be read as Parquet" in seen.text
+    assert str(tmp_path) not in seen.text.replace(f"Results {results}", "")
     assert 'ValueError: <script>alert("x")</script>' in seen.text
     assert len(seen.scripts) == 2
     assert {e["status"] for e in fits["exclusions"]} >= {"FAILED", "DIVERGED"}
@@ -339,6 +340,10 @@ def test_control_characters_become_visible() -> None:
         (1234.5, 1200.0, 1270.0, "1234 [1200, 1270]"),
         (0.5, None, None, "0.5"),
         (0.0, 0.0, 0.0, "0"),
+        (-0.0717, -0.127, -0.0002, "\u22120.072 [\u22120.127, 0.000]"),
+        (0.0, -0.119, float("inf"), "0 [at least \u22120.119]"),
+        (-0.02, float("-inf"), 0.164, "\u22120.02 [at most 0.164]"),
+        (-0.02, float("-inf"), float("inf"), "\u22120.02 [not determined]"),
         (None, None, None, "\u2013"),
     ],
 )
@@ -349,6 +354,53 @@ def test_intervals_are_shown_with_the_digits_that_they_support(value: Any, low: 
 def test_plain_values_read_well() -> None:
     shown = [content.plain(v) for v in (None, True, 98_560, 98_560.4, 0.00001722, float("nan"), 2.0, [1, 2])]
     assert shown == ["\u2013", "yes", "98,560", "98,560", "1.722 \u00d7 10^\u22125", "\u2013", "2", "1, 2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (1.65, 1.372, 1.984, "1.65 [1.37, 1.98]"),
+        (23.7, 1e-6, 4e8, "not determined"),
+        (23.7, 2.41, 4e8, "24 [2.4, over 30]"),
+        (0.9, None, None, "0.9"),
+    ],
+)
+def test_a_parameter_equivalent_without_meaning_is_not_a_number(value: float, low: Any, high: Any, text: str) -> None:
+    row = {"parameter_equivalent": value, "pe_low": low, "pe_high": high}
+    assert content.ratio_cell(row, ("parameter_equivalent", "pe_low", "pe_high"), "/x").text == text
+
+
+def test_facts_are_written_for_people() -> None:
+    facts = {
+        "machine": {"memory_bytes": 25_276_514_304},
+        "started_at": "2026-11-22T14:27:52.925862+00:00",
+        "cost": {"flops": 15_560_000_000_000},
+    }
+    rows = content.facts_listing("run", "", facts, "/provenance").rows
+    told = {row[0].text: row[1].text for row in rows}
+    assert told == {
+        "machine / memory": "23.5 GiB",
+        "started at": "2026-11-22 14:27:52 UTC",
+        "cost / FLOP of all trials together": "1.556 \u00d7 10^13",
+    }
+
+
+def test_what_was_refused_is_named_in_words(complete: tuple[dict[str, Any], Path]) -> None:
+    assert listings.subject_words("fits.joint@params_total.parameters.E, fits.sweep:depth.parameters.alpha, timing.fit") == (
+        "E of the joint fit in total parameters; \u03b1 of the depth fit; law of time per step"
+    )
+    named = [row[0].text for row in listings.refusals_listing(complete[0]["refusals"]).rows]
+    assert named
+    assert [name for name in named if "." in name or "@" in name or "_" in name] == []
+
+
+def test_every_word_that_needs_one_has_a_meaning(complete_page: Page) -> None:
+    for word in ("nats", "noise floor", "parameter-equivalent", "95 % interval", "configuration"):
+        assert word in listings.WORDS
+    assert "#words" in [a.get("href") for _, a in complete_page.elements]
+    assert all(
+        meaning in " ".join(complete_page.text.replace("\u00a0", " ").split()) for meaning in listings.WORDS.values() if "^" not in meaning
+    )
 
 
 def test_a_refusal_is_named_with_its_reason_and_bound() -> None:
