@@ -32,7 +32,6 @@ class Code(StrEnum):
     SHARED_DEVICE = "timing_not_exclusive"
     MISSING = "column_missing"
     NO_VARIATION = "nothing_varies"
-    BELOW_FLOOR = "below_entropy_floor"
 
 
 @dataclass(frozen=True)

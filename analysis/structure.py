@@ -26,6 +26,9 @@ from analysis.wording import count, effect_text, in_words, nats_text, p_text
 
 UNDECIDED = "undecided: the noise between seeds is not measured"
 SLOPE_STEP = 1e-3
+FLAT = 1e-9
+"""|dlnL/dlnN| below which a curve is flat: the fit's exponent is then at its bound of zero."""
+LARGEST = 500.0
 
 
 @dataclass(frozen=True)
@@ -36,30 +39,40 @@ class Effect:
         delta: mean loss less that of the comparison at equal size, nats; positive is worse.
         error: its standard error, nats; None where no noise is measured and the curve leaves no degree of freedom.
         df: degrees of freedom of the error.
-        log_equivalent: ln of the parameter-equivalent.
+        log_equivalent: ln of the parameter-equivalent; None where the curve is flat, so that no number of parameters has such an effect.
         log_equivalent_error: its standard error (delta method, with the slope's own).
     """
 
     delta: float
     error: float | None
     df: float
-    log_equivalent: float
+    log_equivalent: float | None
     log_equivalent_error: float | None
 
     def to_dict(self, decided: bool) -> dict[str, Any]:
         """JSON form with interval, p and verdict; a verdict needs a measured noise floor."""
         block: dict[str, Any] = {"delta": self.delta, "low": None, "high": None, "p": None, "verdict": UNDECIDED}
-        block |= {"parameter_equivalent": math.exp(self.log_equivalent), "pe_low": None, "pe_high": None}
-        if self.error is None or self.log_equivalent_error is None:
+        block |= {
+            "parameter_equivalent": None if self.log_equivalent is None else _ratio(self.log_equivalent),
+            "pe_low": None,
+            "pe_high": None,
+        }
+        if self.error is None:
             return block
         t = t_quantile(self.df)
         block |= {"low": self.delta - t * self.error, "high": self.delta + t * self.error}
-        reach = t * self.log_equivalent_error
-        block |= {"pe_low": math.exp(self.log_equivalent - reach), "pe_high": math.exp(self.log_equivalent + reach)}
+        if self.log_equivalent is not None and self.log_equivalent_error is not None:
+            reach = t * self.log_equivalent_error
+            block |= {"pe_low": _ratio(self.log_equivalent - reach), "pe_high": _ratio(self.log_equivalent + reach)}
         if decided:
             p = t_p_value(self.delta / self.error, self.df)
             block |= {"p": p, "verdict": "within noise" if p > 0.05 else f"larger than noise, {p_text(p)}"}
         return block
+
+
+def _ratio(log_ratio: float) -> float:
+    """exp, short of overflow: where the curve is almost flat a small effect is worth more parameters than can be counted."""
+    return math.exp(min(max(log_ratio, -LARGEST), LARGEST))
 
 
 def reference_curve(sweep_fits: Sequence[Fitted]) -> Fitted | None:
@@ -126,26 +139,27 @@ def effect_at(
         points = curve.at(size * np.exp([-SLOPE_STEP, 0.0, SLOPE_STEP]))
         logs = curve.result.design.log_predict(coordinates, points)
         delta = log_loss - (logs[:, 1] if on_curve else 0.0)
-        slope = np.abs(logs[:, 2] - logs[:, 0]) / (2 * SLOPE_STEP)
+        slope = np.maximum(np.abs(logs[:, 2] - logs[:, 0]) / (2 * SLOPE_STEP), FLAT)
         return np.broadcast_to(delta, slope.shape), -delta / slope
 
     delta, equivalent = (float(v[0]) for v in reading(theta[:, None]))
     slope = abs(curve.slope(size))
+    worth = None if slope < FLAT else equivalent
     step = 1e-5 * np.eye(len(theta))
     (up, up_equivalent), (down, down_equivalent) = reading(theta[:, None] + step), reading(theta[:, None] - step)
     curve_variance, curve_df = mean_variance(curve, noise)
     own = _own_variance(noise, n_seeds, scale) if isinstance(noise, Noise) else (len(n_seeds) * curve_variance if curve_variance else None)
     own_df = noise.difference_df if isinstance(noise, Noise) else curve_df
     if own is None or curve_variance is None or (isinstance(noise, Refusal) and curve_df < 2):
-        return Effect(delta * scale, None, 0, equivalent, None)
+        return Effect(delta * scale, None, 0, worth, None)
     spread = curve_variance * curve.covariance()
     by_curve = (up - down) / 2e-5
     by_curve_equivalent = (up_equivalent - down_equivalent) / 2e-5
     variance_curve = float(by_curve @ spread @ by_curve)
     total = own + variance_curve
     df = total**2 / (own**2 / own_df + variance_curve**2 / curve_df) if total > 0 else own_df
-    equivalent_variance = own / slope**2 + float(by_curve_equivalent @ spread @ by_curve_equivalent)
-    return Effect(delta * scale, math.sqrt(total) * scale, df, equivalent, math.sqrt(equivalent_variance))
+    equivalent_variance = own / max(slope, FLAT) ** 2 + float(by_curve_equivalent @ spread @ by_curve_equivalent)
+    return Effect(delta * scale, math.sqrt(total) * scale, df, worth, math.sqrt(equivalent_variance))
 
 
 def _own_variance(noise: Noise, n_seeds: Sequence[int], scale: float) -> float:

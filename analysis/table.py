@@ -26,6 +26,9 @@ from study import records
 POSITIVE_COLUMNS = ("params_non_embedding", "params_total", "n_layer", "n_embd", "n_head", "n_tokens")
 """Columns of the laws: their logarithm is taken."""
 
+LEAK_ERRORS = 4.0
+"""Standard errors of a loss by which it must lie below the text's entropy to be called a leak, not luck with the windows."""
+
 STATUS_REASONS = {
     "STOPPED": "stopped early by a scheduler: its loss is censored and never fitted",
     "DIVERGED": "diverged to a non-finite loss",
@@ -238,6 +241,10 @@ def exclusion_reasons(rows: pd.DataFrame, study: Mapping[str, Any]) -> list[str]
     mark(np.isnan(loss), "its val_loss is missing (NaN)")
     mark(np.isinf(loss), "its val_loss is infinite")
     mark(loss <= 0, "its val_loss is not positive, so its logarithm cannot be fitted")
+    floor, error = (rows[column].to_numpy(dtype=float, na_value=np.nan) for column in ("loss_floor", "val_loss_se"))
+    with np.errstate(invalid="ignore"):
+        leaked = loss + LEAK_ERRORS * np.nan_to_num(error) < floor
+    mark(leaked, "its val_loss lies below the text's entropy, which no honest model can: validation text has leaked into training")
     for column in POSITIVE_COLUMNS:
         values = rows[column].to_numpy(dtype=float, na_value=np.nan)
         mark(~(np.isfinite(values) & (values > 0)), f"its {column} is missing or not positive")

@@ -78,7 +78,7 @@ def learning_rates(trials: pd.DataFrame) -> dict[str, Any] | Refusal:
             if len(distinct) == 1
             else "each size ran at a learning rate set by rule"
         )
-        return Refusal(Code.UNMATCHED, f"{how}, so shape and tuning are confounded; search the learning rate per size (preset tuned)")
+        return Refusal(Code.UNMATCHED, f"{how}, so shape and tuning are confounded; train each size at several, for example --sweeps lr:kind=grid:n_embd=32,64:lr=2e-3,4e-3,8e-3")
     rows = [_best_rate(shape, group, model) for shape, group in grouped[searched].groupby(model)]
     return {"rows": rows, "bracketed": all(r["bracketed"] for r in rows), "law": _rate_law(rows), "slopes": _slopes(trials)}
 

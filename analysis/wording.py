@@ -42,13 +42,16 @@ def effect_text(block: Mapping[str, Any], other: str) -> str:
     """What a shape acts like: `other` with more or fewer parameters, with the interval, or that this is not determined."""
     low, high = block["pe_low"], block["pe_high"]
     start = f"acts like {other} {'and' if ' with ' in other else 'with'}"
-    if low is not None and high is not None and low < 1 / WIDEST and high > WIDEST:
+    unbounded = low is not None and high is not None and low < 1 / WIDEST and high > WIDEST
+    if unbounded or block["parameter_equivalent"] is None:
         return f"{start} a number of parameters that the data do not determine"
     return f"{start} {parameters_text(block['parameter_equivalent'])} parameters{equivalent_interval(low, high)}"
 
 
-def parameters_text(ratio: float) -> str:
-    """0.85 -> "15 % fewer", 1.4 -> "40 % more", 24 -> "24 times as many"."""
+def parameters_text(ratio: float | None) -> str:
+    """0.85 -> "15 % fewer", 1.4 -> "40 % more", 24 -> "24 times as many"; None -> "an unknown number of"."""
+    if ratio is None:
+        return "an unknown number of"
     if abs(ratio - 1) < SAME:
         return "as many"
     if ratio < 1 / WIDEST:

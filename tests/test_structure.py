@@ -96,6 +96,15 @@ def test_parameter_equivalents_agree_with_a_model_whose_parameters_count_for_les
     assert row["parameter_equivalent"] == pytest.approx(0.9, abs=0.01)
 
 
+def test_on_a_flat_curve_an_effect_has_a_size_in_nats_but_none_in_parameters() -> None:
+    rising = {shape: 1.0 + 0.01 * np.log(size(shape)) + (0.05 if shape == (2, 64, 8) else 0.0) for shape in WIDTH + DEPTH + HEADS}
+    heads = contrasts_of(cells_of(rising, sd=0.004))["2x64h8"]
+    assert heads["parameter_equivalent"] is None
+    assert heads["pe_low"] is heads["pe_high"] is None
+    assert heads["low"] < 0.05 < heads["high"]
+    assert "a number of parameters that the data do not determine" in heads["sentence"]
+
+
 def test_intervals_cover_and_noise_is_rarely_called_an_effect() -> None:
     """60 studies x 4 contrasts; binomial limits of a nominal 95 % at 240 correlated draws."""
     rng = np.random.default_rng(5)

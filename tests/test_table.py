@@ -88,6 +88,7 @@ def test_a_large_folder_reads_only_the_parts_that_may_be_newer(tmp_path: Path) -
         ({"val_loss": -1.0}, "val_loss is not positive"),
         ({"params_non_embedding": 0}, "params_non_embedding is missing or not positive"),
         ({"n_tokens": -5}, "n_tokens is missing or not positive"),
+        ({"val_loss": 0.3, "val_loss_se": 0.01, "loss_floor": 0.41}, "lies below the text's entropy"),
         ({"status": "STOPPED"}, "stopped early by a scheduler"),
         ({"status": "FAILED", "reason": "RuntimeError: out of memory"}, "failed: RuntimeError: out of memory"),
         ({"status": "DIVERGED", "val_loss": None}, "diverged"),
@@ -115,6 +116,12 @@ def test_a_row_without_a_needed_value_is_left_out_and_the_rest_is_fitted(tmp_pat
     assert f"its {column} is missing" in loaded.excluded[0].reason
     assert len(loaded.trials) == 7
     assert loaded.trials["n_layer"].dtype == loaded.trials["seed"].dtype == np.int64
+
+
+def test_a_loss_that_may_be_below_the_entropy_by_luck_is_kept(tmp_path: Path) -> None:
+    rows = rows_of()
+    rows[0] |= {"val_loss": 0.4, "val_loss_se": 0.01, "loss_floor": 0.41}
+    assert table.load(put(tmp_path, rows)).excluded == []
 
 
 def test_stale_rows_and_rows_of_other_studies_are_named_and_left_out(tmp_path: Path) -> None:
