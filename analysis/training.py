@@ -78,7 +78,8 @@ def learning_rates(trials: pd.DataFrame) -> dict[str, Any] | Refusal:
             if len(distinct) == 1
             else "each size ran at a learning rate set by rule"
         )
-        return Refusal(Code.UNMATCHED, f"{how}, so shape and tuning are confounded; train each size at several, for example --sweeps lr:kind=grid:n_embd=32,64:lr=2e-3,4e-3,8e-3")
+        advice = "train each size at several, for example --sweeps lr:kind=grid:n_embd=32,64:lr=2e-3,4e-3,8e-3"
+        return Refusal(Code.UNMATCHED, f"{how}, so shape and tuning are confounded; {advice}")
     rows = [_best_rate(shape, group, model) for shape, group in grouped[searched].groupby(model)]
     return {"rows": rows, "bracketed": all(r["bracketed"] for r in rows), "law": _rate_law(rows), "slopes": _slopes(trials)}
 
