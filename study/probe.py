@@ -24,6 +24,8 @@ from study.spec import DataConfig, TrainConfig, Trial
 PROBE_FLOPS = 8e9
 """Most FLOPs of a probed step, where its batch can be cut: what is timed in part is scaled by its FLOPs."""
 LONGEST_PROBED_BLOCK = 1024
+UNUSABLE = 2
+"""Exit status for a device that is not there."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,16 @@ class Found:
     ms_per_step: list[float]
 
 
+class ProbeError(RuntimeError):
+    """The steps could not be timed; the study can run all the same, without a quote."""
+
+
 def ask(trials: Sequence[Trial], vocab_size: int, device: str, precision: str, n_threads: int) -> Found:
     """Time the trials' steps in a child process.
 
     Raises:
-        ValueError: the process failed, for example because the wanted device is not there; the message is its last line.
+        ValueError: the wanted device is not on this machine.
+        ProbeError: the process failed or took too long, for example because a model does not fit into memory.
     """
     request = {
         "trials": [{"shape": dataclasses.asdict(t.shape), "train": dataclasses.asdict(t.train)} for t in trials],
@@ -50,12 +57,18 @@ def ask(trials: Sequence[Trial], vocab_size: int, device: str, precision: str, n
     }
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(n_threads)}
-    done = subprocess.run(
-        [sys.executable, "-m", "study.probe"], input=json.dumps(request), capture_output=True, text=True, env=environment, check=False
-    )
+    command, patience_s = [sys.executable, "-m", "study.probe"], 60 + 5 * len(trials)
+    try:
+        done = subprocess.run(
+            command, input=json.dumps(request), capture_output=True, text=True, env=environment, check=False, timeout=patience_s
+        )
+    except subprocess.TimeoutExpired:
+        raise ProbeError(f"a few steps took more than {patience_s} s") from None
+    last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+    if done.returncode == UNUSABLE:
+        raise ValueError(last)
     if done.returncode:
-        last = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise ValueError(f"a few steps could not be timed on this machine: {last.removeprefix('ValueError: ')}")
+        raise ProbeError(last)
     return Found(**json.loads(done.stdout.splitlines()[-1]))
 
 
@@ -98,7 +111,11 @@ def main() -> None:
 
     request = json.load(sys.stdin)
     execution = Execution(**request["execution"])
-    device = choose_device(execution.device)
+    try:
+        device = choose_device(execution.device)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        sys.exit(UNUSABLE)
     trials = [Trial(Shape(**t["shape"]), TrainConfig(**t["train"]), DataConfig(), 1) for t in request["trials"]]
     on_gpu = device.type == "cuda"
     found = Found(

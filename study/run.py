@@ -94,11 +94,16 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
 
 def _quote(command: Command, found: "Survey", vocab_size: int) -> "Quote | None":
     """What the missing trials will cost on this machine; a cluster's devices are not here to be timed."""
+    from study.probe import ProbeError
     from study.quote import make_quote
 
     if not found.missing or command.options.address or os.environ.get("RAY_ADDRESS"):
         return None
-    return make_quote(found.missing, vocab_size, command.options)
+    try:
+        return make_quote(found.missing, vocab_size, command.options)
+    except ProbeError as error:
+        print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
+        return None
 
 
 def _score(quoted: "Quote", trained: "Sequence[Trial]", out: Path, seconds_taken: float) -> dict[str, Any]:

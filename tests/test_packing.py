@@ -8,7 +8,7 @@ import pytest
 
 from models.config import Shape
 from study.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, step_flops, to_probe
-from study.probe import ask
+from study.probe import ProbeError, ask
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 
 STUDY = Study(sweeps=("depth:n_layer=1,2,4", "width:n_embd=32,64,128"), seeds=(1, 2, 3))
@@ -104,3 +104,19 @@ def test_speeds_are_plain_json(tmp_path: Path) -> None:
     speeds.note("cpu", expand(STUDY)[0], 64, 5.0, real=True)
     speeds.save()
     assert next(iter(json.loads((tmp_path / "speed.json").read_text())["seen"]["cpu"].values()))["ms"] == 5.0
+
+
+def test_a_device_that_is_not_there_is_named_and_a_model_that_cannot_be_timed_is_no_fatal_mistake() -> None:
+    tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
+    if not torch_has_mps():
+        with pytest.raises(ValueError, match="is not on this machine; it has cpu"):
+            ask([tiny], 64, device="mps", precision="auto", n_threads=1)
+    vast = Trial(Shape(1, 2**20, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
+    with pytest.raises(ProbeError):
+        ask([vast], 64, device="cpu", precision="auto", n_threads=1)
+
+
+def torch_has_mps() -> bool:
+    import torch
+
+    return torch.backends.mps.is_available()
