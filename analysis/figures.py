@@ -215,6 +215,8 @@ def _spread(losses: Sequence[float], span: float) -> list[tuple[float, float]]:
     Args:
         span: width of the data on the axis, natural log.
     """
+    if len(losses) < 2:  # the only seed is the mean
+        return [(1.0, loss) for loss in losses]
     step = min(0.015, 0.06 / max(len(losses), 1))
     return [(float(np.exp(span * (0.03 + step * i))), loss) for i, loss in enumerate(losses)]
 

@@ -281,10 +281,16 @@ def card_section(fits: Fits) -> Section:
     for key, title in titles.items():
         rows = (fits.get("diagnostics") or {}).get(key)
         if isinstance(rows, list) and rows:
-            listings.append(content.records_listing(key, title, rows, f"/diagnostics/{key}"))
+            listings.append(content.records_listing(key, title, [_told(row) for row in rows], f"/diagnostics/{key}"))
     if isinstance(fits.get("selection"), list) and fits["selection"]:
         listings.append(selection_listing(fits["selection"]))
     return Section("card", "Fit card and checks", listings=listings)
+
+
+def _told(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of a check with its column and status in words."""
+    words = {key: str(row[key]).lower().replace("_", " ") for key in ("status",) if key in row}
+    return {**row, **words, **({"column": CONVENTIONS.get(row["column"], row["column"].replace("_", " "))} if "column" in row else {})}
 
 
 def provenance_section(fits: Fits) -> Section:

@@ -26,8 +26,8 @@ def in_words(label: str) -> str:
 
 
 def contrast_label(name: str) -> str:
-    """The name of a contrast for tables and axes: "1x64 vs width curve" -> "1 × 64 vs width curve"."""
-    return re.sub(r"(?<=\d)x(?=\d)", " \u00d7 ", name)
+    """The name of a contrast for tables and axes: "1x64h8 vs width curve" -> "1 × 64, 8 heads vs width curve"."""
+    return re.sub(r"(?<=\d)x(\d+)(?:h(\d+))?", lambda m: f" \u00d7 {m[1]}" + (f", {count(m[2], 'head')}" if m[2] else ""), name)
 
 
 def p_text(p: float) -> str:

@@ -177,3 +177,17 @@ def test_drawing_leaves_pyplot_alone() -> None:
     code = "import sys; from analysis import figures; figures.draw_loss_against_parameters({}); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_no_seed_of_a_sweep_hides_behind_its_mean_or_another_seed() -> None:
+    spread = figures._spread([1.0, 1.0, 1.0], span=1.0)
+    assert len({x for x, _ in spread}) == 3
+    assert min(x for x, _ in spread) > 1.02
+    assert figures._spread([1.0], span=1.0) == [(1.0, 1.0)]
+
+
+def test_rates_are_drawn_only_where_some_shape_tried_several() -> None:
+    shape = {"n_layer": 2, "n_head": 4}
+    ruled = [{**shape, "n_embd": width, "lr": lr} for width, lr in ((32, 1e-2), (64, 7e-3), (96, 6e-3))]
+    assert not figures.tried_rates(ruled)
+    assert figures.tried_rates([*ruled, {**shape, "n_embd": 64, "lr": 1e-3}])

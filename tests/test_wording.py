@@ -81,3 +81,8 @@ def test_the_first_sentence_says_how_sure_it_is(low: float | None, high: float |
 def test_a_loss_that_rises_with_size_is_said_to_rise() -> None:
     sentence = answer.parameters(study({"value": -0.03, "low": -0.05, "high": -0.01}))
     assert "raises validation loss by 0.030 nats (95 % interval 0.010 to 0.050)" in sentence
+
+
+def test_contrasts_are_labeled_for_readers() -> None:
+    assert wording.contrast_label("4x32h16 vs 1x64h1") == "4 \u00d7 32, 16 heads vs 1 \u00d7 64, 1 head"
+    assert wording.contrast_label("16 vs 1 heads") == "16 vs 1 heads"
