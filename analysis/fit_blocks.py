@@ -128,7 +128,8 @@ def curve(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
     if variance is None:
         return block | {"low": None, "high": None}
     half = t_quantile(df) * fitted.log_error(points, variance)
-    return block | {"low": y * np.exp(-half), "high": y * np.exp(half)}
+    with np.errstate(over="ignore"):  # far from few points the band is as good as unbounded
+        return block | {"low": y * np.exp(-half), "high": y * np.exp(half)}
 
 
 # ---- parameters ----

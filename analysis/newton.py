@@ -322,7 +322,8 @@ def _step(objective: Objective, state: _State, tolerance: float) -> tuple[_State
     blur = 4e-15 + 1e-14 * np.abs(state.value)
     better = (value < state.value - blur) | ((value <= state.value + blur) & (norm < state.norm))
     rounding = promised <= 10 * blur
-    gain = np.where(rounding, norm < 0.5 * state.norm, (state.value - value) / np.maximum(promised, 1e-300))
+    with np.errstate(over="ignore", invalid="ignore"):  # a promise of nothing, or a trial step where the law is not positive
+        gain = np.where(rounding, norm < 0.5 * state.norm, (state.value - value) / np.maximum(promised, 1e-300))
     if tolerance > TOLERANCE:  # an intermediate stage: near enough is done
         polished = np.where(better, norm, state.norm) <= tolerance
     else:

@@ -129,7 +129,8 @@ def _explained(weight: Floats, mean: Floats, bases: list[Floats]) -> Floats:
     y = mean - (share @ mean)[:, None]
     gram = np.einsum("rk,rkp,rkq->rpq", weight, x, x)
     right = np.einsum("rk,rkp,rk->rp", weight, x, y)
-    ridge = 1e-10 * np.trace(gram, axis1=1, axis2=2)[:, None, None] * np.eye(design.shape[1])
+    trace = np.trace(gram, axis1=1, axis2=2)[:, None, None]  # 0 in a resample that holds one level of every factor: explains nothing
+    ridge = (1e-10 * trace + 1e-30) * np.eye(design.shape[1])
     found = np.linalg.solve(gram + ridge, right[:, :, None])[:, :, 0]
     return np.einsum("rp,rp->r", found, right)
 

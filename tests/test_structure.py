@@ -1,6 +1,7 @@
 """Size or shape: known effects are recovered at equal size, intervals cover, noise is not called an effect, shares add up."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -188,6 +189,17 @@ def test_shares_are_refused_where_shape_follows_from_size() -> None:
     found = shares.variance_shares(cells_of(losses, sd=0.004), np.random.default_rng(0))
     assert isinstance(found, Refusal)
     assert found.code == Code.UNMATCHED
+
+
+def test_shares_stand_where_a_resample_holds_one_level_only() -> None:
+    shapes = [(2, width, 4) for width in (32, 48, 64, 96, 128, 160)] + [(4, 64, 4)]
+    cells = cells_of({shape: law(size(shape)) for shape in shapes}, sd=0.002)
+    odd = np.where(cells.columns["n_layer"] == 4, 8.0, 16.0)  # one configuration alone has its head_dim: a third of resamples lack it
+    cells = replace(cells, columns={**cells.columns, "head_dim": odd, "aspect": np.full(len(cells), 32.0)})
+    rows = shares.variance_shares(cells, np.random.default_rng(0))
+    assert isinstance(rows, list)
+    assert sum(row["shapley"] for row in rows) == pytest.approx(1.0)
+    assert all(np.isfinite([row["low"], row["high"]]).all() for row in rows)
 
 
 def test_equal_seeds_give_equal_share_intervals() -> None:
