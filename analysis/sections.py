@@ -108,8 +108,6 @@ def loss_section(fits: Fits, curves: bool) -> Section:
     prose = [Cell(noise_sentence(noise), "/noise")] if noise and not is_refused(noise) else []
     if lack and lack.get("sentence"):
         prose.append(Cell(str(lack["sentence"]), "/diagnostics/lack_of_fit/sentence"))
-    if fit and fit.get("disagreement"):
-        prose.append(Cell(sentence(fit["disagreement"]), f"/fits/{escape_pointer(fits['primary_fit'])}/disagreement"))
     listings = [fits_listing(fits)] if fits.get("fits") else []
     if isinstance(fits.get("conventions"), list) and fits["conventions"]:
         listings.append(conventions_listing(fits["conventions"]))
@@ -276,6 +274,9 @@ def exclusions_section(evidence: Evidence) -> Section:
 
 def card_section(fits: Fits) -> Section:
     """The fit card: what was fitted, how things are counted, optimizer, objective; and what the fit is sensitive to."""
+    fit, prose = part_of(fits.get("fits"), str(fits.get("primary_fit"))), []
+    if fit and fit.get("disagreement"):
+        prose.append(Cell(sentence(fit["disagreement"]), f"/fits/{escape_pointer(fits['primary_fit'])}/disagreement"))
     listings = [content.facts_listing("card", "", fits.get("card") or {}, "/card")]
     titles = {"drop_size": "Without one size", "delta_sensitivity": "With another objective", "trends": "Trends of the residuals"}
     for key, title in titles.items():
@@ -284,7 +285,7 @@ def card_section(fits: Fits) -> Section:
             listings.append(content.records_listing(key, title, [_told(row) for row in rows], f"/diagnostics/{key}"))
     if isinstance(fits.get("selection"), list) and fits["selection"]:
         listings.append(selection_listing(fits["selection"]))
-    return Section("card", "Fit card and checks", listings=listings)
+    return Section("card", "Fit card and checks", prose, listings=listings)
 
 
 def _told(row: Mapping[str, Any]) -> dict[str, Any]:

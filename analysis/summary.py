@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.refusals import is_refused
+from analysis.wording import count
 
 WIDTH = 120
 Tree = Mapping[str, Any]
@@ -95,7 +96,9 @@ def _sweeps(tree: Tree) -> str:
             lines.append(f"  slope dlnL/dlnN {_cell(slope)}")
         end = sweep.get("unit_below_noise_from")
         if end:
-            lines.append(f"  from {end['value']} {sweep['word']} on, one more gains less than the noise floor of {end['noise']:.3f} nats")
+            lines.append(
+                f"  from {_level(end['value'], sweep['word'])} on, one more gains less than the noise floor of {end['noise']:.3f} nats"
+            )
     return _block("Sweeps", lines)
 
 
@@ -158,6 +161,11 @@ def _excluded(tree: Tree) -> str:
 
 
 # ---- numbers ----
+
+
+def _level(value: float, word: str) -> str:
+    """1 layer, 4 heads, width 64."""
+    return count(f"{value:,}", word.removesuffix("s")) if word in ("layers", "heads") else f"{word} {value:,}"
 
 
 def _number(value: float | None) -> str:
