@@ -17,6 +17,7 @@ from analysis.fitted import BESIDE_STARTS, Fitted
 from analysis.laws import Power
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Noise, f_p_value, t_p_value, t_quantile
+from analysis.resampling import distinct_points
 from analysis.verdicts import SAME_SIZE
 from analysis.wording import p_text
 
@@ -61,10 +62,11 @@ def _refit(fitted: Fitted, keep: NDArray[np.bool_]) -> BatchResult | None:
 
 
 def _enough(fitted: Fitted, keep: NDArray[np.bool_], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Rows of `keep` that leave more sizes than the law has parameters in N, and more configurations than parameters."""
+    """Rows of `keep` that leave more sizes than the law has parameters in N, and as many distinct points as parameters."""
     left = np.array([len(np.unique(groups[row])) for row in keep])
     needed = 1 + int(fitted.result.law.has_floor) + 1
-    return (left >= needed) & (keep.sum(axis=1) >= len(fitted.result.params))
+    columns = {name: fitted.cells.columns[name] for name in fitted.result.law.columns}
+    return (left >= needed) & (distinct_points(columns, keep.astype(float)) >= len(fitted.result.params))
 
 
 def _drops(fitted: Fitted, groups: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:

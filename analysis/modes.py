@@ -135,8 +135,8 @@ def _vertex(objective: Objective, near: Minimum) -> Minimum:
 
 def _solve_rows(matrices: Array, right: Array) -> Array:
     """Solve (rows, P, P) systems; not a number where one is singular."""
-    finite = np.isfinite(matrices).all(axis=(1, 2))
-    fine = finite & (np.linalg.cond(np.where(finite[:, None, None], matrices, 0.0)) < 1e14)
+    matrices = np.where(np.isfinite(matrices).all(axis=(1, 2), keepdims=True), matrices, 0.0)
+    fine = np.linalg.cond(matrices) < 1e14
     safe = np.where(fine[:, None, None], matrices, np.eye(matrices.shape[1]))
     return np.where(fine[:, None], np.linalg.solve(safe, right[:, :, None])[:, :, 0], np.nan)
 

@@ -123,3 +123,13 @@ def test_one_size_refuses_everything_that_needs_two(tmp_path: Path) -> None:
     for block in ("returns", "diagnostics", "irreducible_loss"):
         assert code_of(tree[block]) == Code.NO_VARIATION
     assert tree["fits"] == {}
+
+
+def test_leaving_a_size_out_never_asks_for_more_points_than_are_left(tmp_path: Path) -> None:
+    def budgets(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+        tokens = {16: 1, 32: 2, 64: 4}.get(row["n_embd"], 1) * 500_000
+        return {"n_tokens": tokens, "config_id": f"{row['config_id']}-{row['seed']}", "seed": 0}  # equal points under several names
+
+    tree = concluded(tmp_path, [(2, 16, 4), (2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 128, 4)], budgets, seeds=2)
+    assert tree["fits"]["joint"]["law"] == "M2"
+    assert tree["diagnostics"]["drop_size"] == []
