@@ -49,8 +49,44 @@ def parameters(tree: Tree) -> str:
     slope, gain = fit["slope"], fit["slope"]["gain_per_doubling"]
     verb, sign = ("lowers", 1.0) if gain["value"] >= 0 else ("raises", -1.0)
     low, high = (gain["low"], gain["high"]) if sign > 0 else (_negated(gain["high"]), _negated(gain["low"]))
-    text = f"Doubling the parameters {verb} validation loss by {abs(gain['value']):.3f} nats{reach_text(low, high, '95 % interval ')}"
-    return f"{text}, {_gain_verdict(slope, tree['noise'])}{_diminishing(tree)}."
+    what = f"{verb} validation loss by {abs(gain['value']):.3f} nats{reach_text(low, high, '95 % interval ')}"
+    seen = _seen_in_sweeps(tree)
+    if seen:
+        verdict = _gain_verdict(slope, tree["noise"])
+        return f"{seen}; over all sizes a doubling of the parameters {what.replace('validation loss', 'it')}, {verdict}{_falling(tree)}."
+    return f"Doubling the parameters {what}, {_gain_verdict(slope, tree['noise'])}{_diminishing(tree)}."
+
+
+def _seen_in_sweeps(tree: Tree) -> str:
+    """What each sweep of width or depth did from end to end: observed means with the interval of their difference, no curve in between."""
+    varied = [s for s in tree.get("sweeps", []) if s["factor"] in ("n_embd", "n_layer") and len(s["levels"]) > 1]
+    if is_refused(tree["noise"]) or len(varied) < 2:  # one sweep is its own curve
+        return ""
+    parts = [_end_to_end(sweep, tree["noise"]["detectable"]) for sweep in sorted(varied, key=_change)]
+    if parts[0].endswith("within noise"):
+        parts[0] = parts[0].replace("it stays", "loss stays")
+    return f"From {', from '.join(parts)}"
+
+
+def _change(sweep: Mapping[str, Any]) -> float:
+    return float(sweep["levels"][-1]["mean"] - sweep["levels"][0]["mean"])
+
+
+def _end_to_end(sweep: Mapping[str, Any], margin: float) -> str:
+    first, last, change = sweep["levels"][0]["value"], sweep["levels"][-1]["value"], _change(sweep)
+    ends = f"{first} to {last} layers" if sweep["factor"] == "n_layer" else f"width {first} to {last}"
+    if abs(change) <= margin:
+        return f"{ends} it stays within noise"
+    reach = f"{abs(change) - margin:.3f} to {abs(change) + margin:.3f}"
+    return f"{ends} loss {'falls' if change < 0 else 'rises'} by {abs(change):.3f} nats ({reach})"
+
+
+def _falling(tree: Tree) -> str:
+    """The gain of the doubling at either end of the data."""
+    returns = tree["returns"]
+    if is_refused(returns):
+        return ""
+    return f", going from {returns['smallest']['gain']:.3f} to {returns['largest']['gain']:.3f} across the data"
 
 
 def _negated(value: float | None) -> float | None:
