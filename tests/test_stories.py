@@ -7,11 +7,11 @@ import subprocess
 import sys
 
 import pytest
-from test_grammar import tiny_grammar
 
 from study import stories
 from study.grammar import derivations, enumerate_texts
 from study.lexicon import world
+from tests.test_grammar import tiny_grammar
 
 FIRST_STORIES_SHA256 = "68a47ab513ca9bc5af18c89c7ad895f4cc0a62ccc189731edd0a819bac379e71"
 
