@@ -8,7 +8,6 @@ Reads the sections of a report; writes `report.ipynb`, executed where a Jupyter 
 import argparse
 import asyncio
 import atexit
-import json
 import logging
 import os
 import sys
@@ -154,12 +153,6 @@ def _environment() -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     paths = [root, *[p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
-
-
-def outputs_of(path: Path) -> str:
-    """All output text of a saved notebook, for a look without Jupyter."""
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return "\n".join(json.dumps(cell.get("outputs", [])) for cell in saved["cells"])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -74,11 +74,6 @@ def load(
     return tensors, facts
 
 
-def discard(folder: Path, trial_id: str) -> None:
-    """Remove a trial's checkpoints once its row is written."""
-    shutil.rmtree(folder / trial_id, ignore_errors=True)
-
-
 def _check(facts: Any, tensors: dict[str, Tensor], trial_id: str, step: int, shapes: dict[str, torch.Size]) -> None:
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ValueError("state.json is not of this format")

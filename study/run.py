@@ -119,8 +119,10 @@ def _score(quoted: "Quote", trained: "Sequence[Trial]", out: Path, seconds_taken
 
 def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", origin: "Provenance", argv: list[str]) -> dict[str, Any]:
     """What study.json holds: the question, every default spelled out, the data, and where all of it came from."""
+    from study import data
     from study.spec import RECIPE_VERSION
 
+    block = command.study.model.block_size
     names = ("name", "sha256", "vocab_size", "floor", "floor_se", "n_unknown", "source")
     corpus_facts = {name: getattr(corpus, name) for name in names} | {"n_train": len(corpus.train), "n_val": len(corpus.val)}
     return {
@@ -132,6 +134,7 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
         "options": dataclasses.asdict(command.options),
         "data": corpus_facts,
         "data_sha256": corpus.sha256,
+        "eval_sha256": data.eval_sha256(*data.evaluation_windows(corpus.val, command.study.train.eval_windows, block)),
         "recipe_version": RECIPE_VERSION,
         "trial_ids": [trial.trial_id for trial in trials],
         **dataclasses.asdict(origin),

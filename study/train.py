@@ -13,7 +13,6 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,9 @@ from torch import Tensor
 from models.transformer import Transformer, count_decayed
 from study import checkpoint, data
 from study.device import Execution, choose_device, choose_precision, device_name, peak_memory_bytes, prepare_process, synchronize
+from study.outcome import Outcome, Ran, Replica, finished_row
 from study.samples import draw_samples
-from study.spec import RECIPE_VERSION, Trial
+from study.spec import Trial
 
 EVAL_TOKENS = 16_384
 """Tokens per evaluation batch: large enough to be efficient, small enough to stay in a CPU's cache and any GPU's memory."""
@@ -36,25 +36,6 @@ warnings.filterwarnings("ignore", message="grad and param do not obey the gradie
 
 DROPOUT_STREAM = 0x5CA1_AB1E
 """Keeps the dropout masks' stream apart from those of initialization and data."""
-
-
-@dataclass
-class Outcome:
-    """What one trial leaves: the columns of its `trials` row that training knows, its curve and its generated texts."""
-
-    row: dict[str, Any]
-    curve: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
-
-
-@dataclass
-class _Replica:
-    """One trial inside a bundle."""
-
-    trial: Trial
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    diverged_at: int | None = None
 
 
 class Bundle:
@@ -84,7 +65,7 @@ class Bundle:
             raise ValueError(
                 f"{len(trials)} trials of different shape, batch, length or evaluation cannot share a bundle; train them apart"
             )
-        self.replicas = [_Replica(trial) for trial in trials]
+        self.replicas = [Replica(trial) for trial in trials]
         self.recipe, shape = trials[0].train, trials[0].shape
         self.device = choose_device(execution.device)
         prepare_process(execution, self.device)
@@ -163,7 +144,7 @@ class Bundle:
         """One optimizer step of every replica; returns losses and gradient norms before clipping, (K,) each."""
         tokens, targets = self._batch()
         if self.recipe.dropout:
-            torch.manual_seed(hash((DROPOUT_STREAM, self.replicas[0].trial.seed, self.step)) % 2**63)
+            torch.manual_seed(DROPOUT_STREAM + (self.replicas[0].trial.seed << 32) + self.step)
         self.model.flat_grad.zero_()
         losses = self.model.loss(tokens, targets)
         losses.sum().backward()
@@ -352,47 +333,19 @@ class Bundle:
         """Generate the final texts and return what each trial leaves, in the order given."""
         if self.characters and any(r.diverged_at is None for r in self.replicas):
             self._collect_samples()
-        return [Outcome(self._row(replica), replica.curve, replica.samples) for replica in self.replicas]
-
-    def _row(self, replica: _Replica) -> dict[str, Any]:
-        trial, curve = replica.trial, replica.curve
-        model = trial.model(self.vocab_size)
-        steps = self.step if replica.diverged_at is None else replica.diverged_at
-        n_tokens = steps * self.recipe.batch_size * self.block_size
-        unique = len(self.train_tokens[self.replicas.index(replica)])
-        diverged = replica.diverged_at is not None
-        names = ("params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token", "d_ff")
-        shape_names = ("n_layer", "n_embd", "n_head", "block_size", "vocab_size")
-        recipe_names = ("batch_size", "lr", "weight_decay", "dropout", "schedule")
-        return {
-            "trial_id": trial.trial_id,
-            "config_id": trial.config_id,
-            "seed": trial.seed,
-            "sweeps": list(trial.sweeps),
-            "lr_status": trial.lr_status,
-            "recipe_version": RECIPE_VERSION,
-            **{name: getattr(model, name) for name in names + shape_names},
-            **{name: getattr(trial.train, name) for name in recipe_names},
-            "status": "DIVERGED" if diverged else "COMPLETED",
-            "reason": f"the loss was not finite at step {replica.diverged_at}" if diverged else None,
-            "n_steps": steps,
-            "n_tokens": n_tokens,
-            "unique_tokens": unique,
-            "epochs": n_tokens / unique,
-            "flops": float(model.flops_per_token) * n_tokens,
-            "val_loss": None if diverged else curve[-1]["val_loss"],
-            "val_loss_se": None if diverged else curve[-1]["val_loss_se"],
-            "train_loss": None if diverged else curve[-1]["train_loss"],
-            "best_val_loss": min((row["val_loss"] for row in curve), default=None),
-            "ms_per_step": self.ms_per_step,
-            "tokens_per_s": n_tokens / self.train_s if self.train_s else None,
-            "bundle_size": len(self.replicas),
-            "device": device_name(self.device),
-            "precision": self.model.precision,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
-            "train_s": self.train_s,
-            "eval_s": self.eval_s,
-            "wall_s": self.wall_s,
-            "restarts": self.restarts,
-            "torch_version": str(torch.__version__),  # a plain str: its own type would make the driver import torch
-        }
+        ran = Ran(
+            self.step,
+            device_name(self.device),
+            self.model.precision,
+            self.ms_per_step,
+            self.train_s,
+            self.eval_s,
+            self.wall_s,
+            peak_memory_bytes(self.device),
+            self.restarts,
+            len(self.replicas),
+        )
+        return [
+            Outcome(finished_row(replica, ran, self.vocab_size, len(tokens)), replica.curve, replica.samples)
+            for replica, tokens in zip(self.replicas, self.train_tokens, strict=True)
+        ]

@@ -13,8 +13,9 @@ import torch
 from models.config import Shape
 from study import checkpoint
 from study.device import Execution
+from study.outcome import Outcome
 from study.spec import DataConfig, TrainConfig, Trial
-from study.train import Bundle, Outcome
+from study.train import Bundle
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.txt"
 FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
