@@ -118,22 +118,21 @@ def test_damaged_checkpoints_and_tables_are_named_set_aside_and_recomputed(
     assert tables(out) == tables(undisturbed)
 
 
-def test_a_trial_that_cannot_train_fails_with_its_reason_one_that_explodes_diverges_and_the_rest_go_on(
+def test_a_trial_without_enough_memory_fails_with_its_reason_one_that_explodes_diverges_and_the_rest_go_on(
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text, out = tmp_path / "short.txt", tmp_path / "out"
-    text.write_text("".join(f"Cat number {n} sat on mat number {n * n}.\n\n" for n in range(150)))
-    command = [*tiny(out, "--no-report"), "--data.path", str(text), "--sweeps", "context:block_size=32,1024", "rate:lr=0.01,1e30"]
+    out = tmp_path / "out"
+    command = [*tiny(out, "--no-report"), "--seeds", "1", "--sweeps", f"width:n_embd=16,{2**20}", "rate:lr=0.01,1e30"]
     assert run.main(command) == 1
-    ends = {(row["block_size"], row["lr"]): row for row in rows(out)}
-    assert ends[32, 0.01]["status"] == "COMPLETED"
+    ends = {(row["n_embd"], row["lr"]): row for row in rows(out)}
+    assert ends[16, 0.01]["status"] == "COMPLETED"
     assert ends[32, 1e30]["status"] == "DIVERGED"
     assert "not finite at step" in ends[32, 1e30]["reason"]
-    assert ends[1024, 0.01]["status"] == "FAILED"
-    assert "too short for block_size=1024" in ends[1024, 0.01]["reason"]
-    assert "1 of 3 trials are completed" in capsys.readouterr().out
+    assert ends[2**20, 0.01]["status"] == "FAILED"
+    assert "allocate" in ends[2**20, 0.01]["reason"]
+    assert "2 of 4 trials are completed" in capsys.readouterr().out
     assert run.main(command) == 1
-    assert "2 done, 1 to run (1 of them again)" in capsys.readouterr().out
+    assert "3 done, 1 to run (1 of them again)" in capsys.readouterr().out
 
 
 @pytest.mark.slow
