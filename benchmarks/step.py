@@ -18,7 +18,7 @@ import torch
 
 from benchmarks.machine import describe, write_csv
 from benchmarks.peer import EVAL_BATCHES, EVAL_EVERY, PeerLoop, matmul_peak
-from models.config import ModelConfig
+from models.config import ModelConfig, Shape
 from study.device import Execution
 from study.spec import DataConfig, TrainConfig, Trial
 from study.train import Bundle
@@ -41,7 +41,7 @@ def contestants(shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=200_000).astype(np.uint8)
     config = ModelConfig(n_layer=n_layer, n_embd=n_embd, n_head=n_head, block_size=block_size, vocab_size=VOCABULARY)
     recipe = TrainConfig(batch_size=batch_size, n_steps=100_000, lr=1e-3, eval_windows=EVAL_WINDOWS)
-    spec = Trial(config, recipe, DataConfig(), 1)
+    spec = Trial(Shape(n_layer, n_embd, n_head, block_size), recipe, DataConfig(), 1)
     steps: dict[str, Callable[[], Any]] = {}
     for name, fused in (("peer", True), ("peer_written_out", False)):
         steps[name] = PeerLoop(config, tokens, batch_size, 1e-3, 100_000, fused).step
@@ -78,7 +78,14 @@ def evaluation_ms(shape: tuple[int, ...]) -> tuple[float, float]:
     config = ModelConfig(n_layer=n_layer, n_embd=n_embd, n_head=n_head, block_size=block_size, vocab_size=VOCABULARY)
     peer = PeerLoop(config, tokens, batch_size, 1e-3, 100_000)
     recipe = TrainConfig(batch_size=batch_size, eval_windows=EVAL_WINDOWS)
-    ours = Bundle([Trial(config, recipe, DataConfig(), 1)], tokens, tokens, VOCABULARY, None, Execution(device="cpu", n_threads=1))
+    ours = Bundle(
+        [Trial(Shape(n_layer, n_embd, n_head, block_size), recipe, DataConfig(), 1)],
+        tokens,
+        tokens,
+        VOCABULARY,
+        None,
+        Execution(device="cpu", n_threads=1),
+    )
     part = EVAL_BATCHES // 10
     times = measure({"peer": lambda: peer.evaluate(part), "ours": lambda: ours._window_losses(*ours.val_windows)}, 1, 3)
     return statistics.median(times["peer"]) * 10, statistics.median(times["ours"])
