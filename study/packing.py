@@ -21,12 +21,12 @@ from study.spec import Trial
 
 STATE_BYTES = 16
 """Bytes per parameter: weights, gradients and AdamW's two moments in float32."""
-PROCESS_BYTES = {"cpu": 450 << 20, "cuda": 700 << 20, "mps": 700 << 20}
-"""A worker before it has a model: Python, torch and (on a GPU) the CUDA context; measured on a CPU, LOG 2026-11-22."""
+PROCESS_BYTES = {"cpu": 550 << 20, "cuda": 700 << 20, "mps": 700 << 20}
+"""A worker before it has a model: Python, torch, Ray; on a CPU the smallest trials peak at 560 to 585 MiB; a GPU's context is assumed."""
 HEADROOM = 1.15
 """Room for fragmentation and for what the model below leaves out."""
 START_S, WORKER_START_S, TRIAL_S, END_S = 6.0, 5.0, 0.4, 12.0
-"""Ray's start; a worker's first import of torch; setting up one trial and writing its texts; tables and report (LOG 2026-11-22)."""
+"""Ray's start; a worker's first import of torch; setting up one trial and writing its texts; tables and report (seconds, from runs of `smoke` and `quick`)."""
 PROCESSES_PER_GPU = 6
 """Beyond this, processes that share a GPU only wait for each other."""
 LARGEST_BUNDLE = 16
