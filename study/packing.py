@@ -26,7 +26,8 @@ PROCESS_BYTES = {"cpu": 550 << 20, "cuda": 700 << 20, "mps": 700 << 20}
 HEADROOM = 1.15
 """Room for fragmentation and for what the model below leaves out."""
 START_S, WORKER_START_S, TRIAL_S, END_S = 6.0, 5.0, 0.4, 12.0
-"""Ray's start; a worker's first import of torch; setting up one trial and writing its texts; tables and report (seconds, from runs of `smoke` and `quick`)."""
+"""Seconds of Ray's start; of a worker's first import of torch; of setting up one trial and writing its texts; of tables and report
+(from runs of `smoke` and `quick`)."""
 PROCESSES_PER_GPU = 6
 """Beyond this, processes that share a GPU only wait for each other."""
 LARGEST_BUNDLE = 16
