@@ -44,7 +44,8 @@ def choose_device(wanted: str) -> torch.device:
 def choose_precision(wanted: str, device: torch.device) -> Precision:
     """bf16 operands where the hardware multiplies them natively, else float32.
 
-    On a CPU with AVX512-BF16 or AMX, bf16 wins at every shape measured, from 1.2x at 2x64 to 1.8x at 6x256 (LOG 2026-11-22).
+    On a CPU with AVX512-BF16 or AMX, bf16 gains from width 64 on (1.1x at 2x64, 1.9x at 6x256) and loses below (0.87x at width 32, 0.82x at
+    16; LOG 2026-11-22): one arithmetic for a whole study is kept, because those trials are the cheapest and its losses then compare alike.
     """
     if wanted == "float32" or wanted == "bf16":
         return wanted  # type: ignore[return-value]

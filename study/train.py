@@ -30,7 +30,6 @@ from study.spec import Trial
 EVAL_TOKENS = 16_384
 """Tokens per evaluation batch: large enough to be efficient, small enough to stay in a CPU's cache and any GPU's memory."""
 ANYWHERE = Execution()
-
 # A bundle's gradients are rows of one buffer on purpose; torch remarks once on their strides.
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
