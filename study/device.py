@@ -41,18 +41,21 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def choose_precision(wanted: str, device: torch.device) -> Precision:
-    """bf16 operands where the hardware multiplies them natively, else float32.
+BF16_FROM_WIDTH = 64
+"""Width from which bf16 operands gain on a CPU: 0.82x at 16, 0.87x at 32, 1.06x at 64, 1.9x at 256 (`make bench-step`, LOG 2026-11-22)."""
 
-    On a CPU with AVX512-BF16 or AMX, bf16 gains from width 64 on (1.1x at 2x64, 1.9x at 6x256) and loses below (0.87x at width 32, 0.82x at
-    16; LOG 2026-11-22): one arithmetic for a whole study is kept, because those trials are the cheapest and its losses then compare alike.
+
+def choose_precision(wanted: str, device: torch.device, n_embd: int) -> Precision:
+    """bf16 operands where the hardware multiplies them natively and the model is wide enough to gain from it, else float32.
+
+    The choice is made for each shape and recorded with each trial; it moves losses by less than a change of seed (tests/test_train.py).
     """
     if wanted == "float32" or wanted == "bf16":
         return wanted  # type: ignore[return-value]
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     native = device.type == "cpu" and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-    return "bf16" if native else "float32"
+    return "bf16" if native and n_embd >= BF16_FROM_WIDTH else "float32"
 
 
 def prepare_process(execution: Execution, device: torch.device) -> None:

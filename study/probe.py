@@ -34,6 +34,7 @@ class Found:
 
     device: str
     precision: str
+    """arithmetic of models that are wide enough to gain from the device's fastest"""
     gpus: int
     gpu_memory_bytes: int
     ms_per_step: list[float]
@@ -107,7 +108,7 @@ def main() -> None:
     """Answer one request."""
     import torch
 
-    from study.device import Execution, choose_device, choose_precision, device_name
+    from study.device import BF16_FROM_WIDTH, Execution, choose_device, choose_precision, device_name
 
     request = json.load(sys.stdin)
     execution = Execution(**request["execution"])
@@ -120,7 +121,7 @@ def main() -> None:
     on_gpu = device.type == "cuda"
     found = Found(
         device=device_name(device),
-        precision=choose_precision(execution.precision, device),
+        precision=choose_precision(execution.precision, device, BF16_FROM_WIDTH),
         gpus=torch.cuda.device_count() if on_gpu else 0,
         gpu_memory_bytes=torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
         ms_per_step=time_steps(trials, request["vocab_size"], execution),

@@ -71,7 +71,7 @@ class Bundle:
         self.characters, self.vocab_size, self.val_tokens = characters, vocab_size, val_tokens
         self.train_tokens = [data.first_tokens(train_tokens, trial.train.unique_tokens) for trial in trials]
         self.model = Transformer(trials[0].model(vocab_size), [t.seed for t in trials], self.recipe.dropout, str(self.device))
-        self.model.precision = choose_precision(execution.precision, self.device)
+        self.model.precision = choose_precision(execution.precision, self.device, shape.n_embd)
         self.optimizer = self._make_optimizer()
         self.val_windows = self._windows(val_tokens)
         self.train_windows = self._windows(self.train_tokens[0])

@@ -61,7 +61,7 @@ def test_the_answer_is_printed_first(executed: dict[str, Any]) -> None:
     first = next(cell for cell in executed["cells"] if cell["cell_type"] == "code")
     printed = "".join("".join(output.get("text", "")) for output in first["outputs"])
     assert "What do depth, width, heads and more parameters buy?" in printed
-    assert "a doubling of the parameters lowers it by" in printed
+    assert "Doubling the parameters lowers validation loss by" in printed
 
 
 def test_what_a_model_wrote_is_shown_as_text(executed: dict[str, Any]) -> None:

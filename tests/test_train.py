@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from models.config import Shape
-from study import checkpoint
+from study import checkpoint, data
 from study.device import Execution
 from study.outcome import Outcome
 from study.spec import DataConfig, TrainConfig, Trial
@@ -205,3 +205,26 @@ def test_the_row_holds_what_the_curve_and_the_shape_say() -> None:
 def test_a_text_shorter_than_a_block_is_refused() -> None:
     with pytest.raises(ValueError, match="too short"):
         Bundle([trial()], np.zeros(10, np.uint8), np.zeros(10, np.uint8), 5, None, FLOAT32)
+
+
+@pytest.mark.slow
+def test_bf16_moves_the_final_loss_less_than_a_change_of_seed() -> None:
+    """Three shapes, three seeds, 500 steps of the embedded corpus. Rounding acts like another seed on a run of so many steps, so single
+    pairs differ by about the noise; what must not differ is the mean of a shape, and less so the mean of all."""
+    text = data.prepare(DataConfig(train_chars=200_000))
+    recipe = TrainConfig(batch_size=8, n_steps=500, lr=7e-3, warmup_steps=50, eval_interval=500, eval_windows=192)
+    final = np.empty((2, 3, 3))
+    for i, precision in enumerate(("float32", "bf16")):
+        for j, (n_layer, n_embd) in enumerate([(2, 64), (4, 64), (2, 128)]):
+            for k in range(3):
+                how = Execution(device="cpu", precision=precision, n_threads=1)  # type: ignore[arg-type]
+                this = Trial(Shape(n_layer=n_layer, n_embd=n_embd, n_head=4, block_size=64), recipe, DataConfig(), k + 1)
+                whole = Bundle([this], text.train, text.val, text.vocab_size, None, how)
+                while not whole.done:
+                    whole.advance()
+                final[i, j, k] = whole.replicas[0].curve[-1]["val_loss"]
+    noise = math.sqrt(final.var(axis=2, ddof=1).mean())  # of one run, 12 degrees of freedom
+    differences = final[1] - final[0]
+    print(f"bf16 - float32:\n{differences.round(4)}\nmean {differences.mean():.4f}; sd between seeds {noise:.4f}")
+    assert np.abs(differences.mean(axis=1)).max() <= 2.4 * noise * math.sqrt(2 / 3)  # Bonferroni over three, t with 12 degrees
+    assert abs(differences.mean()) <= noise
