@@ -15,17 +15,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.command import Command, parse, parse_hold_out, seconds
+from study.command import Command, parse, parse_hold_out
 from study.interrupt import Interrupted, Interrupts
 
 if TYPE_CHECKING:
     from study.data import Corpus
     from study.folder import Survey
-    from study.monitor import Monitor
     from study.provenance import Provenance
     from study.quote import Quote
     from study.spec import Trial
-    from study.trial import Bundled
 
 TINYSTORIES_CHARACTERS = 228
 """Vocabulary assumed in a dry run while the text is not here (the published study's)."""
@@ -60,6 +58,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     from study import data, folder, overview
     from study.provenance import provenance
     from study.spec import expand
+    from study.training import Job, train_in_phases
 
     began = time.monotonic()
     study, out = command.study, command.out
@@ -85,7 +84,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         origin = provenance()
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
         folder.write_json(out / "study.json", facts)
-        problem = _train_in_phases(command, trials, found, corpus, origin, interrupts, quoted)
+        problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted), found)
         code = _conclude(command, trials, corpus, interrupts, problem, argv)
         if quoted and found.missing and code == 0:
             folder.write_json(out / "study.json", facts | {"quote_score": _score(quoted, found.missing, out, time.monotonic() - began)})
@@ -140,125 +139,6 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
         **dataclasses.asdict(origin),
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
-
-
-# ---- training ----
-
-
-def _train_in_phases(
-    command: Command,
-    trials: "Sequence[Trial]",
-    found: "Survey",
-    corpus: "Corpus",
-    origin: "Provenance",
-    interrupts: Interrupts,
-    quoted: "Quote | None",
-) -> str:
-    """Train what is missing: all at once, or, with --hold-out, the rest, then forecasts, then the largest; why it stopped, or ""."""
-    from study import conclude
-
-    last = {trial.trial_id for trial in conclude.held_out(trials, parse_hold_out(command.options.hold_out))}
-    problem = ""
-    for later in (False, True):
-        part = tuple(trial for trial in found.missing if (trial.trial_id in last) == later)
-        if later and part:
-            conclude.forecast(command.out, [trial for trial in trials if trial.trial_id in last])
-        if part:
-            problem = _train(command, dataclasses.replace(found, missing=part), corpus, origin, interrupts, quoted)
-        if problem:
-            break
-    return problem
-
-
-def _train(
-    command: Command, found: "Survey", corpus: "Corpus", origin: "Provenance", interrupts: Interrupts, quoted: "Quote | None"
-) -> str:
-    """Train the missing trials; returns why it stopped early, or ""."""
-    from study.environment import set_ray_environment
-
-    set_ray_environment(on_cluster=bool(command.options.address or os.environ.get("RAY_ADDRESS")))
-    from study import cluster
-    from study import trial as tune_side
-    from study.monitor import OutOfBudget
-
-    options, out = command.options, command.out
-    with cluster.ray_session(options) as on_cluster:
-        interrupts.install()
-        bundles = _bundles(command, found.missing, corpus.vocab_size, quoted)
-        warning = cluster.check_resources([(b.cpus, b.gpus) for b in bundles], on_cluster)
-        cluster.check_nodes(on_cluster)
-        work = tune_side.Work(
-            bundles=tuple(bundles),
-            train=tune_side.share(corpus.train, on_cluster),
-            val=tune_side.share(corpus.val, on_cluster),
-            vocab_size=corpus.vocab_size,
-            characters=corpus.characters,
-            device=options.device,
-            precision=options.precision,
-            checkpoints=out / "checkpoints",
-            checkpoint_s=options.checkpoint_s,
-        )
-        monitor = _monitor(command, found, corpus, origin, interrupts, bundles)
-        if warning:
-            monitor.note(warning)
-        interrupts.deferred = True
-        try:
-            tune_side.run_bundles(work, options, out, monitor)
-            interrupts.check()
-        except Interrupted:
-            monitor.interrupted("Ctrl-C" if interrupts.exit_code == 130 else "SIGTERM")
-            return "stopped"
-        except OutOfBudget:
-            monitor.interrupted(f"the budget of {options.budget} was used up")
-            return f"the budget of {options.budget} is used up"
-        finally:
-            interrupts.deferred = False
-            monitor.close()
-    return ""
-
-
-def _bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, quoted: "Quote | None") -> "list[Bundled]":
-    """What Ray schedules, longest first, so that the last workers end together."""
-    from study import cluster
-    from study import trial as tune_side
-    from study.overview import flops
-
-    if quoted:
-        wanted = {trial.trial_id for trial in missing}
-        planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
-        return [tune_side.Bundled(trials, bundle.cpus, bundle.gpus) for trials, bundle in planned if trials]
-    gpus = cluster.gpus_per_trial(command.options)
-    longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
-    return [tune_side.Bundled((trial,), command.options.cpus_per_trial, gpus) for trial in longest_first]
-
-
-def _monitor(
-    command: Command, found: "Survey", corpus: "Corpus", origin: "Provenance", interrupts: Interrupts, bundles: "Sequence[Bundled]"
-) -> "Monitor":
-    from study.board import Board
-    from study.live import open_view
-    from study.monitor import Monitor
-    from study.overview import flops
-    from study.recorder import Recorder
-
-    options, missing = command.options, found.missing
-    columns = {
-        "data_name": corpus.name,
-        "data_sha256": corpus.sha256,
-        "loss_floor": corpus.floor,
-        "unique_tokens": len(corpus.train),
-        "git_commit": origin.git_commit,
-        "git_dirty": origin.git_dirty,
-        "torch_version": origin.versions["torch"],
-        "ray_version": origin.versions["ray"],
-    }
-    by_id = {trial.trial_id: trial for trial in missing}
-    recorder = Recorder(command.out, command.study_name, origin.code_version, columns, by_id, corpus.vocab_size)
-    screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
-    board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
-    screen.say(f"board: {board.how_to_open()}")
-    budget_s = seconds(options.budget) if options.budget else 0.0
-    return Monitor(recorder, [screen, board], interrupts, bundles, options.stall_minutes * 60, budget_s)
 
 
 # ---- the end ----

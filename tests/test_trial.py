@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from study import data, run
+from study import data, run, training
 from study.cluster import check_nodes, check_resources
 from study.command import parse
 from study.spec import expand
@@ -104,7 +104,7 @@ def test_an_address_without_a_cluster_ends_with_one_sentence(
 
 def test_bundles_are_scheduled_longest_first_and_seeds_stay_paired(local_ray: None) -> None:
     command = parse(["smoke", "--sweeps", "width:n_embd=16,48,32", "--seeds", "1", "2"])
-    bundles = run._bundles(command, expand(command.study), 64, None)
+    bundles = training.make_bundles(command, expand(command.study), 64, None)
     assert [(b.trials[0].shape.n_embd, b.trials[0].seed) for b in bundles] == [(48, 1), (48, 2), (32, 1), (32, 2), (16, 1), (16, 2)]
     assert all((b.cpus, b.gpus) == (1.0, 0.0) for b in bundles)
 

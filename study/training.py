@@ -1,0 +1,140 @@
+"""From missing trials to rows: phases (rest first, then held-out sizes), bundles, Ray's session, the monitor.
+
+Reads the corpus and the survey of the results folder; everything that is written goes through the recorder.
+
+    problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted), found)   # "" or why it stopped early
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from study import conclude
+from study.command import Command, parse_hold_out, seconds
+from study.interrupt import Interrupted, Interrupts
+
+if TYPE_CHECKING:
+    from study.data import Corpus
+    from study.folder import Survey
+    from study.monitor import Monitor
+    from study.provenance import Provenance
+    from study.quote import Quote
+    from study.spec import Trial
+    from study.trial import Bundled
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every phase of a run is about."""
+
+    command: Command
+    trials: "Sequence[Trial]"
+    corpus: "Corpus"
+    origin: "Provenance"
+    interrupts: Interrupts
+    quoted: "Quote | None"
+
+
+def train_in_phases(job: Job, found: "Survey") -> str:
+    """Train what is missing: all at once, or, with --hold-out, the rest, then forecasts, then the largest; why it stopped, or ""."""
+    last = {trial.trial_id for trial in conclude.held_out(job.trials, parse_hold_out(job.command.options.hold_out))}
+    problem = ""
+    for later in (False, True):
+        part = tuple(trial for trial in found.missing if (trial.trial_id in last) == later)
+        if later and part:
+            conclude.forecast(job.command.out, [trial for trial in job.trials if trial.trial_id in last])
+        if part:
+            problem = train(job, dataclasses.replace(found, missing=part))
+        if problem:
+            break
+    return problem
+
+
+def train(job: Job, found: "Survey") -> str:
+    """Train the missing trials; returns why it stopped early, or ""."""
+    from study.environment import set_ray_environment
+
+    options, out, corpus = job.command.options, job.command.out, job.corpus
+    set_ray_environment(on_cluster=bool(options.address or os.environ.get("RAY_ADDRESS")))
+    from study import cluster
+    from study import trial as tune_side
+    from study.monitor import OutOfBudget
+
+    with cluster.ray_session(options) as on_cluster:
+        job.interrupts.install()
+        bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted)
+        warning = cluster.check_resources([(b.cpus, b.gpus) for b in bundles], on_cluster)
+        cluster.check_nodes(on_cluster)
+        work = tune_side.Work(
+            bundles=tuple(bundles),
+            train=tune_side.share(corpus.train, on_cluster),
+            val=tune_side.share(corpus.val, on_cluster),
+            vocab_size=corpus.vocab_size,
+            characters=corpus.characters,
+            device=options.device,
+            precision=options.precision,
+            checkpoints=out / "checkpoints",
+            checkpoint_s=options.checkpoint_s,
+        )
+        monitor = _monitor(job, found, bundles)
+        if warning:
+            monitor.note(warning)
+        job.interrupts.deferred = True
+        try:
+            tune_side.run_bundles(work, options, out, monitor)
+            job.interrupts.check()
+        except Interrupted:
+            monitor.interrupted("Ctrl-C" if job.interrupts.exit_code == 130 else "SIGTERM")
+            return "stopped"
+        except OutOfBudget:
+            monitor.interrupted(f"the budget of {options.budget} was used up")
+            return f"the budget of {options.budget} is used up"
+        finally:
+            job.interrupts.deferred = False
+            monitor.close()
+    return ""
+
+
+def make_bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, quoted: "Quote | None") -> "list[Bundled]":
+    """What Ray schedules, longest first, so that the last workers end together."""
+    from study import cluster
+    from study import trial as tune_side
+    from study.overview import flops
+
+    if quoted:
+        wanted = {trial.trial_id for trial in missing}
+        planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
+        return [tune_side.Bundled(trials, bundle.cpus, bundle.gpus) for trials, bundle in planned if trials]
+    gpus = cluster.gpus_per_trial(command.options)
+    longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
+    return [tune_side.Bundled((trial,), command.options.cpus_per_trial, gpus) for trial in longest_first]
+
+
+def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monitor":
+    from study.board import Board
+    from study.live import open_view
+    from study.monitor import Monitor
+    from study.overview import flops
+    from study.recorder import Recorder
+
+    command, corpus, origin = job.command, job.corpus, job.origin
+    options, missing = command.options, found.missing
+    columns = {
+        "data_name": corpus.name,
+        "data_sha256": corpus.sha256,
+        "loss_floor": corpus.floor,
+        "unique_tokens": len(corpus.train),
+        "git_commit": origin.git_commit,
+        "git_dirty": origin.git_dirty,
+        "torch_version": origin.versions["torch"],
+        "ray_version": origin.versions["ray"],
+    }
+    by_id = {trial.trial_id: trial for trial in missing}
+    recorder = Recorder(command.out, command.study_name, origin.code_version, columns, by_id, corpus.vocab_size)
+    screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
+    board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
+    screen.say(f"board: {board.how_to_open()}")
+    budget_s = seconds(options.budget) if options.budget else 0.0
+    return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s)
