@@ -10,6 +10,7 @@ import torch
 
 from models.generate import generate
 from models.transformer import Transformer
+from study.spec import TrainConfig
 
 END_OF_TEXT_ID, UNKNOWN_ID = 0, 1
 PROMPT_TOKENS = 24
@@ -25,6 +26,12 @@ def prompts_from(val_tokens: np.ndarray, n_prompts: int, length: int) -> np.ndar
         whole = np.arange(n_prompts) * max(0, len(val_tokens) - length) // max(1, n_prompts)
     chosen = whole[np.arange(n_prompts) * len(whole) // n_prompts]
     return np.stack([np.asarray(val_tokens[start : start + length]) for start in chosen]).astype(np.int64)
+
+
+def sample_steps(recipe: TrainConfig) -> set[int]:
+    """The evaluations nearest to an eighth, a quarter and half of a run, where short texts are drawn."""
+    marks = {recipe.n_steps // 8, recipe.n_steps // 4, recipe.n_steps // 2} - {0}
+    return {min(range(0, recipe.n_steps, recipe.eval_interval), key=lambda step: abs(step - mark)) for mark in marks}
 
 
 def draw_samples(

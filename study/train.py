@@ -12,7 +12,7 @@ one bit for bit on a CPU.
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from models.transformer import Transformer, count_decayed
 from study import checkpoint, data
 from study.device import Execution, choose_device, choose_precision, device_name, peak_memory_bytes, prepare_process, synchronize
 from study.outcome import Outcome, Ran, Replica, finished_row
-from study.samples import draw_samples
+from study.samples import draw_samples, sample_steps
 from study.spec import Trial
 
 EVAL_TOKENS = 16_384
@@ -78,6 +78,7 @@ class Bundle:
         self.step, self.restarts, self.notes = 0, 0, list[str]()
         self.train_s, self.eval_s, self.wall_s, self.step_ms = 0.0, 0.0, 0.0, list[float]()
         self.block_size = shape.block_size
+        self.sample_at = sample_steps(self.recipe)
 
     # ---- progress ----
 
@@ -227,10 +228,7 @@ class Bundle:
 
     def _sample_on_the_way(self) -> None:
         """A short text at an eighth, a quarter and half of the run: stories as they improve."""
-        marks = {self.recipe.n_steps // 8, self.recipe.n_steps // 4, self.recipe.n_steps // 2} - {0}
-        if self.characters and self.step in {
-            min(range(0, self.recipe.n_steps, self.recipe.eval_interval), key=lambda s: abs(s - m)) for m in marks
-        }:
+        if self.characters and self.step in self.sample_at:
             self._collect_samples(n_prompts=2, n_tokens=100, temperatures=(0.8,), repeats=1)
 
     def _collect_samples(self, **how: Any) -> None:
@@ -244,34 +242,36 @@ class Bundle:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint of every live replica (see `study.checkpoint`); valid between calls of `advance`."""
-        for index, replica in enumerate(self.replicas):
-            facts = {
-                "curve": replica.curve,
-                "samples": replica.samples,
-                "diverged_at": replica.diverged_at,
-                "restarts": self.restarts,
-                "seconds": {"train": self.train_s, "eval": self.eval_s, "wall": self.wall_s},
-                "ms_per_step": self.ms_per_step,
-            }
-            checkpoint.save(folder, replica.trial.trial_id, self.step, self._tensors(index), facts)
+        for replica, (tensors, facts) in zip(self.replicas, self.states(), strict=True):
+            checkpoint.save(folder, replica.trial.trial_id, self.step, tensors, facts)
 
-    def restore(self, folder: Path) -> bool:
-        """Continue from the newest checkpoint that every replica has whole; False where there is none.
+    def states(self) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
+        """Each replica's tensors (views) and facts: all that its future depends on; valid between calls of `advance`."""
+        seconds = {"train": self.train_s, "eval": self.eval_s, "wall": self.wall_s}
+        shared = {"restarts": self.restarts, "seconds": seconds, "ms_per_step": self.ms_per_step}
+        return [
+            (self._tensors(index), {"curve": r.curve, "samples": r.samples, "diverged_at": r.diverged_at, **shared})
+            for index, r in enumerate(self.replicas)
+        ]
+
+    def restore(self, folder: Path, among: Container[int] | None = None) -> bool:
+        """Continue from the newest checkpoint, at one of the steps `among`, that every replica has whole; False where there is none.
 
         Damaged or foreign checkpoints are set aside and named in `notes`.
         """
         ids = [r.trial.trial_id for r in self.replicas]
         common = set.intersection(*(set(checkpoint.steps(folder, trial_id)) for trial_id in ids))
-        for step in sorted(common, reverse=True):
+        for step in sorted((s for s in common if among is None or s in among), reverse=True):
             shapes = {name: t.shape for name, t in self._tensors(0).items()}
             states = [checkpoint.load(folder, trial_id, step, shapes, self.notes) for trial_id in ids]
             whole = [state for state in states if state is not None]
             if len(whole) == len(ids):
-                self._adopt(step, whole)
+                self.adopt(step, whole)
                 return True
         return False
 
-    def _adopt(self, step: int, states: list[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
+    def adopt(self, step: int, states: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
+        """Continue from the states that replicas of the same order had at this step."""
         for index, (replica, (tensors, facts)) in enumerate(zip(self.replicas, states, strict=True)):
             for name, tensor in self._tensors(index).items():
                 tensor.copy_(tensors[name])
