@@ -1,6 +1,6 @@
 """Evidence: what a report is made from - the conclusions of `fits.json` and the rows of the tables beside it.
 
-Reads `report/fits.json`, `trials`, `curves`, `samples` of a results folder; writes nothing.
+Reads `report/fits.json`, `trials`, `curves`, `samples`, `judgements` of a results folder; writes nothing.
 
     evidence = load(Path("results/quick")); evidence.fits["answer"]
 """
@@ -27,6 +27,7 @@ class Evidence:
     samples: Sequence[Row]
     every_trial: Sequence[Row]
     problems: Sequence[str] = field(default_factory=tuple)
+    judgements: Sequence[Row] = ()
 
 
 def load(results: Path, fits: Mapping[str, Any] | None = None) -> Evidence:
@@ -42,7 +43,8 @@ def load(results: Path, fits: Mapping[str, Any] | None = None) -> Evidence:
     left_out = {row.get("trial_id") for row in conclusions.get("exclusions") or []}
     used = [row for row in trials if row["status"] == "COMPLETED" and row["trial_id"] not in left_out]
     curves, samples = _rows(results, "curves", problems), _rows(results, "samples", problems)
-    return Evidence(results, conclusions, used, curves, samples, trials, tuple(problems))
+    judgements = _rows(results, "judgements", problems)
+    return Evidence(results, conclusions, used, curves, samples, trials, tuple(problems), judgements)
 
 
 def read_fits(results: Path) -> Mapping[str, Any]:

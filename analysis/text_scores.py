@@ -54,6 +54,7 @@ MEASURES = {
     "copied_longest": Measure("copied run, longest", "A long run is memorization; a short one proves nothing. At most 64 words."),
     "grammatical": Measure("sentences of this world", "Share of sentences that the story grammar accepts: form, not sense."),
     "consistent": Measure("consistent mentions", "Later mentions of hero, object, animal, place, pronoun that agree."),
+    "judge_loss": Measure("loss under the best model", "How surprising texts are to the best model, not its own. Dull ones please it."),
     "facts": Measure("facts of the world right", "Share of stated associations that are true in this world: memory of rare facts."),
 }  # fmt: skip
 
@@ -96,6 +97,16 @@ def baseline(reference: Reference, length: int, most: int = 300) -> dict[str, fl
         return {}
     scores = _against(held, reference, range(len(held))) | {name: dict(enumerate(map(of, held))) for name, of in _PER_TEXT.items()}
     return {name: float(np.mean(list(values.values()))) for name, values in scores.items()}
+
+
+def judged(samples: Sequence[Sample], judgements: Sequence[Sample]) -> Scores:
+    """The judge's loss on each sample that it read; its own texts are left out, they please it most."""
+
+    def key(row: Sample) -> tuple[Any, ...]:
+        return row["trial_id"], row["step"], row["prompt"], row["index"], row["temperature"]
+
+    found = {key(row): row["judge_loss"] for row in judgements if row["trial_id"] != row["judge_trial_id"]}
+    return {number: found[key(sample)] for number, sample in enumerate(samples) if key(sample) in found}
 
 
 def _self_bleu(chosen: Sequence[Sample], cut: Mapping[int, Sequence[str]]) -> Scores:

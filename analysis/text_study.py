@@ -41,8 +41,12 @@ def conclude(evidence: Evidence, seed: int = 0) -> dict[str, Any]:
     reference = text_scores.reference_text(evidence.results)
     stories = (evidence.fits.get("data") or {}).get("name") == "stories"
     scores = text_scores.score(samples, cut, reference, stories)
+    if judged := text_scores.judged(samples, evidence.judgements):
+        scores["judge_loss"] = judged
     builder = _Builder(evidence, samples, np.random.default_rng(seed))
     measures = {name: builder.measure(name, values) for name, values in scores.items()}
+    if "judge_loss" in measures:
+        measures["judge_loss"]["held_out"] = builder.trials[evidence.judgements[0]["judge_trial_id"]]["val_loss"]
     if isinstance(reference, Reference):
         for name, value in text_scores.baseline(reference, length).items():
             measures[name]["held_out"] = value

@@ -71,6 +71,10 @@ def equivalent_interval(low: float | None, high: float | None) -> str:
         return f" ({100 * (1 - high):.0f} % to {100 * (1 - low):.0f} % fewer)"
     if low >= 1 + SAME and high < 2:
         return f" ({100 * (low - 1):.0f} % to {100 * (high - 1):.0f} % more)"
+    if low < 1 / WIDEST:
+        return f" (at most {parameters_text(high)}, open below)"
+    if high > WIDEST:
+        return f" (at least {parameters_text(low)}, open above)"
     return f" ({parameters_text(low)} to {parameters_text(high)})"
 
 

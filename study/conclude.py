@@ -1,6 +1,7 @@
-"""What a run asks of `analysis`: the report at its end and, with --hold-out, forecasts before the largest sizes train.
+"""What a run asks of others at its end: the best model's reading of all texts, the report, and, with --hold-out, forecasts before the
+largest sizes train.
 
-`analysis` runs in processes of its own: the driver stays small, and a fault there cannot touch a run.
+They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
 
     later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; problem = report(out)
 """
@@ -57,8 +58,18 @@ def report(out: Path) -> str:
     return printable((done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1])
 
 
+def judge(out: Path) -> str:
+    """Have the best model read all generated texts; returns the reason if that failed, else ""."""
+    done = _module("study.judge", str(out))
+    return "" if done.returncode == 0 else printable((done.stderr.strip() or "no message").splitlines()[-1])
+
+
 def analysis(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m analysis` on the results in a process of its own."""
+    return _module("analysis", str(out), *flags)
+
+
+def _module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "analysis", str(out), *flags]
+    command = [sys.executable, "-m", name, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)

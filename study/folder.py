@@ -131,7 +131,7 @@ def survey(out: Path, trials: Sequence[Trial], data_sha256: str, set_aside: bool
 def set_aside_unreadable(out: Path) -> list[str]:
     """Rename result files that are not whole Parquet files to *.bad, so that their trials run again; returns a sentence for each."""
     notes = []
-    for table in records.SCHEMAS:
+    for table in records.PER_TRIAL:
         try:
             records.read(out, table)
         except records.RecordError:

@@ -151,7 +151,7 @@ def _conclude(
     from study import folder, records
 
     out = command.out
-    for table in records.SCHEMAS:
+    for table in records.PER_TRIAL:
         records.compact(out, table, command.study_name)
     after = folder.survey(out, trials, corpus.sha256)
     n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
@@ -183,6 +183,8 @@ def _report(out: Path) -> bool:
     """Build the report and print where it is and what it answers."""
     from study import conclude, folder, plots
 
+    if problem := conclude.judge(out):
+        print(f"the generated texts were not judged: {problem}")
     if problem := conclude.report(out):
         _complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False

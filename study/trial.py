@@ -115,6 +115,10 @@ class BundleTrainable(tune.Trainable):
         result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done}
         if self.bundle.done:
             result["outcomes"] = [asdict(outcome) for outcome in self.bundle.finish()]
+            if self.shared:
+                from study import weights
+
+                notes += weights.keep(self.bundle, self.work.checkpoints.parent / "weights")
         elif self.shared and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
             self.bundle.save(self.work.checkpoints)
             self.saved_at = time.monotonic()

@@ -90,7 +90,7 @@ def tables(results: Path) -> dict[str, list[dict[str, Any]]]:
     """All tables without the columns that hold times."""
     return {
         table: [{key: value for key, value in row.items() if key not in TIMES} for row in records.read(results, table).to_pylist()]
-        for table in records.SCHEMAS
+        for table in records.PER_TRIAL
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from study import records, run
+from analysis import evidence, text_study
+from study import judge, records, run
 from tests.running import ROOT, facts, rows
 
 pytestmark = pytest.mark.ray
@@ -68,7 +70,7 @@ def test_nothing_is_left_over(smoke: tuple[Path, str]) -> None:
     out = smoke[0]
     assert not list(out.rglob("*.bad*"))
     assert not list((out / "checkpoints").glob("*/*"))
-    assert not [path for table in records.SCHEMAS for path in (out / table).glob(".*")]
+    assert not [path for table in records.PER_TRIAL for path in (out / table).glob(".*")]
 
 
 def test_the_driver_never_loads_torch(smoke: tuple[Path, str]) -> None:
@@ -127,6 +129,26 @@ def test_the_run_ends_with_the_report_and_three_sentences(smoke: tuple[Path, str
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)  # nothing is fetched from anywhere
     assert (out / "report" / "report.md").exists()
     assert (out / "report" / "report.ipynb").exists()
+
+
+def test_the_best_model_reads_every_text_and_the_report_relates_that_to_loss(smoke: tuple[Path, str]) -> None:
+    judged = records.read(smoke[0], "judgements").to_pylist()
+    done = records.completed(smoke[0])
+    best = min(done.values(), key=lambda row: row["val_loss"])
+    assert {row["judge_trial_id"] for row in judged} == {best["trial_id"]}
+    assert {row["trial_id"] for row in judged} == set(done)
+    assert all(0 < row["judge_loss"] < 10 for row in judged)
+    measure = text_study.conclude(evidence.load(smoke[0]))["measures"]["judge_loss"]
+    assert measure["held_out"] == best["val_loss"]
+    assert measure["spearman"]["n"] == len({row["config_id"] for row in done.values()})
+    cold, warm = (measure["by_temperature"][t]["value"] for t in ("0.7", "1"))
+    assert cold < warm
+
+
+def test_without_weights_the_judge_says_so(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copy(smoke[0] / "study.json", tmp_path)
+    with pytest.raises(ValueError, match=r"no completed trial .* has kept its weights"):
+        judge.judge_results(tmp_path)
 
 
 def test_one_more_seed_trains_that_seed_only_and_the_same_command_again_nothing(

@@ -18,7 +18,7 @@ def block(ratio: float, low: float | None, high: float | None) -> dict[str, Any]
         (1.38, 1.11, 1.71, "with 38 % more parameters (11 % to 71 % more)"),
         (0.9, 0.8, 1.1, "with 10 % fewer parameters (20 % fewer to 10 % more)"),
         (1.002, 0.9, 1.2, "with as many parameters (10 % fewer to 20 % more)"),
-        (23.7, 2.4, 19_000.0, "with 24 times as many parameters (2.4 times as many to more than 30 times as many)"),
+        (23.7, 2.4, 19_000.0, "with 24 times as many parameters (at least 2.4 times as many, open above)"),
         (0.9, None, None, "with 10 % fewer parameters"),
         (1.4, 1e-9, 1e12, "with a number of parameters that the data do not determine"),
     ],

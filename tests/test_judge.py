@@ -1,0 +1,54 @@
+"""Weights are kept and read back exactly; the best model reads every text, each character once."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import ModelConfig
+from models.transformer import Transformer
+from study import judge, weights
+
+CONFIG = ModelConfig(n_layer=2, n_embd=16, n_head=2, block_size=16, vocab_size=11)
+
+
+def test_weights_come_back_as_they_were(tmp_path: Path) -> None:
+    model = Transformer(CONFIG, seeds=[1, 2])
+    weights.save(tmp_path, "b", model, 1)
+    again = weights.load(tmp_path / "b.safetensors")
+    assert again.config == CONFIG
+    assert torch.equal(again.flat[0], model.flat[1])
+
+
+def test_what_are_no_weights_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    model = Transformer(CONFIG)
+    weights.save(tmp_path, "a", model, 0)
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.safetensors").write_text("not weights")
+    for name in ("short", "text", "missing"):
+        with pytest.raises(ValueError, match=r"cannot be read as weights .* train that trial again"):
+            weights.load(tmp_path / f"{name}.safetensors")
+
+
+def test_a_text_has_the_loss_of_reading_it_character_by_character() -> None:
+    """Every character is judged once, with between half a context and a whole one before it."""
+    torch.manual_seed(0)
+    model = Transformer(CONFIG, seeds=[3]).eval()
+    model.flat.mul_(5)  # predictions that differ between contexts
+    text = judge.Text(np.random.default_rng(0).integers(2, 11, size=53), n_prompt=7)
+    half, losses = CONFIG.block_size // 2, []
+    for position in range(7, 53):
+        start = 0 if position <= CONFIG.block_size else (position - 1) // half * half - half
+        logits = model(torch.from_numpy(text.ids[start:position])[None, None])[0, 0, -1]
+        losses.append(-torch.log_softmax(logits, -1)[text.ids[position]].item())
+    assert judge.text_losses(model, [text])[0] == pytest.approx(np.mean(losses), rel=1e-5)
+    several = judge.text_losses(model, [text, judge.Text(text.ids[:20], 7), text])
+    assert several[0] == pytest.approx(several[2], rel=1e-6)
+
+
+def test_an_end_of_text_mark_is_one_token_and_a_strange_character_is_unknown() -> None:
+    found = judge.encode("ab", "b<|endoftext|>a?", ("<|endoftext|>", "<unk>", "a", "b"))
+    assert found.ids.tolist() == [2, 3, 3, 0, 2, 1]
+    assert found.n_prompt == 2
