@@ -203,7 +203,7 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
     found: dict[tuple[Shape, TrainConfig], list[str]] = {}
     for sweep in [parse_sweep(text) for text in study.sweeps] or [Sweep(name="single")]:
         for change in sweep.changes(study.model):
-            found.setdefault(_apply(study, change, sweep.name), []).append(sweep.name)
+            found.setdefault(changed(study, change, sweep.name), []).append(sweep.name)
     return [
         Trial(shape, train, study.data, seed, data_key, tuple(dict.fromkeys(names)))
         for seed in study.seeds
@@ -211,7 +211,7 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
     ]
 
 
-def _apply(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
+def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
     """The centre with some fields changed; n_tokens is turned into steps and lr follows the study's rule unless it is a factor itself."""
     kinds = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)} | {"n_tokens": int}
     unknown = set(change) - set(kinds)
