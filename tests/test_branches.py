@@ -1,0 +1,242 @@
+"""Several lengths from one run: each branch equals its lone run bit for bit, through every interruption, and the trunk is paid once."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import Shape
+from study.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
+from study.device import Execution
+from study.outcome import Outcome
+from study.packing import evaluations
+from study.spec import DataConfig, TrainConfig, Trial
+from study.train import Bundle
+from study.trunk import Trunk
+from tests.running import TIMES
+
+FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
+RECIPE = TrainConfig(
+    batch_size=2, n_steps=64, lr=1e-2, warmup_steps=5, eval_interval=8, eval_windows=8, schedule="wsd", decay_fraction=0.25
+)
+TINY = Shape(n_layer=1, n_embd=16, n_head=2, block_size=16)
+CHARACTERS = ("<|endoftext|>", "<unk>", *"abcdefghijklmnop")
+TOKENS = np.random.default_rng(0).choice(len(CHARACTERS), size=4000, p=np.arange(1, 19) / 171).astype(np.uint8)
+CURVE_TIMES = {"wall_s", "tokens_per_s"}
+
+
+def trial(n_steps: int, seed: int = 1, **changes: Any) -> Trial:
+    return Trial(TINY, replace(RECIPE, n_steps=n_steps, **changes), DataConfig(), seed)
+
+
+def family(*n_steps: int, **changes: Any) -> list[Trial]:
+    return [trial(length, **changes) for length in n_steps]
+
+
+def trunk(trials: Sequence[Trial], run: str = "", characters: tuple[str, ...] | None = CHARACTERS) -> Trunk:
+    return Trunk(trials, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), characters, FLOAT32, run)
+
+
+def finish(one: Trunk) -> dict[str, Outcome]:
+    found = {}
+    while not one.done:
+        one.advance()
+        found |= {outcome.row["trial_id"]: outcome for outcome in one.outcomes}
+    return found
+
+
+def lone(one: Trial) -> tuple[Outcome, torch.Tensor]:
+    bundle = Bundle([one], TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), CHARACTERS, FLOAT32)
+    while not bundle.done:
+        bundle.advance()
+    return bundle.finish()[0], bundle.model.flat.clone()
+
+
+def without_times(outcome: Outcome) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    row = {name: value for name, value in outcome.row.items() if name not in TIMES}
+    curve = [{name: value for name, value in line.items() if name not in CURVE_TIMES} for line in outcome.curve]
+    return row, curve, outcome.samples
+
+
+# ---- each branch is its lone run ----
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"dropout": 0.2}, {"eval_interval": 7}, {"decay_fraction": 1.0}, {"warmup_steps": 40, "unique_tokens": 500}],
+    ids=["plain", "dropout", "decay between evaluations", "all decay", "decay within warm-up"],
+)
+def test_every_length_of_a_family_equals_its_lone_run_bit_for_bit(changes: dict[str, Any]) -> None:
+    trials = family(20, 32, 64, **changes)
+    together, weights = trunk(trials), {}
+    outcomes = {}
+    while not together.done:
+        together.advance()
+        for index, outcome in enumerate(together.outcomes):
+            assert together.ended is not None
+            outcomes[outcome.row["trial_id"]] = outcome
+            weights[outcome.row["trial_id"]] = together.ended.model.flat[index].clone()
+    assert list(outcomes) == [t.trial_id for t in trials]
+    for one in trials:
+        alone, flat = lone(one)
+        assert without_times(outcomes[one.trial_id]) == without_times(alone)
+        assert torch.equal(weights[one.trial_id], flat[0])
+
+
+def test_seeds_and_rates_may_share_the_program_of_a_family() -> None:
+    trials = [trial(length, seed, lr=lr) for seed, lr in ((1, 1e-2), (2, 3e-3)) for length in (20, 64)]
+    outcomes = finish(trunk(trials))
+    assert set(outcomes) == {t.trial_id for t in trials}
+    for one in trials:
+        expected = [row["val_loss"] for row in lone(one)[0].curve]
+        assert [row["val_loss"] for row in outcomes[one.trial_id].curve] == pytest.approx(expected, rel=1e-5)
+        assert outcomes[one.trial_id].row["bundle_size"] == 2
+
+
+def test_a_family_whose_small_members_are_recorded_runs_only_what_is_missing() -> None:
+    whole = finish(trunk(family(20, 32, 64)))
+    for missing in (family(64), family(32), family(32, 64), family(20, 64)):
+        part = finish(trunk(missing))
+        assert set(part) == {t.trial_id for t in missing}
+        for trial_id, outcome in part.items():
+            assert without_times(outcome) == without_times(whole[trial_id])
+
+
+def test_a_trunk_that_diverges_takes_with_it_those_that_had_not_left_and_no_others() -> None:
+    trials = family(16, 64, 96, lr=1e3, grad_clip=0.0)
+    outcomes = finish(trunk(trials))
+    for one in trials:
+        assert without_times(outcomes[one.trial_id]) == without_times(lone(one)[0])
+    assert {outcome.row["status"] for outcome in outcomes.values()} >= {"DIVERGED"}
+
+
+def test_rows_on_the_way_show_every_trial_that_passes() -> None:
+    trials = family(20, 64)
+    together, seen = trunk(trials), {t.trial_id: [] for t in trials}
+    while not together.done:
+        for row in together.advance():
+            seen[row["trial_id"]].append(row["step"])
+    assert seen == {trials[0].trial_id: [0, 8, 16, 20], trials[1].trial_id: list(range(0, 65, 8))}
+
+
+def test_trials_without_a_common_trunk_are_refused() -> None:
+    for wrong in (family(20, 64, schedule="cosine"), [trial(20), trial(64, seed=2)], [*family(20, 64), trial(64, seed=2)]):
+        with pytest.raises(ValueError, match="do not share a trunk under WSD; train them apart"):
+            trunk(wrong)
+
+
+# ---- interruptions ----
+
+
+@pytest.mark.parametrize("stop", [1, 3, 4, 5, 6, 7, 8, 9, 11])
+def test_a_family_cut_off_after_any_evaluation_continues_exactly(tmp_path: Path, stop: int) -> None:
+    """Cut off in another run of the program: what the first one handed over is recorded, the rest is missing."""
+    trials = family(20, 32, 64)
+    whole = finish(trunk(trials, characters=None))
+    first, got = trunk(trials, "first", None), {}
+    for number in range(stop):
+        first.advance()
+        got |= {outcome.row["trial_id"]: outcome for outcome in first.outcomes}
+        if number % 2 or stop % 2:  # checkpoints come now and then
+            first.save(tmp_path)
+    second = trunk([t for t in trials if t.trial_id not in got], "second", None)
+    began_anew = not second.restore(tmp_path)
+    assert began_anew or second.trunk.step > 0 or stop == 1
+    got |= finish(second)
+    for one in trials:
+        assert without_times(got[one.trial_id]) == without_times(whole[one.trial_id])
+
+
+def test_a_process_that_replaces_a_dead_one_neither_repeats_nor_loses_a_trial(tmp_path: Path) -> None:
+    """The same run: the driver has what was handed over before it asked for more, and may lack what came last."""
+    trials = family(20, 32, 64)
+    whole = finish(trunk(trials))
+    first, received = trunk(trials, "run"), {}
+    first.restore(tmp_path)
+    while len(received) < 2:
+        first.advance()
+        received |= {outcome.row["trial_id"]: outcome for outcome in first.outcomes}
+        first.save(tmp_path)
+    lost = received.pop(trials[1].trial_id)  # the process died before the driver had it
+    second = trunk(trials, "run")
+    assert second.restore(tmp_path)
+    rest = finish(second)
+    assert set(rest) == {trials[1].trial_id, trials[2].trial_id}
+    assert without_times(rest[trials[1].trial_id]) == without_times(lost)
+    for trial_id, outcome in rest.items():
+        assert without_times(outcome) == without_times(whole[trial_id])
+
+
+def test_a_trial_that_is_missing_again_is_trained_though_the_trunk_has_passed_its_branch(tmp_path: Path) -> None:
+    trials = family(20, 64)
+    first = trunk(trials, "first")
+    for _ in range(9):
+        first.advance()
+        first.save(tmp_path)
+    assert first.trunk.step > leaves_at(trials[0].train)
+    second = trunk(trials, "second")  # the short one's row was lost
+    assert not second.restore(tmp_path)
+    assert set(finish(second)) == {t.trial_id for t in trials}
+
+
+# ---- who shares, and what it costs ----
+
+
+def test_only_trials_equal_but_for_their_length_form_a_family() -> None:
+    trials = [*family(20, 64), trial(64, seed=2), trial(20, lr=3e-3), *family(20, 64, schedule="cosine")]
+    assert [len(group) for group in families(trials)] == [2, 1, 1, 1, 1]
+    named = replace(trial(32), sweeps=("data",), lr_status="tuned")
+    assert len(families([*family(20, 64), named])[0]) == 3
+    assert [t.train.n_steps for t in families([trial(64), trial(20)])[0]] == [20, 64]
+
+
+def test_what_is_left_of_a_bundle_is_cut_into_programs_that_have_every_replica_at_every_length() -> None:
+    trials = [trial(length, seed) for seed in (1, 2, 3) for length in (20, 64)]
+    assert [len(part) for part in programs(trials)] == [6]
+    left = [t for t in trials if (t.seed, t.train.n_steps) != (2, 20)]
+    assert sorted(len(part) for part in programs(left)) == [1, 4]
+    for part in programs(left):
+        trunk(part)
+
+
+def test_a_trial_leaves_at_the_last_evaluation_before_its_rate_falls() -> None:
+    for n_steps in range(1, 70, 3):
+        recipe = trial(n_steps, warmup_steps=0).train
+        start = decay_start(recipe)
+        assert all(recipe.lr_at(step) == recipe.lr for step in range(start))
+        assert recipe.lr_at(n_steps - 1) < recipe.lr or start == n_steps - 1
+        assert start - recipe.eval_interval < leaves_at(recipe) <= start
+        assert leaves_at(recipe) % recipe.eval_interval == 0
+
+
+def test_own_costs_add_up_to_what_the_family_trains_and_a_lone_trial_costs_what_it_did() -> None:
+    group = tuple(family(32, 64, 128))
+    assert family_steps(group) == pytest.approx(128 + (32 - 24) + (64 - 48))
+    costs = own_costs(group)
+    assert costs[group[0].trial_id].steps == pytest.approx(24 / 3 + 8)
+    assert costs[group[1].trial_id].steps == pytest.approx(24 / 3 + 24 / 2 + 16)
+    assert sum(own.evaluations for own in costs.values()) == pytest.approx((1 + 16 + 1) + (1 + 1) + (2 + 1))
+    for one in (trial(50), trial(64, schedule="cosine")):
+        (own,) = own_costs((one,)).values()
+        assert (own.steps, own.evaluations) == (one.train.n_steps, evaluations(one))
+    assert saved_share(group) == pytest.approx(1 - 152 / 224)
+    assert saved_share(family(20, 64, schedule="cosine")) == 0
+
+
+def test_a_familys_trials_share_the_time_of_the_trunk_and_add_up_to_all_of_it() -> None:
+    together, outcomes = trunk(family(32, 64), characters=None), []
+    train_s = 0.0
+    while not together.done:
+        together.advance()
+        outcomes += together.outcomes
+        if together.ended:
+            train_s += together.ended.train_s
+    on_trunk = sum(16 * 2 / row["tokens_per_s"] * 8 for row in outcomes[1].curve if 0 < row["step"] <= 24)
+    short, long = (outcome.row for outcome in outcomes)
+    assert short["train_s"] + long["train_s"] == pytest.approx(train_s - on_trunk, rel=1e-6)
+    assert short["train_s"] < sum(16 * 2 / row["tokens_per_s"] * 8 for row in outcomes[0].curve[1:])
+    assert long["tokens_per_s"] == pytest.approx(64 * 32 / sum(16 * 2 / row["tokens_per_s"] * 8 for row in outcomes[1].curve[1:]))
