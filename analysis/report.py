@@ -7,6 +7,7 @@ Reads a results folder and its conclusions; writes `report/`: `figures/*.{svg,pd
 """
 
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,14 @@ def build(results: Path, fits: Mapping[str, Any], out: Path | None = None, run_n
     folder = out or results / "report"
     folder.mkdir(parents=True, exist_ok=True)
     evidence = with_stories(load(results, fits), folder / "fits.json")
-    drawn = save_figures(evidence, folder / "figures")
     path = folder / "report.html"
-    path.write_text(page.render(evidence, drawn), encoding="utf-8")
-    (folder / "report.md").write_text(markdown.render(evidence, list(drawn)), encoding="utf-8")
-    exports.write_tables(sections.sections(evidence), folder / "tables")
-    notebook.write(evidence, folder / "report.ipynb", run_notebook)
+    with ThreadPoolExecutor(1) as beside:  # the notebook's kernel is a process of its own and keeps another core busy
+        written = beside.submit(notebook.write, evidence, folder / "report.ipynb", run_notebook)
+        drawn = save_figures(evidence, folder / "figures")
+        path.write_text(page.render(evidence, drawn), encoding="utf-8")
+        (folder / "report.md").write_text(markdown.render(evidence, list(drawn)), encoding="utf-8")
+        exports.write_tables(sections.sections(evidence), folder / "tables")
+        written.result()
     return path
 
 
