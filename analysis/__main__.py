@@ -28,6 +28,12 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     line.add_argument("--no-report", action="store_true", help="write fits.json and print the summary only")
+    line.add_argument(
+        "--suggest", type=int, metavar="N", help="name the N trials that would sharpen a quantity most per device-hour, and stop"
+    )
+    line.add_argument(
+        "--for", dest="aim", metavar="QUANTITY", help="with --suggest: alpha, slope (default), loss@2M, slope:width, contrast:depth"
+    )
     shape = "LAYERSxWIDTHhHEADS[@TOKENS]"
     line.add_argument("--forecast", action="append", default=[], metavar=shape, help="put a forecast of a configuration on record")
     return line
@@ -41,10 +47,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line.error(f"--bootstrap={given.bootstrap} must be 0 or more")
     if len(given.results) > 1 and (given.out or given.forecast):
         line.error("--out and --forecast go with one results folder; run the others separately")
+    if given.aim and given.suggest is None:
+        line.error("--for goes with --suggest N, for example --suggest 5 --for alpha")
     options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
     try:
         trees = []
         for results in given.results:
+            if given.suggest is not None:
+                print(suggested(results, given.aim or "slope", given.suggest))
+                continue
             for target in given.forecast:
                 print(record_forecast(results, target))
             trees.append(analyze(results, given.out, options, report=not given.no_report))
@@ -76,6 +87,17 @@ def analyze(results: Path, out: Path | None = None, options: Options | None = No
     else:
         print(f"\nfits: {folder / 'fits.json'}")
     return tree
+
+
+def suggested(results: Path, aim: str, n: int) -> str:
+    """Suggest the next n trials for a quantity: writes report/suggestion.json; returns what a person reads."""
+    if not results.is_dir():
+        raise ValueError(f"suggestions are kept in a results folder, and {results} is a file; give the folder")
+    from analysis import suggest
+
+    made = suggest.suggest(tables.load(results), aim, n)
+    path = suggest.write(results, made)
+    return f"{suggest.text(made)}\n\nwritten to {path}; to train them: python -m study.run --from-suggestion {results}"
 
 
 def record_forecast(results: Path, text: str) -> str:

@@ -77,12 +77,12 @@ def study_of(facts: Any, source: Path) -> Study:
     groups = {"model": Shape, "train": TrainConfig, "data": DataConfig}
     try:
         held = dict(facts)
-        parts = {name: kind(**held.pop(name)) for name, kind in groups.items()}
+        parts: dict[str, Any] = {name: kind(**held.pop(name)) for name, kind in groups.items()}
         known = {f.name for f in fields(Study)}
-        rest = {name: tuple(value) if isinstance(value, list) else value for name, value in held.items() if name in known}
+        parts |= {name: tuple(value) if isinstance(value, list) else value for name, value in held.items() if name in known}
         if missing := set(held) - known:
             raise TypeError(f"unknown fields {sorted(missing)}")
-        return Study(**parts, **rest)
+        return Study(**parts)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{source} does not hold a study of this version ({str(error)[:100]}); run the study again, then ask anew"
