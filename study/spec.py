@@ -125,6 +125,8 @@ class Trial:
     data_key: str = ""
     sweeps: tuple[str, ...] = ()
     lr_status: str = "fixed"
+    may_stop: bool = False
+    """a search made it: where it was STOPPED it has ended"""
 
     @property
     def config_id(self) -> str:
@@ -171,8 +173,9 @@ class Study:
     seeds: tuple[int, ...] = (1, 2, 3)
     """one replicate of every configuration per seed; the same seeds everywhere, so that comparisons are paired"""
     sweeps: tuple[str, ...] = ()
-    """NAME:FIELD=V1,V2,... (one factor around the centre), NAME:kind=grid:FIELD=...:FIELD=..., or
-    NAME:kind=matched:params=...:aspects=...:head_dims=... (equal size, different shape)"""
+    """NAME:FIELD=V1,V2,... (one factor around the centre), NAME:kind=grid:FIELD=...:FIELD=...,
+    NAME:kind=matched:params=...:aspects=...:head_dims=... (equal size, different shape), or
+    NAME:kind=search:lr=LOW,HIGH:n_embd=... or :over=SWEEP (the best learning rate of each size, then all seeds there)"""
     lr_exponent: float = 0.0
     """lr = train.lr * (params_non_embedding / lr_reference) ** lr_exponent; 0 gives every size the same lr"""
     lr_reference: int = 0
@@ -192,7 +195,7 @@ class Study:
 
 
 def expand(study: Study, data_key: str = "") -> list[Trial]:
-    """All trials of a study, each once, with the names of every sweep that holds it; seeds outermost, then as the sweeps list them.
+    """All trials of a study that are known beforehand, each once, with the names of every sweep that holds it; seeds outermost.
 
     Args:
         data_key: names the data's content (see `study.data`), so that changed data gives new trials.
@@ -202,6 +205,8 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
     """
     found: dict[tuple[Shape, TrainConfig], list[str]] = {}
     for sweep in [parse_sweep(text) for text in study.sweeps] or [Sweep(name="single")]:
+        if sweep.kind == "search":  # its trials follow from what was recorded: study.search
+            continue
         for change in sweep.changes(study.model):
             found.setdefault(changed(study, change, sweep.name), []).append(sweep.name)
     return [

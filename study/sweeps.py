@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.config import Shape
+from study.search_settings import SearchSettings, read_settings
 
-KINDS = ("one_factor", "grid", "matched")
+KINDS = ("one_factor", "grid", "matched", "search")
 MATCH_TOLERANCE = 0.02
 """Largest |N - target| / target of a matched shape."""
 ASPECT_SLACK = 2.0
@@ -34,13 +35,15 @@ class Sweep:
     """matched: n_embd / n_layer"""
     head_dims: tuple[int, ...] = ()
     """matched: n_embd / n_head"""
+    search: SearchSettings | None = None
+    """search: what is searched at each size; `factors` then spans the sizes"""
 
     def changes(self, centre: Shape) -> list[dict[str, Any]]:
         """The configurations of this sweep as changes to the centre, in order."""
         if self.kind == "one_factor":
             return [{name: value} for name, values in self.factors.items() for value in values] or [{}]
         extra = [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]
-        if self.kind == "grid":
+        if self.kind in ("grid", "search"):
             return extra
         shapes = [shape for shape, _ in self.matched(centre)]
         return [{**shape, **more} for shape in shapes for more in extra]
@@ -117,6 +120,9 @@ def parse_sweep(text: str) -> Sweep:
     empty = [key for key, values in given.items() if not values]
     if empty or not given:
         raise ValueError(f"sweep {name!r} lists no values for {', '.join(empty) or 'any field'}; write it as {example}")
+    if kind == "search":
+        settings, sizes = read_settings(name, given)
+        return Sweep(name, kind, sizes, search=settings)
     special = {key: given.pop(key) for key in ("params", "aspects", "head_dims") if kind == "matched" and key in given}
     if kind == "matched" and len(special) < 3:
         raise ValueError(f"sweep {name!r} is matched and needs params, aspects and head_dims; {example}")
@@ -125,7 +131,8 @@ def parse_sweep(text: str) -> Sweep:
         if wrong:
             kind_of = "positive whole" if key == "head_dims" else "positive"
             raise ValueError(f"sweep {name!r} has {key}={wrong[0]}; give {kind_of} numbers, {example}")
-    return Sweep(name, kind, given, **special)
+    params, aspects, head_dims = (special.get(key, ()) for key in ("params", "aspects", "head_dims"))
+    return Sweep(name, kind, given, params, aspects, head_dims)
 
 
 def number(text: str) -> Any:
@@ -144,7 +151,12 @@ def number(text: str) -> Any:
 
 
 def format_sweep(name: str, body: dict[str, Any]) -> str:
-    """The one-line form of a sweep given as a mapping (as a YAML study has it)."""
+    """The one-line form of a sweep given as a mapping (as a YAML study has it); a mapping inside is written with dots."""
+    flat = {
+        key if inner is None else f"{key}.{inner}": item
+        for key, value in body.items()
+        for inner, item in (value.items() if isinstance(value, dict) else [(None, value)])
+    }
     return ":".join(
-        [name, *(f"{key}={','.join(str(v) for v in (value if isinstance(value, list) else [value]))}" for key, value in body.items())]
+        [name, *(f"{key}={','.join(str(v) for v in (value if isinstance(value, list) else [value]))}" for key, value in flat.items())]
     )

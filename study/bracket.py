@@ -1,0 +1,248 @@
+"""The search for one size's learning rate as a chain of decisions, each a pure function of the runs made so far.
+
+First an open side is closed: a run at a third (or three times) the rate, until a lower and a higher rate are both worse than the best by
+more than the noise; the range grows where the best lies at its end. Then the bracket is refined until a parabola promises no gain beyond
+the noise. Nothing depends on when or where runs were made, so that a search continues from its records alone.
+
+    decision = decide(settings, start, probes, noise)   # Try(point), Refine(low, high) or Found(status, point)
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from study.search_settings import SearchSettings
+
+STEP = 3.0
+"""Factor between neighboring rates while a side is open, and by which the range grows."""
+SAME = 0.05
+"""Rates within so many percent (as a share) are one rate."""
+NARROW = 1.3
+"""A bracket whose ends are within this factor of the best needs no refinement."""
+TRIALS_PER_FIELD = 4
+"""Where several fields are searched, a parabola in one of them settles nothing: so many runs per field are made at least."""
+
+Point = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One run of a size.
+
+    Args:
+        point: searched field -> value.
+        status: COMPLETED, STOPPED (its curve ends early) or DIVERGED.
+        curve: (step, val_loss), ascending; the last one of a COMPLETED probe is its result.
+    """
+
+    point: Point
+    status: str
+    curve: tuple[tuple[int, float], ...]
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate."""
+        return self.point["lr"]
+
+    @property
+    def loss(self) -> float:
+        """Loss at the last step; infinite unless COMPLETED."""
+        return self.curve[-1][1] if self.status == "COMPLETED" and self.curve else math.inf
+
+
+@dataclass(frozen=True)
+class Try:
+    """Run this point."""
+
+    point: Point
+
+
+@dataclass(frozen=True)
+class Refine:
+    """Run a point with a learning rate between two that are worse."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Found:
+    """The search of a size is over: `tuned` where the optimum is bracketed, else `at_edge`; None where no run completed."""
+
+    status: str
+    point: Point | None
+
+
+Decision = Try | Refine | Found
+
+
+def decide(settings: SearchSettings, start: Point, probes: Sequence[Probe], noise: float) -> Decision:
+    """What to do next for a size.
+
+    Args:
+        start: the first point to run.
+        probes: all runs so far, in any order.
+        noise: difference of two losses (nats) that chance makes.
+    """
+    done = [p for p in probes if p.status == "COMPLETED"]
+    if not done:
+        lowest = min((p.lr for p in probes), default=0.0)
+        if len(probes) >= settings.max_trials:
+            return Found("at_edge", None)
+        return Try({**start, "lr": rounded(lowest / STEP)} if probes else start)
+    best = min(done, key=lambda p: p.loss)
+    below, above = bracket(best, probes, noise)
+    if len(probes) >= settings.max_trials:
+        return Found("tuned" if below and above else "at_edge", best.point)
+    low, high = settings.ranges["lr"]
+    rates = [p.lr for p in probes]
+    if not below:
+        return Try({**best.point, "lr": _beyond(min(rates), low, 1 / STEP)})
+    if not above:
+        return Try({**best.point, "lr": _beyond(max(rates), high, STEP)})
+    if settled(settings, best, below, above, probes, noise):
+        return Found("tuned", best.point)
+    return Refine(below.lr, above.lr)
+
+
+def _beyond(outermost: float, end: float, factor: float) -> float:
+    """The next rate outwards: a step, but to the range's end before the range grows; an end within half a step is passed over."""
+    further = outermost * factor
+    if factor < 1:
+        return rounded(further if outermost <= end * STEP**0.5 else max(further, end))
+    return rounded(further if outermost >= end / STEP**0.5 else min(further, end))
+
+
+def _same(a: float, b: float) -> bool:
+    return abs(math.log(a / b)) < SAME
+
+
+def bracket(best: Probe, probes: Sequence[Probe], noise: float) -> tuple[Probe | None, Probe | None]:
+    """The nearest lower and the nearest higher rate that are worse than the best by more than the noise; None for an open side."""
+    worse = [p for p in probes if is_worse(p, best, noise)]
+    below = max((p for p in worse if p.lr < best.lr), key=lambda p: p.lr, default=None)
+    above = min((p for p in worse if p.lr > best.lr), key=lambda p: p.lr, default=None)
+    return below, above
+
+
+def is_worse(probe: Probe, best: Probe, noise: float) -> bool:
+    """Whether a run lies above the best one by more than the noise, compared at the last step that both have seen."""
+    if probe.status == "DIVERGED":
+        return True
+    pair = at_common_step([probe, best])
+    return pair is not None and pair[0] - pair[1] > noise
+
+
+def at_common_step(probes: Sequence[Probe]) -> list[float] | None:
+    """Losses at the last step that all runs have evaluated; None where there is none."""
+    common = set.intersection(*({step for step, _ in p.curve} for p in probes))
+    return [dict(p.curve)[max(common)] for p in probes] if common else None
+
+
+def settled(settings: SearchSettings, best: Probe, below: Probe, above: Probe, probes: Sequence[Probe], noise: float) -> bool:
+    """Whether nothing beyond the noise is left to gain inside the bracket."""
+    if len(settings.ranges) > 1:
+        return len(probes) >= TRIALS_PER_FIELD * len(settings.ranges)
+    if above.lr / best.lr < NARROW and best.lr / below.lr < NARROW:
+        return True
+    fitted = parabola(best, probes)
+    return fitted is not None and fitted[1] <= noise
+
+
+def parabola(best: Probe, probes: Sequence[Probe]) -> tuple[float, float] | None:
+    """Learning rate at the vertex of the parabola in ln lr through the best run and its two neighbors, and the loss below the best there.
+
+    Returns:
+        (lr, gain in nats); the vertex is kept between the neighbors. None where a neighbor is lacking or diverged, or nothing curves up.
+    """
+    lower = max((p for p in probes if p.lr < best.lr and not _same(p.lr, best.lr)), key=lambda p: p.lr, default=None)
+    upper = min((p for p in probes if p.lr > best.lr and not _same(p.lr, best.lr)), key=lambda p: p.lr, default=None)
+    if lower is None or upper is None or "DIVERGED" in (lower.status, upper.status):
+        return None
+    losses = at_common_step([lower, best, upper])
+    if losses is None:
+        return None
+    x0, x2 = math.log(lower.lr / best.lr), math.log(upper.lr / best.lr)
+    y0, y2 = losses[0] - losses[1], losses[2] - losses[1]
+    # y = a x^2 + b x through (x0, y0), (0, 0), (x2, y2)
+    a = (y2 / x2 - y0 / x0) / (x2 - x0)
+    b = y0 / x0 - a * x0
+    if a <= 0:
+        return None
+    vertex = min(max(-b / (2 * a), x0), x2)
+    return best.lr * math.exp(vertex), -(a * vertex**2 + b * vertex)
+
+
+def optimum(probes: Sequence[Probe]) -> float | None:
+    """The learning rate of a size that a law lr(N) goes through: the parabola's vertex, else the best tried; None where no run ended."""
+    done = [p for p in probes if p.status == "COMPLETED"]
+    if not done:
+        return None
+    best = min(done, key=lambda p: p.loss)
+    fitted = parabola(best, probes)
+    return fitted[0] if fitted else best.lr
+
+
+# ---- early stopping within a size ----
+
+
+def should_stop(settings: SearchSettings, n_steps: int, curve: Mapping[int, float], others: Sequence[Probe], noise: float) -> bool:
+    """Whether a run is given up at its newest evaluation: asynchronous successive halving (Li et al. 2020) among runs of one size only.
+
+    At each rung (grace, then `reduction` times as many steps) a run goes on while it is among the best 1/reduction of the runs that have
+    been there, or within the noise of the best. Runs of other sizes are never compared.
+
+    Args:
+        curve: step -> val_loss of the run so far.
+        others: the size's earlier runs.
+    """
+    if not settings.early_stopping or not curve:
+        return False
+    step = max(curve)
+    if step >= n_steps or step not in rungs(settings, n_steps, curve):
+        return False
+    seen = sorted(losses[step] for p in others if step in (losses := dict(p.curve)))
+    if not seen:
+        return False
+    keep = seen[max(0, math.ceil(len(seen) / settings.reduction) - 1)]
+    return curve[step] > keep and curve[step] - seen[0] > noise
+
+
+def rungs(settings: SearchSettings, n_steps: int, curve: Mapping[int, float]) -> set[int]:
+    """Steps of the curve at which runs are compared: the first evaluation at or after each rung."""
+    marks, mark = [], settings.grace * n_steps
+    while mark < n_steps:
+        marks.append(mark)
+        mark *= settings.reduction
+    ordered = sorted(curve)
+    return {next(step for step in ordered if step >= mark) for mark in marks if ordered[-1] >= mark}
+
+
+# ---- transfer ----
+
+
+def rate_law(optima: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
+    """ln lr = a + b ln N through the optima of the sizes, by least squares; None with fewer than three sizes.
+
+    Args:
+        optima: (params_non_embedding, lr) of each size with a bracketed optimum.
+
+    Returns:
+        (a, b), for `predict_rate`.
+    """
+    if len({n for n, _ in optima}) < 3:
+        return None
+    x, y = [math.log(n) for n, _ in optima], [math.log(lr) for _, lr in optima]
+    x_mean, y_mean = sum(x) / len(x), sum(y) / len(y)
+    slope = sum((u - x_mean) * (v - y_mean) for u, v in zip(x, y, strict=True)) / sum((u - x_mean) ** 2 for u in x)
+    return y_mean - slope * x_mean, slope
+
+
+def predict_rate(law: tuple[float, float], params_non_embedding: float) -> float:
+    """The law's learning rate for a size."""
+    return math.exp(law[0] + law[1] * math.log(params_non_embedding))
+
+
+def rounded(value: float, whole: bool = False) -> float:
+    """Three significant digits: a rate that can be typed, and a trial_id that does not hang on the last bit."""
+    return float(round(value)) if whole else float(f"{value:.3g}")

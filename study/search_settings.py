@@ -1,0 +1,106 @@
+"""The settings of a sweep of kind `search`: what is searched, for which sizes, how long, and when a run is given up early.
+
+Pure values, read from a sweep's fields and checked once; knows nothing of studies, Ray or Optuna.
+
+    settings, sizes = read_settings("lr", {"lr": (1e-3, 3e-2), "n_embd": (16, 32, 64), "max_trials": (8,)})
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+SEARCHED = ("lr", "weight_decay", "warmup_steps", "batch_size")
+"""Fields that may be searched within a size, each on a logarithmic scale."""
+WHOLE = ("warmup_steps", "batch_size")
+EXAMPLE = "lr:kind=search:lr=1e-3,3e-2:n_embd=16,32,64:max_trials=8"
+FEWEST_TRIALS = 3
+"""An optimum has a lower and a higher neighbor: fewer trials can never bracket it."""
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How each size is searched.
+
+    Args:
+        ranges: field -> (low, high); the learning rate's range grows where its best lies at an end.
+        over: sweeps of the study whose shapes are the sizes.
+        transfer: shape field -> values; their product are sizes that take the learning rate of the law lr(N).
+        max_trials: most runs of one size, those included that other sweeps hold.
+        grace: share of its steps that a run is given before it may be stopped; 1 never stops one.
+        reduction: of the runs that reach this point, a new one must be among the best 1/reduction to go on.
+    """
+
+    ranges: Mapping[str, tuple[float, float]]
+    over: tuple[str, ...] = ()
+    transfer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    max_trials: int = 10
+    grace: float = 0.5
+    reduction: float = 3.0
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The searched fields in the order of `SEARCHED`."""
+        return tuple(name for name in SEARCHED if name in self.ranges)
+
+    @property
+    def early_stopping(self) -> bool:
+        """Whether runs of a size may be compared on their way: with batches of several sizes equal steps are no equal runs."""
+        return self.grace < 1 and "batch_size" not in self.ranges
+
+
+def read_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> tuple[SearchSettings, dict[str, tuple[Any, ...]]]:
+    """Settings, and the remaining fields with their values, whose product are the sizes.
+
+    Args:
+        name: the sweep's, for messages.
+        given: the sweep's fields, each with its values.
+
+    Raises:
+        ValueError: nothing to search, a range that is none, or too few trials.
+    """
+    rest = dict(given)
+    transfer = {key.removeprefix("transfer."): rest.pop(key) for key in list(rest) if key.startswith("transfer.")}
+    if "transfer" in rest:
+        raise ValueError(f"sweep {name!r}: transfer={_shown(rest['transfer'])} names no field; write transfer.n_embd=128,256")
+    over = tuple(str(value) for value in rest.pop("over", ()))
+    ranges = {key: _range(name, key, rest.pop(key)) for key in SEARCHED if key in rest}
+    if "lr" not in ranges:
+        raise ValueError(f"sweep {name!r} has an empty search space: give the range of the learning rate, for example {EXAMPLE}")
+    max_trials = int(_one(name, rest, "max_trials", 10, whole=True))
+    if max_trials < FEWEST_TRIALS:
+        raise ValueError(
+            f"sweep {name!r} has max_trials={max_trials}; an optimum between two worse neighbors takes {FEWEST_TRIALS} or more"
+        )
+    grace, reduction = _one(name, rest, "grace", 0.5), _one(name, rest, "reduction", 3.0)
+    if not 0 < grace <= 1:
+        raise ValueError(f"sweep {name!r} has grace={grace:g}; give a share of the steps above 0, or 1 to stop no run early")
+    if not reduction > 1:
+        raise ValueError(f"sweep {name!r} has reduction={reduction:g}; give a number above 1: of so many runs one goes on")
+    return SearchSettings(ranges, over, transfer, max_trials, grace, reduction), rest
+
+
+def _range(name: str, key: str, values: tuple[Any, ...]) -> tuple[float, float]:
+    if len(values) != 2 or not all(isinstance(v, (int, float)) for v in values):
+        raise ValueError(f"sweep {name!r}: {key}={_shown(values)} is no range; give its low and its high end, for example lr=1e-3,3e-2")
+    low, high = float(values[0]), float(values[1])
+    if not (low > 0 and math.isfinite(high)):
+        raise ValueError(f"sweep {name!r}: {key}={_shown(values)} must lie above 0: it is searched on a logarithmic scale")
+    if low >= high:
+        raise ValueError(f"sweep {name!r}: {key}={_shown(values)} is reversed or empty; give the low end first, then the high one")
+    if key in WHOLE and any(v % 1 for v in (low, high)):
+        raise ValueError(f"sweep {name!r}: {key}={_shown(values)} must be whole numbers")
+    return low, high
+
+
+def _one(name: str, rest: dict[str, tuple[Any, ...]], key: str, default: float, whole: bool = False) -> float:
+    """A setting with a single number."""
+    values = rest.pop(key, (default,))
+    value = values[0] if len(values) == 1 else None
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or (whole and value % 1):
+        raise ValueError(f"sweep {name!r}: {key}={_shown(values)} should be one {'whole ' if whole else ''}number, for example {default:g}")
+    return float(value)
+
+
+def _shown(values: tuple[Any, ...]) -> str:
+    return ",".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
