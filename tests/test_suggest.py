@@ -1,0 +1,244 @@
+"""Suggested trials shrink real, refitted intervals about as predicted; they are sound trials of the study; messages are sentences."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis import __main__ as command
+from analysis import candidates, intervals, optimal, replicates, selection, suggest
+from analysis import table as tables
+from analysis.laws import POWER_FLOOR, SIZE
+from study import records, suggestion
+from study.spec import Study, Trial, expand
+from tests.conftest import synthetic_row
+
+STUDY = Study(sweeps=("width:n_embd=16,32,64,128,192", "heads:n_head=2,4,8"), seeds=(1, 2, 3))
+TRUTH = {"E": 0.5, "A": 0.55, "alpha": 0.4}
+TAU, SEED_SD = 0.004, 0.006  # log loss
+
+
+def write_study(results: Path, trials: list[Trial], study: Study = STUDY) -> Path:
+    """A results folder of a study whose widths follow a known law."""
+    rng = np.random.default_rng(11)
+    own = {trial.config_id: rng.normal(0, TAU) for trial in trials}
+    rows = []
+    for trial in trials:
+        s = trial.shape
+        row = synthetic_row((s.n_layer, s.n_embd, s.n_head), trial.seed, rng)
+        tokens = trial.n_tokens
+        loss = truth(row[SIZE]) * np.exp(own[trial.config_id] + rng.normal(0, SEED_SD))
+        names = ("n_steps", "batch_size", "lr", "weight_decay", "dropout", "schedule")
+        recipe = {name: getattr(trial.train, name) for name in names}
+        identity = {"trial_id": trial.trial_id, "config_id": trial.config_id, "sweeps": list(trial.sweeps), "n_tokens": tokens}
+        rows.append({**row, **identity, **recipe, "val_loss": float(loss), "loss_floor": None})
+    records.write_table(results / "trials.parquet", records.to_table("trials", rows))
+    facts = {"name": "known", "study": asdict(study), "options": {}, "trial_ids": [t.trial_id for t in expand(study)]}
+    (results / "study.json").write_text(json.dumps(facts))
+    return results
+
+
+def truth(sizes: Any) -> Any:
+    return TRUTH["E"] + TRUTH["A"] * (np.asarray(sizes, dtype=float) / 1e5) ** -TRUTH["alpha"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study in full: seven configurations, three seeds."""
+    return write_study(tmp_path_factory.mktemp("known"), expand(STUDY))
+
+
+# ---- the prediction against simulation ----
+
+
+def simulated_widths(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.Quantity, n: int, seed: int) -> float:
+    """Mean width of the profile interval over `n` studies drawn from the truth with these numbers of seeds, refitted each."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(0, 1, (n, len(sizes))) * np.sqrt(TAU**2 + SEED_SD**2 / counts)
+    df = int(np.sum(counts - 1))
+    within = SEED_SD**2 * rng.chisquare(df, n) / df
+    unequal = None if (counts == counts[0]).all() else intervals.SeedNoise(counts, within)
+    found = intervals.profile_batch(POWER_FLOOR, {SIZE: sizes}, truth(sizes) * np.exp(noise), quantity, noise=unequal)
+    width = found["high"] - found["low"]
+    assert np.isfinite(width).all()
+    return float(np.mean(width))
+
+
+def aim_at_truth(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.Quantity) -> optimal.CurveAim:
+    """The aim with everything known: the law at its truth over all points, those without trials included."""
+    from analysis.fits import fit
+    from analysis.fitted import Fitted
+
+    used = counts > 0
+    result = fit(POWER_FLOOR, {SIZE: sizes[used]}, truth(sizes[used]))
+    fitted = Fitted("joint", "known", result, None, SIZE)  # type: ignore[arg-type]
+    direction = suggest.read(quantity, result.design).evaluate(result.theta[:, None])[1][:, 0]
+    return optimal.CurveAim(fitted.jacobian({SIZE: sizes}), direction, TAU**2, SEED_SD**2)
+
+
+@pytest.mark.parametrize(
+    "quantity", [intervals.Parameter("alpha"), intervals.Slope({SIZE: 1e5}), intervals.Loss({SIZE: 2e6})], ids=["alpha", "slope", "loss"]
+)
+def test_the_best_trial_shrinks_real_intervals_as_predicted_and_more_per_hour_than_the_worst(quantity: intervals.Quantity) -> None:
+    sizes = np.array([8e3, 2e4, 6e4, 2e5, 6e5, 3e3, 3.5e4, 1.8e6])  # three not run yet
+    counts = np.array([3, 3, 3, 3, 3, 0, 0, 0])
+    hours = sizes / 1e5
+    ranked = optimal.rank(aim_at_truth(sizes, counts, quantity), counts, hours)
+    before = simulated_widths(sizes[:5], counts[:5], quantity, 400, seed=1)
+
+    def realized(choice: optimal.Ranked) -> float:
+        more = counts.copy()
+        more[choice.point] += 1
+        return 1 - simulated_widths(sizes[more > 0], more[more > 0], quantity, 400, seed=2) / before
+
+    best, worst = ranked[0], ranked[-1]
+    assert realized(best) == pytest.approx(best.gain, abs=0.1)
+    assert realized(best) / best.hours > 3 * realized(worst) / worst.hours
+    assert best.rate > worst.rate
+
+
+def test_a_contrast_shrinks_as_its_standard_error_and_only_by_seeds_of_its_ends() -> None:
+    before = np.array([2, 2, 2, 2])
+    aim = optimal.ContrastAim((0, 3), sd=0.01, df=4, before=before)
+    ranked = {r.point: r.gain for r in optimal.rank(aim, before, [1.0, 1.0, 1.0, 1.0])}
+    t4, t5 = replicates.t_quantile(4), replicates.t_quantile(5)
+    assert ranked[0] == pytest.approx(1 - t5 / t4 * np.sqrt((1 / 3 + 1 / 2) / 1))
+    assert ranked[1] == pytest.approx(1 - t5 / t4)  # it measures the noise better, nothing else
+    assert [r.point for r in optimal.choose(aim, before, [1.0, 1.0, 1.0, 1.1], 2)] == [0, 3]
+
+
+def test_noise_is_split_into_lack_of_fit_and_seeds_as_it_was_made(tmp_path: Path) -> None:
+    study = Study(sweeps=("width:n_embd=" + ",".join(str(16 * i) for i in range(1, 41)),), seeds=(1, 2, 3, 4))
+    table = tables.load(write_study(tmp_path, expand(study), study))
+    fitted = next(f for f in suggest.conclusions.all_fits(replicates.average(table.trials)) if isinstance(f, suggest.Fitted))
+    rows = fitted.jacobian({name: fitted.cells.columns[name] for name in fitted.result.law.columns})
+    lack, seeds = optimal.scatter(fitted, rows)
+    assert np.sqrt(seeds) == pytest.approx(SEED_SD, rel=0.15)
+    assert np.sqrt(lack) == pytest.approx(TAU, rel=0.45)
+
+
+def test_a_point_that_the_design_cannot_see_leaves_the_interval_unbounded() -> None:
+    rows = np.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 1.0]])
+    aim = optimal.CurveAim(rows, np.array([0.0, 1.0]), 1e-4, 1e-4)
+    counts = np.array([1, 1, 1, 0])
+    assert aim.half_width(counts) == np.inf
+    assert [r.point for r in optimal.rank(aim, counts, [1.0] * 4)] == [3]
+
+
+# ---- candidates ----
+
+
+def test_candidates_are_unrun_trials_further_seeds_and_new_sizes_of_the_studys_sweeps(tmp_path: Path) -> None:
+    trials = [t for t in expand(STUDY) if t.shape.n_embd != 128 and (t.seed != 3 or t.shape.n_embd != 32)]
+    table = tables.load(write_study(tmp_path, trials))
+    cells = replicates.average(table.trials[selection.one_recipe(table.trials)])
+    found = {c.label: c for c in candidates.find(STUDY, table.rows, cells)}
+    assert found["4x128h4"].kind == candidates.UNRUN
+    assert [found["4x128h4"].seed(i) for i in range(4)] == [1, 2, 3, 4]
+    assert (found["4x32h4"].kind, found["4x32h4"].seed(0), found["4x32h4"].seed(1)) == (candidates.SEED, 3, 4)
+    assert {c.shape.n_embd for c in found.values() if c.kind == candidates.NEW} == {8, 24, 44, 92, 156, 288}
+    assert found["4x64h2"].sweeps == ("heads",)
+    assert all(c.shape.n_embd % c.shape.n_head == 0 for c in found.values())
+    hours = [found[f"4x{w}h4"].hours for w in (16, 64, 192, 288)]
+    assert hours == sorted(hours)
+    ms = table.rows.loc[(table.rows["n_embd"] == 64) & (table.rows["n_head"] == 4), "ms_per_step"].mean()
+    assert found["4x64h4"].hours == pytest.approx(ms * STUDY.train.n_steps / 3.6e6, rel=0.35)  # head counts share a number of FLOPs
+
+
+def test_new_levels_lie_between_and_one_step_beyond() -> None:
+    assert candidates.new_levels([2, 8, 32]) == pytest.approx([0.5, 4, 16, 128])
+    assert candidates.new_levels([4]) == []
+
+
+def test_matched_sweeps_grow_by_targets_with_their_own_aspects() -> None:
+    study = Study(sweeps=("shape:kind=matched:params=50K,200K,800K:aspects=8,32:head_dims=8",), seeds=(1,))
+    new = {(s.n_layer, s.n_embd): s for s, _, _, _, planned in candidates._configurations(study) if not planned}
+    assert min(s.params_non_embedding for s in new.values()) == pytest.approx(12_500, rel=0.05)
+    assert max(s.params_non_embedding for s in new.values()) == pytest.approx(3_200_000, rel=0.05)
+
+
+# ---- the file ----
+
+
+def test_suggested_trials_are_trials_of_the_study_that_have_not_run(results: Path) -> None:
+    made = suggest.suggest(tables.load(results), "slope:width", 5)
+    suggest.write(results, made)
+    back = suggestion.read(results)
+    assert (back.study, back.results, back.name) == (STUDY, results.resolve(), "known")
+    trials = suggestion.accepted(back.study, back.trials, "key")
+    assert len({t.trial_id for t in trials}) == 5
+    assert not {t.trial_id for t in trials} & {t.trial_id for t in expand(STUDY, "key")}
+    assert all(t.sweeps == ("width",) for t in trials)
+    gains = [t["gain_per_device_hour"] for t in made["trials"]]
+    assert gains[0] == max(gains)
+    assert 0 < made["expected_width_ratio"] < 1
+    assert suggestion.joined(back.trials, back.trials) == list(back.trials)
+
+
+def test_the_command_prints_a_table_and_writes_the_file(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([str(results), "--suggest", "3", "--for", "loss@2M"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("new size") == 3
+    assert "python -m study.run --from-suggestion" in said
+    assert len(json.loads((results / suggestion.FILE).read_text())["trials"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("wanted", "n", "words"),
+    [
+        ("beta", 3, "is not a quantity; give slope, alpha"),
+        ("loss@big", 3, "names no number of parameters"),
+        ("loss", 3, "is not a quantity"),
+        ("contrast", 3, "is not a quantity"),
+        ("slope:depth", 3, "there is no fit to shrink slope:depth of \\(sweeps with a fit: width\\)"),
+        ("contrast:depth", 3, "there is no sweep 'depth' of two or more levels to contrast; there are width, heads"),
+        ("slope", 0, "asks for no trial"),
+    ],
+)
+def test_a_quantity_that_is_not_there_is_refused_in_words(results: Path, wanted: str, n: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        suggest.suggest(tables.load(results), wanted, n)
+
+
+def test_results_that_cannot_be_continued_give_one_sentence(
+    tmp_path: Path, synthetic_results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_study(tmp_path / "few", [t for t in expand(STUDY) if t.shape.n_embd in (16, 32, 64) and t.seed == 1])
+    for folder, aim, words in (
+        (synthetic_results, "slope", "has no study.json with a study in it"),
+        (few, "contrast:heads", "no interval that could shrink: every configuration was trained with one seed"),
+        (few, "E", "it has no E; ask for the slope"),
+    ):
+        assert command.main([str(folder), "--suggest", "3", "--for", aim]) == 1
+        said = capsys.readouterr().err
+        assert words in said
+        assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (None, "there is no suggestion at"),
+        ("{", "cannot be read as a suggestion"),
+        ('{"kind": "fits", "trials": [1]}', "is no suggestion; give the file"),
+        ('{"kind": "suggestion", "trials": [{"seed": 1}], "study": {}}', "holds a trial without change and seed"),
+        ('{"kind": "suggestion", "trials": [{"change": {}, "seed": 1}], "study": {"model": {"warp": 9}}}', "does not hold a study of this"),
+        ("\x80\x04\x95cbuiltins\neval", "cannot be read as a suggestion"),
+    ],
+)
+def test_a_missing_or_foreign_suggestion_is_refused_in_words(tmp_path: Path, body: str | None, words: str) -> None:
+    file = tmp_path / "suggestion.json"
+    if body is not None:
+        file.write_text(body)
+    with pytest.raises(ValueError, match=words):
+        suggestion.read(file)
+
+
+def test_impossible_suggested_trials_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not divisible"):
+        suggestion.accepted(STUDY, [{"change": {"n_head": 7}, "seed": 1, "sweeps": []}])
+    with pytest.raises(ValueError, match="suggested seed -1 must lie"):
+        suggestion.accepted(STUDY, [{"change": {}, "seed": -1, "sweeps": []}])
