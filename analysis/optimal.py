@@ -107,7 +107,7 @@ class Ranked:
 # ---- choosing ----
 
 
-def rank(aim: Aim, seeds: Counts, hours: Sequence[float]) -> list[Ranked]:
+def rank(aim: Aim, seeds: Counts, hours: Sequence[float] | Floats) -> list[Ranked]:
     """Every point with one more trial, best gain per device-hour first; those without gain are left out."""
     now = aim.half_width(seeds)
     found = []
@@ -121,7 +121,7 @@ def rank(aim: Aim, seeds: Counts, hours: Sequence[float]) -> list[Ranked]:
     return sorted(found, key=lambda r: (-r.rate, r.point))
 
 
-def choose(aim: Aim, seeds: Counts, hours: Sequence[float], n: int) -> list[Ranked]:
+def choose(aim: Aim, seeds: Counts, hours: Sequence[float] | Floats, n: int) -> list[Ranked]:
     """Up to n trials, one after the other, each the best given those before it."""
     chosen: list[Ranked] = []
     have = seeds.copy()

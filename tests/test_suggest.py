@@ -95,7 +95,7 @@ def test_the_best_trial_shrinks_real_intervals_as_predicted_and_more_per_hour_th
         return 1 - simulated_widths(sizes[more > 0], more[more > 0], quantity, 400, seed=2) / before
 
     best, worst = ranked[0], ranked[-1]
-    assert realized(best) == pytest.approx(best.gain, abs=0.1)
+    assert realized(best) == pytest.approx(best.gain, abs=0.05)
     assert realized(best) / best.hours > 3 * realized(worst) / worst.hours
     assert best.rate > worst.rate
 
