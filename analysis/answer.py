@@ -132,13 +132,11 @@ def depth_and_width(tree: Tree) -> str:
     if not decided:
         row = max(rows, key=lambda r: abs(r["delta"]))
         return f"At equal size {_effect(row)}, but with one seed this cannot be told from noise: depth and width cannot be separated here."
-    clear = [row for row in decided if row["p"] <= 0.05]
+    clear = [row for row in decided if row["p_adjusted"] <= 0.05]
     row = max(clear or decided, key=lambda r: abs(r["delta"]))
     if not clear:
         return f"At equal size depth against width makes no difference larger than noise in {_times(decided)}: at most, {_effect(row)}."
-    return (
-        f"At equal size depth against width matters in {len(clear)} of {_times(decided)}: most of all, {_effect(row)} ({p_text(row['p'])})."
-    )
+    return f"At equal size depth against width matters in {len(clear)} of {_times(decided)}: most of all, {_effect(row)} ({p_text(row['p_adjusted'])})."
 
 
 def _times(rows: Sequence[Any]) -> str:
@@ -187,7 +185,7 @@ def heads(tree: Tree) -> str:
 
 
 def _heads_effect(row: Mapping[str, Any]) -> str:
-    if row["verdict"] == "within noise":
+    if str(row["verdict"]).startswith("within noise"):
         return f"changes loss by {signed(row['delta'])} nats ({signed(row['low'])} to {signed(row['high'])}), within noise"
     worth = f"as {parameters_text(row['parameter_equivalent'])} parameters would"
     return f"{change_text(row['delta'], row['low'], row['high'])}, {worth} ({row['verdict']})"

@@ -269,7 +269,8 @@ WORDS = {
     "configuration": "One shape with one recipe, trained once for each seed. A seed sets the first weights and the order of the text.",
     "95 % interval": "A range made so that in 95 of 100 such studies it would hold the true value.",
     "noise floor": "The smallest difference of two configurations that their scatter between seeds would not make by chance (5 %).",
-    "p": "How often noise alone would show a difference as large; below 0.05 it is called larger than noise.",
+    "p": "How often noise alone would show a difference as large; below 0.05 it is called larger than noise. Adjusted "
+    "(Holm): of many comparisons some fall below by luck, so each must be the rarer the more there are.",
     "parameter-equivalent": "By what factor the parameters would have to change for the same effect on loss.",
     "slope d ln L / d ln N": "Percent by which loss changes for one percent more parameters, in the middle of the data.",
     "exponent α, floor E": "In L = E + A / N^α: how fast loss falls toward E, which no size would pass at this length of training.",

@@ -51,7 +51,7 @@ class Effect:
 
     def to_dict(self, decided: bool) -> dict[str, Any]:
         """JSON form with interval, p and verdict; a verdict needs a measured noise floor."""
-        block: dict[str, Any] = {"delta": self.delta, "low": None, "high": None, "p": None, "verdict": UNDECIDED}
+        block: dict[str, Any] = {"delta": self.delta, "low": None, "high": None, "p": None, "p_adjusted": None, "verdict": UNDECIDED}
         block |= {
             "parameter_equivalent": None if self.log_equivalent is None else _ratio(self.log_equivalent),
             "pe_low": None,
@@ -95,6 +95,25 @@ def contrasts(cells: Configurations, sweep_fits: Sequence[Fitted], sweeps: Seque
             seen.add(pair)
             rows.append(_pair(cells, pair, curve, noise, sweep))
     rows += [_pair(cells, pair, curve, noise, None) for pair in matched_pairs(cells, column) if pair not in seen]
+    return adjusted(rows)
+
+
+def adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The contrasts with `p_adjusted` (Holm 1979, over all contrasts that have a p) and their sentences.
+
+    Of many comparisons some pass 0.05 by luck; a verdict counts as larger than noise when it still does after the adjustment.
+    """
+    decided = sorted((row for row in rows if row["p"] is not None), key=lambda row: float(row["p"]))
+    largest = 0.0
+    for rank, row in enumerate(decided):
+        largest = max(largest, min(1.0, (len(decided) - rank) * row["p"]))
+        row["p_adjusted"] = largest
+        if row["p"] <= 0.05 < largest:
+            row["verdict"] = f"within noise for one of {len(decided)} comparisons ({p_text(row['p'])} alone, {p_text(largest)} adjusted)"
+        elif row["p"] <= 0.05:
+            row["verdict"] = f"larger than noise, {p_text(largest)}" + (" adjusted" if len(decided) > 1 else "")
+    for row in rows:
+        row["sentence"] = _sentence(row.pop("label"), row.pop("than"), row)
     return rows
 
 
@@ -120,7 +139,7 @@ def _against_curve(cells: Configurations, i: int, curve: Fitted, noise: Noise | 
     label = shape_label(cells, i)
     than = f"one on the curve of the {curve.sweep} sweep"
     kind = {"name": f"{label} vs {curve.sweep} curve", "config_id": str(cells.config_id[i]), "kind": "curve"}
-    return {**kind, "sentence": _sentence(in_words(label), than, block), **block}
+    return {**kind, "label": in_words(label), "than": than, **block}
 
 
 def effect_at(
@@ -210,7 +229,7 @@ def _pair(cells: Configurations, pair: tuple[int, int], curve: Fitted, noise: No
         name, noun = f"{many} vs {few} {NAMES[sweep.factor]}", {"n_head": "head", "n_layer": "layer"}.get(sweep.factor, "channel")
         label, than = f"a model with {count(many, noun)}", f"one with {count(few, noun)}"
     kind = {"name": name, "config_id": str(cells.config_id[second]), "kind": "heads" if sweep else "matched"}
-    return {**kind, "sentence": _sentence(label, than, block), **block}
+    return {**kind, "label": label, "than": than, **block}
 
 
 # ---- words ----

@@ -279,3 +279,16 @@ def test_the_layer_from_which_one_more_is_lost_in_the_noise() -> None:
     truth = np.sqrt(0.5 / noise.detectable)
     assert found is not None
     assert abs(found["value"] - truth) < 1.5
+
+
+def test_p_values_are_adjusted_for_the_number_of_contrasts() -> None:
+    """Holm's method by hand: 0.001 * 4, 0.02 * 3, 0.04 * 2 raised to the one before, 0.5."""
+    base = {"label": "a model", "than": "one", "delta": 0.1, "low": 0.0, "high": 0.2, "parameter_equivalent": None, "pe_low": None}
+    rows = [{**base, "pe_high": None, "p": p, "verdict": "within noise"} for p in (0.04, 0.001, 0.5, 0.02)]
+    undecided = {**base, "pe_high": None, "p": None, "p_adjusted": None, "verdict": structure.UNDECIDED}
+    found = structure.adjusted([*rows, undecided])
+    assert [row["p_adjusted"] for row in found] == pytest.approx([0.08, 0.004, 0.5, 0.06, None])
+    assert found[1]["verdict"] == "larger than noise, p = 0.004 adjusted"
+    assert found[3]["verdict"] == "within noise for one of 4 comparisons (p = 0.02 alone, p = 0.06 adjusted)"
+    assert found[4]["verdict"] == structure.UNDECIDED
+    assert all(row["sentence"].startswith("A model acts like one") for row in found)
