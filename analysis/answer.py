@@ -136,7 +136,8 @@ def depth_and_width(tree: Tree) -> str:
     row = max(clear or decided, key=lambda r: abs(r["delta"]))
     if not clear:
         return f"At equal size depth against width makes no difference larger than noise in {_times(decided)}: at most, {_effect(row)}."
-    return f"At equal size depth against width matters in {len(clear)} of {_times(decided)}: most of all, {_effect(row)} ({p_text(row['p_adjusted'])})."
+    most = f"{_effect(row)} ({p_text(row['p_adjusted'])})"
+    return f"At equal size depth against width matters in {len(clear)} of {_times(decided)}: most of all, {most}."
 
 
 def _times(rows: Sequence[Any]) -> str:
