@@ -180,7 +180,8 @@ def selection_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
             [Cell(str(row.get("law")), f"{here}/law"), equation, spent, *numbers, Cell(shown, f"{here}/weight", numeric=True), status]
         )
     columns = ["law", "equation", "parameters spent", "AICc", "above the best", "weight (%)", "status"]
-    note = "AICc: misfit plus a charge for every parameter spent; smaller is better. Weight: share of the support among these laws."
+    note = "AICc: misfit plus a charge for every parameter spent; smaller is better. Weight: share of the support among these laws. "
+    note += "The report's own fit has a floor whatever ranks first: text has an entropy, so no size can bring its loss to zero."
     return Listing("selection", "Laws ranked by AICc", columns, rows, note)
 
 
