@@ -52,8 +52,8 @@ class _Running:
 
     def where(self) -> Where:
         gpus = self.bundled.gpus
-        alone = len(self.bundled.trials) == 1 and (gpus >= 1 if gpus else self.alone)
-        return Where(self.started_at, gpus, len(self.bundled.trials), alone, self.host)
+        alone = self.bundled.at_once == 1 and (gpus >= 1 if gpus else self.alone)
+        return Where(self.started_at, gpus, self.bundled.at_once, alone, self.host)
 
 
 class Monitor(tune.Callback):

@@ -11,12 +11,13 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from models.config import ModelConfig
+from study.branches import Family, bundle_key, families, own_costs
 from study.spec import Trial
 
 STATE_BYTES = 16
@@ -63,6 +64,8 @@ class PlannedBundle:
     gpus: float
     seconds: float
     memory_bytes: int
+    seconds_each: Mapping[str, float]
+    """each trial's part of `seconds`, by trial_id: its own steps and its share of a trunk that it has in common with others"""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,12 @@ def memory_bytes(trial: Trial, vocab_size: int, kind: str, precision: str, bundl
     model = trial.model(vocab_size)
     replica = STATE_BYTES * model.params_total + activation_bytes(model, trial.train.batch_size, precision)
     return PROCESS_BYTES[kind] + int(HEADROOM * bundle * replica)
+
+
+def family_memory(family: Family, vocab_size: int, kind: str, precision: str, bundle: int = 1) -> int:
+    """Peak memory of a process training `bundle` families like this one: a branch keeps the trunk's state beside its own."""
+    trunk = STATE_BYTES * family[-1].model(vocab_size).params_total * bundle if len(family) > 1 else 0
+    return memory_bytes(family[-1], vocab_size, kind, precision, bundle) + int(HEADROOM * trunk)
 
 
 def gpu_fraction(memory: int, gpu_memory_bytes: int) -> float:
@@ -185,15 +194,19 @@ def step_flops(trial: Trial, vocab_size: int, bundle: int = 1) -> float:
     return float(trial.model(vocab_size).flops_per_token) * trial.train.batch_size * trial.shape.block_size * bundle
 
 
-def evaluations(trial: Trial) -> float:
-    """Evaluations of a trial, the last one counted twice because it reads training windows too."""
-    return 2 + math.ceil(trial.train.n_steps / trial.train.eval_interval)
+def family_seconds(family: Family, ms_per_step: float, bundle: int = 1) -> dict[str, float]:
+    """Seconds of each trial of a family, by trial_id, where `bundle` such families train side by side; they add up to the family's part.
 
+    Steps, evaluations (a forward pass costs a third of a step per token) and a trial's fixed cost.
 
-def trial_seconds(trial: Trial, ms_per_step: float, bundle: int = 1) -> float:
-    """Steps, evaluations (a forward pass costs a third of a step per token) and a trial's fixed cost."""
-    windows = trial.train.eval_windows / trial.train.batch_size / 3
-    return ms_per_step / 1e3 * (trial.train.n_steps + evaluations(trial) * windows) + TRIAL_S * bundle
+    Args:
+        ms_per_step: of the whole bundle.
+    """
+    windows = family[-1].train.eval_windows / family[-1].train.batch_size / 3
+    return {
+        trial_id: ms_per_step / 1e3 * (own.steps + own.evaluations * windows) / bundle + TRIAL_S
+        for trial_id, own in own_costs(family).items()
+    }
 
 
 def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: int, most: int = 12) -> list[Trial]:
@@ -213,39 +226,43 @@ def make_plan(
 ) -> Plan:
     """Bundles of trials, longest first, such that the study ends soon on the devices there are.
 
-    On a CPU every trial runs alone: batched products gain only at the tiniest shapes (LOG 2026-11-22). On GPUs, trials of one
-    `bundle_key` are bundled as far as memory allows while every GPU still has work; bundles that stay small share a GPU.
+    Trials that share a trunk (`study.branches`) stay together. On a CPU every trial or family runs alone: batched products gain only at
+    the tiniest shapes (LOG 2026-11-22). On GPUs, those of one `bundle_key` are bundled as far as memory allows while every GPU still has
+    work; bundles that stay small share a GPU.
     """
-    groups: dict[tuple[Any, ...], list[Trial]] = {}
-    for trial in trials:
-        groups.setdefault(trial.bundle_key, []).append(trial)
+    units = families(trials)
+    groups: dict[tuple[Any, ...], list[Family]] = {}
+    for family in units:
+        groups.setdefault(bundle_key(family), []).append(family)
     bundles = []
     for group in groups.values():
-        size = choice.bundle or _bundle_size(group, len(trials), vocab_size, machine, precision)
+        size = choice.bundle or _bundle_size(group, len(units), vocab_size, machine, precision)
         for start in range(0, len(group), size):
             bundles.append(_planned(tuple(group[start : start + size]), vocab_size, machine, speeds, choice, precision))
     bundles.sort(key=lambda bundle: -bundle.seconds)
     return _schedule(tuple(bundles), machine, choice)
 
 
-def _bundle_size(group: Sequence[Trial], n_trials: int, vocab_size: int, machine: Machine, precision: str) -> int:
+def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, machine: Machine, precision: str) -> int:
     if machine.kind != "cuda" or not machine.gpu_memory_bytes:
         return 1
     base = PROCESS_BYTES["cuda"]
-    replica = memory_bytes(group[0], vocab_size, "cuda", precision) - base
+    replica = family_memory(group[0], vocab_size, "cuda", precision) - base
     fits = max(1, int((0.9 * machine.gpu_memory_bytes - base) // replica))
-    share = math.ceil(n_trials / max(1.0, machine.gpus))  # a bundle larger than a GPU's share of the study would leave another idle
+    share = math.ceil(n_families / max(1.0, machine.gpus))  # a bundle larger than a GPU's share of the study would leave another idle
     return max(1, min(fits, share, LARGEST_BUNDLE, len(group)))
 
 
-def _planned(trials: tuple[Trial, ...], vocab_size: int, machine: Machine, speeds: Speeds, choice: Choice, precision: str) -> PlannedBundle:
-    first, size = trials[0], len(trials)
-    memory = memory_bytes(first, vocab_size, machine.kind, precision, size)
+def _planned(group: Sequence[Family], vocab_size: int, machine: Machine, speeds: Speeds, choice: Choice, precision: str) -> PlannedBundle:
+    first, size = group[0][-1], len(group)
+    memory = family_memory(group[0], vocab_size, machine.kind, precision, size)
     gpus = choice.gpus_per_trial
     if gpus is None:
         gpus = gpu_fraction(memory, machine.gpu_memory_bytes) if machine.kind == "cuda" and machine.gpu_memory_bytes else 0.0
-    seconds = trial_seconds(first, speeds.ms_per_step(machine.name, first, vocab_size, size), size)
-    return PlannedBundle(trials, choice.cpus_per_trial, gpus, seconds, memory)
+    ms = speeds.ms_per_step(machine.name, first, vocab_size, size)
+    each = {trial_id: s for family in group for trial_id, s in family_seconds(family, ms, size).items()}
+    trials = tuple(trial for family in group for trial in family)
+    return PlannedBundle(trials, choice.cpus_per_trial, gpus, sum(each.values()), memory, each)
 
 
 def _schedule(bundles: tuple[PlannedBundle, ...], machine: Machine, choice: Choice) -> Plan:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from study.branches import saved_share
 from study.command import Options, parse_price
 from study.data import default_cache_dir
 from study.packing import Choice, Machine, Plan, Speeds, make_plan, to_probe
@@ -32,7 +33,7 @@ class Quote:
     @property
     def seconds_by_configuration(self) -> dict[str, float]:
         """Expected seconds of one trial, by config_id."""
-        return {trial.config_id: b.seconds / len(b.trials) for b in self.plan.bundles for trial in b.trials}
+        return {trial.config_id: b.seconds_each[trial.trial_id] for b in self.plan.bundles for trial in b.trials}
 
     def lines(self) -> list[str]:
         """What a person is told before the run."""
@@ -48,6 +49,8 @@ class Quote:
             f"memory: up to {max(b.memory_bytes for b in plan.bundles) / 2**30:.1f} GiB per process; "
             f"slots busy {plan.utilisation:.0%} of the time",
         ]
+        if saved := saved_share([trial for bundle in plan.bundles for trial in bundle.trials]):
+            lines.append(f"WSD branches share their trunks: {saved:.0%} of the steps are saved")
         if self.price_per_hour:
             hours = plan.seconds / 3600 * max(1.0, self.machine.gpus)
             lines.append(

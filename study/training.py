@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from study import conclude
+from study.branches import families, programs
 from study.command import Command, parse_hold_out, seconds
 from study.interrupt import Interrupted, Interrupts
 
@@ -106,10 +107,10 @@ def make_bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, 
     if quoted:
         wanted = {trial.trial_id for trial in missing}
         planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
-        return [tune_side.Bundled(trials, bundle.cpus, bundle.gpus) for trials, bundle in planned if trials]
+        return [tune_side.Bundled(part, bundle.cpus, bundle.gpus) for trials, bundle in planned for part in programs(trials)]
     gpus = cluster.gpus_per_trial(command.options)
     longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
-    return [tune_side.Bundled((trial,), command.options.cpus_per_trial, gpus) for trial in longest_first]
+    return [tune_side.Bundled(family, command.options.cpus_per_trial, gpus) for family in families(longest_first)]
 
 
 def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monitor":

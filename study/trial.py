@@ -9,7 +9,8 @@ disposable, so a run is always "what is missing, from its newest whole checkpoin
 import shutil
 import socket
 import time
-from dataclasses import asdict, dataclass
+import uuid
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import ray
 from ray import tune
 
+from study.branches import lengths
 from study.spec import Trial
 
 if TYPE_CHECKING:
@@ -33,6 +35,11 @@ class Bundled:
     trials: tuple[Trial, ...]
     cpus: float
     gpus: float
+
+    @property
+    def at_once(self) -> int:
+        """Trials of one length: those of a family follow one another, and only replicas train side by side."""
+        return len(self.trials) // len(lengths(self.trials))
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,8 @@ class Work:
     precision: str
     checkpoints: Path
     checkpoint_s: float
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """names this run of the study"""
 
 
 class BundleTrainable(tune.Trainable):
@@ -88,13 +97,13 @@ class BundleTrainable(tune.Trainable):
         return True
 
     def _begin(self, index: int) -> None:
-        from study.train import Bundle
+        from study.trunk import Trunk
 
         work, bundled = self.work, self.work.bundles[index]
-        self.bundle: Bundle | None = None  # lets go of the last model before the next one is made
+        self.bundle: Trunk | None = None  # lets go of the last model before the next one is made
         self.refused = ""
         try:
-            self.bundle = Bundle(bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled))
+            self.bundle = Trunk(bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled), work.run)
         except ValueError as error:  # bad input: trying again would not help
             self.refused = str(error)
             return
@@ -107,18 +116,18 @@ class BundleTrainable(tune.Trainable):
         self.saved_at = time.monotonic()
 
     def step(self) -> dict[str, Any]:
-        """Train to the next evaluation; the last result carries the outcomes."""
+        """Train to the next evaluation; a result that ends trials carries their outcomes."""
         if self.bundle is None:
             return {"refused": self.refused, "done": True}
         rows = [] if self.bundle.done else self.bundle.advance()
-        notes, self.bundle.notes = self.bundle.notes, []
+        notes = self.bundle.take_notes()
         result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done}
-        if self.bundle.done:
-            result["outcomes"] = [asdict(outcome) for outcome in self.bundle.finish()]
+        if self.bundle.ended:  # no checkpoint before the driver has these
+            result["outcomes"] = [asdict(outcome) for outcome in self.bundle.outcomes]
             if self.shared:
                 from study import weights
 
-                notes += weights.keep(self.bundle, self.work.checkpoints.parent / "weights")
+                notes += weights.keep(self.bundle.ended, self.work.checkpoints.parent / "weights")
         elif self.shared and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
             self.bundle.save(self.work.checkpoints)
             self.saved_at = time.monotonic()

@@ -68,6 +68,7 @@ class Trunk:
         """what the last `advance` finished"""
         self.ended: Bundle | None = None
         """the bundle that trained it"""
+        self.notes = self.trunk.notes
         self._handed, self._told, self._saved_step = list[str](), 0, -1
 
     # ---- progress ----
@@ -77,12 +78,15 @@ class Trunk:
         """Times that this program was continued from a checkpoint."""
         return self.trunk.restarts
 
+    @property
+    def trial_ids(self) -> tuple[str, ...]:
+        """Trials that are not finished."""
+        return tuple(t.trial_id for group in self.lengths for t in group if t.trial_id not in self._handed)
+
     def take_notes(self) -> list[str]:
         """What a person should know, each sentence once."""
-        notes = self.trunk.notes + (self.branch.notes if self.branch else [])
-        self.trunk.notes = []
-        if self.branch:
-            self.branch.notes = []
+        notes = list(self.notes)
+        self.notes.clear()
         return notes
 
     def advance(self) -> list[dict[str, Any]]:
@@ -118,6 +122,7 @@ class Trunk:
     def _leave(self, trials: tuple[Trial, ...]) -> Bundle:
         """A bundle of shorter trials in the trunk's present state, or in that of their own newer checkpoint."""
         branch = self._bundle(trials)
+        branch.notes = self.notes
         if self.folder and branch.restore(self.folder, range(self.trunk.step, trials[0].train.n_steps + 1)):
             return branch
         states = []
