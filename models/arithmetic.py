@@ -13,77 +13,77 @@ from torch import Tensor
 
 Precision = Literal["float32", "bf16"]
 
-BLOCKED_FROM = 192
-"""Context length from which attention in blocks of queries beats torch's fused kernel on a CPU with bf16 (measured: 0.6x at 64,
-1.1x at 128, 2.0x at 256; LOG 2026-11-22)."""
+BLOCKED_FROM = 128
+"""Context length from which attention in blocks of queries beats torch's fused kernel on a CPU with bf16 (measured, forward and backward:
+0.95x at 64, 1.1x at 96, 1.4x at 128, 1.7x at 256; LOG 2026-11-22)."""
 BLOCK = 64
 
 
-class _LinearBF16(torch.autograd.Function):
-    """x W^T with bf16 operands; the backward pass reuses the operands' bf16 copies. x: (..., M, in), weight: (..., out, in)."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, out_dtype: torch.dtype) -> Tensor:
-        x16, w16 = x.to(torch.bfloat16), weight.to(torch.bfloat16)
-        ctx.save_for_backward(x16, w16)
-        ctx.x_dtype = x.dtype
-        return (x16 @ w16.mT).to(out_dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x16, w16 = ctx.saved_tensors
-        grad16 = grad.to(torch.bfloat16)
-        return (grad16 @ w16).to(ctx.x_dtype), (grad16.mT @ x16).float(), None
-
-
 def linear(x: Tensor, weight: Tensor, precision: Precision, out_dtype: torch.dtype = torch.float32) -> Tensor:
-    """(K, M, in) times (K, out, in) transposed -> (K, M, out). K = 1 avoids the batched kernels, which are slower on a CPU."""
-    if weight.shape[0] == 1:
-        x2, w2 = x.squeeze(0), weight.squeeze(0)  # views: indexing would copy the whole gradient on the way back
-        return (_LinearBF16.apply(x2, w2, out_dtype) if precision == "bf16" else F.linear(x2, w2)).unsqueeze(0)
-    return _LinearBF16.apply(x, weight, out_dtype) if precision == "bf16" else torch.bmm(x, weight.mT)
+    """(K, M, in) times (K, out, in) transposed -> (K, M, out). K = 1 avoids the batched kernels, which are slower on a CPU.
+
+    Casts are left to autograd: a function of our own, which kept the bf16 copies itself, cost 4 to 13 % of a step in Python.
+    """
+    if precision == "bf16":
+        x, weight = x.bfloat16(), weight.bfloat16()
+    if weight.shape[0] == 1:  # squeezing views: indexing would copy the whole gradient on the way back
+        return F.linear(x.squeeze(0), weight.squeeze(0)).to(out_dtype).unsqueeze(0)
+    return torch.bmm(x, weight.mT).to(out_dtype)
 
 
 class _BlockedAttention(torch.autograd.Function):
     """Causal attention in blocks of queries, each against the keys up to its own end: half of the square is never computed.
 
-    Every block is a batched bf16 product with a float32 softmax; probabilities are kept in bf16 for the backward pass.
-    q, k, v: (N, T, D) with N = sequences times heads.
+    Every block is a batched bf16 product with a softmax that computes in float32 and rounds its result to bf16.
+    qkv: (N, T, 3, H, D) as the linear layer leaves it -> (N, T, H, D) as the next one takes it, both bf16.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        T, D = q.shape[1:]
+    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+        N, T, _, H, D = qkv.shape
         ctx.scale = 1 / math.sqrt(D)
-        q, k, v = (q * ctx.scale).bfloat16(), k.bfloat16(), v.bfloat16()
-        future = torch.full((BLOCK, BLOCK), -math.inf).triu(1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().view(3, N * H, T, D).unbind(0)
+        q = q * ctx.scale
+        future = torch.full((BLOCK, BLOCK), -math.inf, dtype=qkv.dtype).triu(1)
         probabilities, out = [], []
         for start in range(0, T, BLOCK):
             end = min(start + BLOCK, T)
-            scores = torch.bmm(q[:, start:end], k[:, :end].mT).float()
-            scores[:, :, start:] += future[: end - start, : end - start]
-            probabilities.append(F.softmax(scores, -1).bfloat16())
+            scores = torch.bmm(q[:, start:end], k[:, :end].mT)
+            scores[:, :, start:].add_(future[: end - start, : end - start])
+            probabilities.append(F.softmax(scores, -1))
             out.append(torch.bmm(probabilities[-1], v[:, :end]))
         ctx.save_for_backward(q, k, v, *probabilities)
-        return torch.cat(out, 1).float()
+        return torch.cat(out, 1).view(N, H, T, D).transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         q, k, v, *probabilities = ctx.saved_tensors
-        grad = grad.bfloat16()
-        grad_q, grad_k, grad_v = [], torch.zeros(k.shape), torch.zeros(v.shape)
-        for block, start in enumerate(range(0, q.shape[1], BLOCK)):
-            end, p = min(start + BLOCK, q.shape[1]), probabilities[block]
+        N, T, H, D = grad.shape
+        grad = grad.transpose(1, 2).contiguous().view(N * H, T, D)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros(k.shape), torch.zeros(v.shape)
+        for start, p in zip(range(0, T, BLOCK), probabilities, strict=True):
+            end = min(start + BLOCK, T)
             grad_v[:, :end] += torch.bmm(p.mT, grad[:, start:end])
-            grad_p = torch.bmm(grad[:, start:end], v[:, :end].mT).float()
-            grad_scores = torch._softmax_backward_data(grad_p, p.float(), -1, torch.float32).bfloat16()
-            grad_q.append(torch.bmm(grad_scores, k[:, :end]))
+            grad_p = torch.bmm(grad[:, start:end], v[:, :end].mT)
+            grad_scores = torch._softmax_backward_data(grad_p, p, -1, p.dtype)
+            grad_q[:, start:end] = torch.bmm(grad_scores, k[:, :end])
             grad_k[:, :end] += torch.bmm(grad_scores.mT, q[:, start:end])
-        return torch.cat(grad_q, 1).float() * ctx.scale, grad_k, grad_v
+        out = torch.empty((N, T, 3, H, D), dtype=grad.dtype)
+        for i, part in enumerate((grad_q.mul_(ctx.scale), grad_k, grad_v)):
+            out[:, :, i] = part.view(N, H, T, D).transpose(1, 2)
+        return out
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, precision: Precision, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v with a causal mask, (N, H, T, D) each -> (N, H, T, D)."""
-    if q.device.type == "cpu" and precision == "bf16" and q.shape[2] >= BLOCKED_FROM and not dropout:
-        return _BlockedAttention.apply(*(x.flatten(0, 1) for x in (q, k, v))).view_as(q)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+def attention_dtype(device: torch.device, precision: Precision, T: int, dropout: float) -> torch.dtype:
+    """What attention should be given: bf16 where it computes in it. Torch's fused kernels want bf16 on a GPU; on a CPU they are several
+    times slower in it than in float32, so that only our blocked attention takes it there."""
+    blocked = device.type == "cpu" and T >= BLOCKED_FROM and not dropout
+    return torch.bfloat16 if precision == "bf16" and (blocked or device.type == "cuda") else torch.float32
+
+
+def causal_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v with a causal mask, (N, T, 3, H, D) -> (N, T, H, D); bf16 on a CPU is computed in blocks."""
+    if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
+        return _BlockedAttention.apply(qkv)
+    q, k, v = qkv.transpose(1, 3).unbind(2)  # each (N, H, T, D)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)

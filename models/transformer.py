@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.arithmetic import Precision, causal_attention, linear
+from models.arithmetic import Precision, attention_dtype, causal_attention, linear
 from models.config import ModelConfig
 
 INIT_STD = 0.02
@@ -114,24 +114,21 @@ class Transformer(nn.Module):
     def attention(self, x: Tensor, layer: int, B: int, T: int, cache: Cache | None = None) -> Tensor:
         """Causal self-attention, (K, B*T, C) -> (K, B*T, C)."""
         K, H, D = self.replicas, self.config.n_head, self.config.head_dim
-        # On a GPU the fused attention kernels want bf16; on a CPU they are several times slower in it than in float32.
-        dtype = torch.bfloat16 if self.precision == "bf16" and x.device.type == "cuda" else torch.float32
+        dropout = self.dropout if self.training else 0.0
+        dtype = attention_dtype(x.device, self.precision, 0 if cache else T, dropout)
         qkv = linear(x, getattr(self, f"qkv_{layer}"), self.precision, dtype).view(K * B, T, 3, H, D)
-        q, k, v = qkv.transpose(1, 3).unbind(2)  # each (K*B, H, T, D)
-        if cache is None:
-            y = causal_attention(q, k, v, self.precision, self.dropout if self.training else 0.0)
-        else:
-            y = self.cached_attention(q, k, v, layer, cache)
-        return linear(y.transpose(1, 2).reshape(K, B * T, H * D), getattr(self, f"proj_{layer}"), self.precision)
+        y = self.cached_attention(qkv, layer, cache) if cache else causal_attention(qkv, dropout)  # (K*B, T, H, D)
+        return linear(y.reshape(K, B * T, H * D), getattr(self, f"proj_{layer}"), self.precision)
 
     @staticmethod
-    def cached_attention(q: Tensor, k: Tensor, v: Tensor, layer: int, cache: Cache) -> Tensor:
-        """Attention of new tokens to all tokens so far, (K*B, H, T, D): either the first tokens, or one token at a time."""
+    def cached_attention(qkv: Tensor, layer: int, cache: Cache) -> Tensor:
+        """Attention of new tokens to all so far, (K*B, T, 3, H, D) -> (K*B, T, H, D): either the first tokens, or one token at a time."""
+        q, k, v = qkv.transpose(1, 3).unbind(2)  # each (K*B, H, T, D)
         start, end = cache.length, cache.length + q.shape[2]
         assert start == 0 or end == start + 1, "a cache is filled by one prompt, then token by token"
         cache.keys[layer, :, :, start:end], cache.values[layer, :, :, start:end] = k, v
         keys, values = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
-        return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), is_causal=start == 0)
+        return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), is_causal=start == 0).transpose(1, 2)
 
     def new_cache(self, B: int) -> Cache:
         """An empty cache for B sequences per replica."""
