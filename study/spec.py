@@ -23,6 +23,10 @@ _ADDED_LATER: dict[str, Any] = {}
 so that adding a field does not re-address every stored trial."""
 
 
+_SEQUENCES_OF = {"tokens_per_step": "batch_size", "tokens_per_evaluation": "eval_windows"}
+"""What a sweep may give in tokens instead: the field then follows from the block size."""
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """The recipe: how one model is trained. AdamW on matrices with decay, gradient clipping, warm-up, then a schedule."""
@@ -217,14 +221,16 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
 
 
 def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
-    """The centre with some fields changed; n_tokens is turned into steps and lr follows the study's rule unless it is a factor itself."""
-    kinds = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)} | {"n_tokens": int}
+    """The centre with some fields changed; tokens become sequences and steps, lr follows the study's rule unless it is changed."""
+    kinds = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)}
+    kinds |= dict.fromkeys(("n_tokens", *_SEQUENCES_OF), int)
     unknown = set(change) - set(kinds)
     _require(not unknown, f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(kinds)}")
     try:
         given = {name: _as_kind(kinds[name], name, value) for name, value in change.items()}
         n_tokens = given.pop("n_tokens", None)
         _require(n_tokens is None or n_tokens >= 1, f"n_tokens={n_tokens} must be at least 1")
+        given |= _sequences(given, study.model.block_size)
         shape = replace(study.model, **{name: value for name, value in given.items() if hasattr(study.model, name)})
         train = replace(study.train, **{name: value for name, value in given.items() if not hasattr(study.model, name)})
     except ValueError as error:
@@ -235,6 +241,25 @@ def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, Tr
         reference = study.lr_reference or study.model.params_non_embedding
         train = replace(train, lr=float(f"{train.lr * (shape.params_non_embedding / reference) ** study.lr_exponent:.3g}"))
     return shape, train
+
+
+def _sequences(given: dict[str, Any], block_size: int) -> dict[str, int]:
+    """Takes numbers of tokens out of a change and returns them as numbers of sequences, so that contexts compare at equal tokens.
+
+    Raises:
+        ValueError: no whole number of sequences, or both numbers are given.
+    """
+    found, block = {}, given.get("block_size", block_size)
+    for tokens, sequences in _SEQUENCES_OF.items():
+        if tokens in given:
+            value = given.pop(tokens)
+            _require(sequences not in given, f"both {tokens} and {sequences} are given, and one follows from the other; choose one")
+            _require(
+                value >= block and value % block == 0,
+                f"{tokens}={value} is not a whole number of sequences of block_size={block}; give a multiple of {block}",
+            )
+            found[sequences] = value // block
+    return found
 
 
 def _as_kind(kind: type, name: str, value: Any) -> Any:

@@ -12,9 +12,10 @@ import torch
 
 from models.config import Shape
 from study.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
+from study.command import parse
 from study.device import Execution
 from study.outcome import Outcome
-from study.spec import DataConfig, TrainConfig, Trial
+from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.train import Bundle
 from study.trunk import Trunk
 from tests.running import TIMES
@@ -240,3 +241,49 @@ def test_a_familys_trials_share_the_time_of_the_trunk_and_add_up_to_all_of_it() 
     assert short["train_s"] + long["train_s"] == pytest.approx(train_s - on_trunk, rel=1e-3)  # step 0 costs microseconds, too
     assert short["train_s"] < sum(16 * 2 / row["tokens_per_s"] * 8 for row in outcomes[0].curve[1:])
     assert long["tokens_per_s"] == pytest.approx(64 * 32 / sum(16 * 2 / row["tokens_per_s"] * 8 for row in outcomes[1].curve[1:]))
+
+
+# ---- presets and sweeps ----
+
+
+def test_the_preset_data_costs_one_long_run_per_size_and_seed() -> None:
+    trials = expand(parse(["data"]).study)
+    assert len({t.config_id for t in trials}) == 24
+    assert len(trials) == 72
+    shared = [group for group in families(trials) if len(group) > 1]
+    assert len(shared) == 5 * 3
+    for group in shared:
+        assert [t.n_tokens for t in group] == [384_000, 768_000, 1_536_000, 3_072_000]
+        assert [leaves_at(t.train) for t in group] == [decay_start(t.train) for t in group]  # no step is trained twice
+    assert sum(map(family_steps, families(trials))) == 3 * (5 * (6000 + 150 + 300 + 600) + 4 * 3000)
+    epochs = {t.train.unique_tokens and t.n_tokens // t.train.unique_tokens for t in trials if "repetition" in t.sweeps}
+    assert epochs == {0, 1, 4, 16, 64}
+
+
+def test_the_preset_context_compares_at_equal_tokens() -> None:
+    trials = expand(parse(["context"]).study)
+    assert (len(trials), {t.shape.block_size for t in trials}) == (24, {64, 128, 256, 512})
+    assert {(t.n_tokens, t.train.n_steps, t.train.eval_windows * t.shape.block_size) for t in trials} == {(1_536_000, 3000, 12_288)}
+    assert {t.train.batch_size * t.shape.block_size for t in trials} == {512}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ("c:kind=grid:block_size=48:tokens_per_step=512", "tokens_per_step=512 is not a whole number of sequences of block_size=48"),
+        ("c:kind=grid:tokens_per_step=32", "tokens_per_step=32 is not a whole number of sequences of block_size=64; give a multiple of 64"),
+        ("c:kind=grid:tokens_per_step=0", "tokens_per_step=0 is not a whole number of sequences"),
+        ("c:kind=grid:tokens_per_step=512:batch_size=8", "both tokens_per_step and batch_size are given"),
+        ("c:kind=grid:tokens_per_evaluation=100", "tokens_per_evaluation=100 is not a whole number of sequences"),
+        ("c:tokens_per_steps=512", "unknown field"),
+    ],
+)
+def test_tokens_that_are_no_whole_number_of_sequences_are_refused(sweep: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        expand(Study(sweeps=(sweep,), model=Shape(block_size=64)))
+
+
+def test_a_number_of_tokens_per_step_is_the_same_trial_as_its_batch_size() -> None:
+    ids = [{t.trial_id for t in expand(Study(sweeps=(sweep,)))} for sweep in ("c:tokens_per_step=1024", f"c:batch_size={1024 // 64}")]
+    assert Shape().block_size == 64
+    assert ids[0] == ids[1]
