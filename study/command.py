@@ -51,7 +51,9 @@ class Options:
     price: str = ""
     """price per hour of the machine, or of one of its GPUs, for example '$2.50/h': the quote then names a cost"""
     budget: str = ""
-    """longest run, for example 90s, 30m or 2h: what is unfinished then waits for the same command"""
+    """wall time such as 30m or 2h, or device time such as '0.5 device-hours': trains the most informative missing trials that fit"""
+    from_suggestion: str = ""
+    """train what python -m analysis RESULTS --suggest wrote: its file or RESULTS; these trials become trials of the study"""
     checkpoint_s: float = 20.0
     """seconds between checkpoints of a running trial"""
     stall_minutes: float = 30.0
@@ -74,7 +76,7 @@ class Options:
         _require(self.stall_minutes > 0, f"stall-minutes={self.stall_minutes:g} must be above 0")
         _require("://" not in self.out, f"out={self.out} is an address; give a folder (results in object stores are not supported yet)")
         if self.budget:
-            seconds(self.budget)
+            parse_budget(self.budget)
 
 
 @dataclass(frozen=True)
@@ -229,8 +231,20 @@ def seconds(text: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h|d)\s*", text)
     if not match or float(match[1]) <= 0:
-        raise ValueError(f"budget={text!r} is not a duration; write a number with a unit, for example 90s, 30m or 2h")
+        raise ValueError(f"budget={text!r} is not a duration; write a number with a unit, for example 90s, 30m, 2h or '0.5 device-hours'")
     return float(match[1]) * {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def parse_budget(text: str) -> tuple[float, float]:
+    """A budget as (seconds of wall time, seconds of device time), one of which is 0: `2h`, `0.5 device-hours`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:device|GPU|core)-?\s*(?:hours?|h)\s*", text)
+    if match and float(match[1]) > 0:
+        return 0.0, float(match[1]) * 3600
+    return seconds(text), 0.0
 
 
 def parse_hold_out(text: str) -> int:

@@ -9,7 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from study.branches import saved_share
@@ -88,6 +88,13 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options) -> Qu
     choice = Choice(options.cpus_per_trial, options.gpus_per_trial, options.bundle or None, options.max_concurrent)
     plan = make_plan(trials, vocab_size, machine, speeds, choice, precision)
     return Quote(plan, machine, precision, vocab_size, price, currency)
+
+
+def requote(quoted: Quote, trials: Sequence[Trial], options: Options) -> Quote:
+    """The quote of some of its trials, on the same machine and without timing anything again."""
+    choice = Choice(options.cpus_per_trial, options.gpus_per_trial, options.bundle or None, options.max_concurrent)
+    speeds = Speeds.load(default_cache_dir())
+    return replace(quoted, plan=make_plan(trials, quoted.vocab_size, quoted.machine, speeds, choice, quoted.precision))
 
 
 def _measure(trials: Sequence[Trial], vocab_size: int, options: Options, speeds: Speeds, threads: int) -> tuple[Machine, str]:

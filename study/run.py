@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     with Interrupts() as interrupts:
         try:
-            command = parse(argv)
+            command = _adopted(parse(argv))
             _check_study(command)
         except ValueError as error:
             return _complain(str(error), 2)
@@ -46,6 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain(_how_to_continue("stopped", argv), interrupts.exit_code)
 
 
+def _adopted(command: Command) -> Command:
+    """With --from-suggestion, the command for the study that was suggested to."""
+    if not command.options.from_suggestion:
+        return command
+    from study.scope import adopt
+
+    return adopt(command)
+
+
 def _check_study(command: Command) -> None:
     """Find impossible shapes, unknown fields and impossible hold-outs before anything is downloaded."""
     from study.conclude import held_out
@@ -55,7 +64,7 @@ def _check_study(command: Command) -> None:
 
 
 def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
-    from study import data, folder, overview
+    from study import data, folder, overview, scope
     from study.provenance import provenance
     from study.spec import expand
     from study.training import Job, train_in_phases
@@ -67,25 +76,31 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     else:
         corpus = data.prepare(study.data)
     vocab_size = corpus.vocab_size if corpus else TINYSTORIES_CHARACTERS
-    trials = expand(study, data.data_key(study.data))
+    key = data.data_key(study.data)
+    trials = expand(study, key)
     if corpus:
         for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:
             data.check_lengths(corpus, block_size, unique_tokens)
     if command.options.dry_run:
-        found = folder.survey(out, trials, corpus.sha256 if corpus else "", set_aside=False)
-        quoted = _quote(command, found, vocab_size)
-        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted))
+        about = scope.find(command, trials, out, key)
+        found = about.asked_for(folder.survey(out, about.trials, corpus.sha256 if corpus else "", set_aside=False))
+        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size))
+        print("\n".join([overview.overview(command.study_name, study, about.trials, found, corpus, vocab_size, quoted), *lines]))
         return 0
     assert corpus is not None
     with folder.locked(out):
-        found = folder.survey(out, trials, corpus.sha256)
-        quoted = _quote(command, found, vocab_size)
-        print(overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted), flush=True)
+        about = scope.find(command, trials, out, key)
+        trials = about.trials
+        found = about.asked_for(folder.survey(out, trials, corpus.sha256))
+        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size))
+        print("\n".join([overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted), *lines]), flush=True)
         origin = provenance()
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
+        facts["suggested"] = about.suggested
         folder.write_json(out / "study.json", facts)
         problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted), found)
-        code = _conclude(command, trials, corpus, interrupts, problem, argv)
+        asked = len(found.done) + len(found.missing)
+        code = _conclude(command, trials, corpus, interrupts, problem, argv, asked)
         if quoted and found.missing and code == 0:
             folder.write_json(out / "study.json", facts | {"quote_score": _score(quoted, found.missing, out, time.monotonic() - began)})
         return code
@@ -145,9 +160,9 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
 
 
 def _conclude(
-    command: Command, trials: "Sequence[Trial]", corpus: "Corpus", interrupts: Interrupts, problem: str, argv: Sequence[str]
+    command: Command, trials: "Sequence[Trial]", corpus: "Corpus", interrupts: Interrupts, problem: str, argv: Sequence[str], asked: int
 ) -> int:
-    """Compact the tables, say what is there, build the report; returns the exit code."""
+    """Compact the tables, say what is there, build the report; returns the exit code: 0 where all `asked` trials are completed."""
     from study import folder, records
 
     out = command.out
@@ -162,7 +177,7 @@ def _conclude(
         return interrupts.exit_code
     _name_the_rest(out, trials)
     reported = not command.options.report or not n_completed or _report(out)
-    return 0 if n_completed == len(trials) and reported else 1
+    return 0 if n_completed >= asked and reported else 1
 
 
 def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:

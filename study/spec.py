@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from models.config import ModelConfig, Shape
@@ -132,7 +133,7 @@ class Trial:
     may_stop: bool = False
     """a search made it: where it was STOPPED it has ended"""
 
-    @property
+    @cached_property
     def config_id(self) -> str:
         """16 hex digits naming the configuration (the trial without its seed)."""
         return _digest(self._identity())

@@ -54,18 +54,25 @@ def read(path: Path) -> Suggestion:
         raise ValueError(f"{file} cannot be read as a suggestion ({str(error).splitlines()[0][:80]}); make it anew") from None
     if not isinstance(body, dict) or body.get("kind") != KIND or not isinstance(body.get("trials"), list) or not body["trials"]:
         raise ValueError(f"{file} is no suggestion; give the file that python -m analysis RESULTS --suggest 5 wrote, or its results folder")
-    trials = tuple(_checked(file, entry) for entry in body["trials"])
+    trials = tuple(checked(file, body["trials"]))
     home = file.resolve().parent.parent
     there = file.parent.name == FILE.parent.name and (home / "study.json").is_file()
     return Suggestion(str(body.get("name") or "study"), study_of(body.get("study"), file), trials, home if there else None)
 
 
-def _checked(file: Path, entry: Any) -> dict[str, Any]:
-    """One trial of the file, with nothing in it but what makes a trial."""
-    sound = isinstance(entry, dict) and isinstance(entry.get("change"), dict) and isinstance(entry.get("seed"), int)
-    if not sound or not isinstance(entry.get("sweeps", []), list):
-        raise ValueError(f"{file} holds a trial without change and seed ({str(entry)[:60]}); make the suggestion anew")
-    return {"change": dict(entry["change"]), "seed": entry["seed"], "sweeps": [str(name) for name in entry.get("sweeps", [])]}
+def checked(file: Path, entries: Sequence[Any]) -> list[dict[str, Any]]:
+    """Suggested trials from JSON, with nothing in them but what makes a trial.
+
+    Raises:
+        ValueError: one is no such thing.
+    """
+    kept = []
+    for entry in entries:
+        sound = isinstance(entry, dict) and isinstance(entry.get("change"), dict) and isinstance(entry.get("seed"), int)
+        if not sound or not isinstance(entry.get("sweeps", []), list):
+            raise ValueError(f"{file} holds a trial without change and seed ({str(entry)[:60]}); make the suggestion anew")
+        kept.append({"change": dict(entry["change"]), "seed": entry["seed"], "sweeps": [str(name) for name in entry.get("sweeps", [])]})
+    return kept
 
 
 def study_of(facts: Any, source: Path) -> Study:

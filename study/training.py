@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from study import conclude
 from study.branches import families, programs
-from study.command import Command, parse_hold_out, seconds
+from study.command import Command, parse_hold_out
 from study.interrupt import Interrupted, Interrupts
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def make_bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, 
 
 def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monitor":
     from study.board import Board
+    from study.budget import guard_seconds
     from study.live import open_view
     from study.monitor import Monitor
     from study.overview import flops
@@ -137,5 +138,5 @@ def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monito
     screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
     board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
     screen.say(f"board: {board.how_to_open()}")
-    budget_s = seconds(options.budget) if options.budget else 0.0
+    budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None)
     return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s)

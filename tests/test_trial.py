@@ -122,11 +122,3 @@ def test_only_missing_trials_run_and_a_reused_process_trains_like_a_fresh_one(
     assert all(row["exclusive_timing"] for row in rows(tmp_path))
     assert not list((tmp_path / "checkpoints").glob("*/*"))
     assert set(facts(tmp_path)["trial_ids"]) == {row["trial_id"] for row in rows(tmp_path)}
-
-
-def test_a_budget_that_runs_out_keeps_what_is_done_and_the_same_command_continues(
-    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run.main(tiny(tmp_path, "--no-report", "--budget", "0.2s")) == 1
-    assert "the budget of 0.2s is used up; what is done is kept" in capsys.readouterr().err
-    assert all(row["status"] != "COMPLETED" for row in rows(tmp_path))

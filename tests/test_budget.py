@@ -1,0 +1,258 @@
+"""A budget buys the most informative trials: ends of sweeps first, seeds spread, within the quote; suggested trials join their study."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analysis import __main__ as analysis
+from study import budget, packing, run
+from study.command import Options, parse, parse_budget
+from study.data import default_cache_dir
+from study.packing import Choice, Machine, Plan, Speeds, make_plan
+from study.quote import make_quote
+from study.spec import Study, Trial, expand
+from tests.running import facts, rows, tiny
+
+STUDY = Study(sweeps=("depth:n_layer=1,2,4,8", "width:n_embd=16,32,64,96,128", "heads:n_head=1,2,4,16"), seeds=(1, 2, 3))
+TRIALS = expand(STUDY)
+MACHINE = Machine(cpus=2)
+
+
+def replan(trials: list[Trial]) -> Plan:
+    speeds = Speeds()
+    speeds.note("cpu", TRIALS[0], 64, 10.0, real=True)
+    return make_plan(trials, 64, MACHINE, speeds, Choice())
+
+
+PLAN = replan(TRIALS)
+
+
+def chosen(text: str, missing: list[Trial] = TRIALS, done: frozenset[str] = frozenset()) -> budget.Chosen:
+    return budget.choose(missing, TRIALS, dict.fromkeys(done), replan(missing), text, replan)  # type: ignore[arg-type]
+
+
+# ---- what is chosen ----
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize("kind", ["wall", "device"])
+def test_what_is_chosen_fits_and_nothing_that_would_fit_is_left_out(share: float, kind: str) -> None:
+    limit = share * (PLAN.seconds if kind == "wall" else PLAN.device_hours)
+    if kind == "wall":
+        limit = max(limit, 60.0)
+    found = chosen(f"{limit:.6f}s" if kind == "wall" else f"{limit:.6f} device-hours")
+    plan = replan(list(found.trials))
+    assert (plan.seconds if kind == "wall" else plan.device_hours) <= limit * 1.0001
+    assert len(found.trials) + len(found.left_out) == len(TRIALS)
+    if kind == "device":
+        cheapest = min(found.left_out, key=lambda t: t.shape.params_non_embedding)
+        assert replan([*found.trials, cheapest]).device_hours > limit
+
+
+def test_every_sweep_keeps_its_ends_before_anything_is_repeated() -> None:
+    ends = {config for pair in budget.sweep_ends(TRIALS).values() for config in pair}
+    shapes = {(t.shape.n_layer, t.shape.n_embd, t.shape.n_head) for t in TRIALS if t.config_id in ends}
+    assert shapes == {(1, 64, 4), (8, 64, 4), (4, 16, 4), (4, 128, 4), (4, 64, 1), (4, 64, 16)}
+    one_seed_each = replan([t for t in TRIALS if t.config_id in ends and t.seed == 1]).device_hours
+    found = chosen(f"{1.01 * one_seed_each:.6f} device-hours")
+    assert {t.config_id for t in found.trials} >= ends
+    assert found.cut_sweeps == ()
+    assert max(Counter(t.config_id for t in found.trials if t.config_id in ends).values()) == 1
+
+
+def test_the_choice_carries_more_information_than_the_same_cost_in_the_usual_order() -> None:
+    limit = 0.45 * PLAN.device_hours
+    best = list(chosen(f"{limit:.6f} device-hours").trials)
+    usual: list[Trial] = []
+    for trial in TRIALS:
+        if replan([*usual, trial]).device_hours <= limit:
+            usual.append(trial)
+
+    def information(trials: list[Trial]) -> float:
+        rows = budget.features([next(t for t in TRIALS if t.config_id == c) for c in dict.fromkeys(t.config_id for t in TRIALS)])
+        counts = Counter(t.config_id for t in trials)
+        weights = np.array([budget._weight(counts[c]) for c in dict.fromkeys(t.config_id for t in TRIALS)])
+        return float(np.linalg.slogdet((rows * weights[:, None]).T @ rows + budget.PRIOR * np.eye(rows.shape[1]))[1])
+
+    assert information(best) > information(usual)
+    assert len({t.shape for t in best}) >= len({t.shape for t in usual})
+
+
+def test_more_budget_never_loses_information_and_seeds_are_spread() -> None:
+    shares = [0.2, 0.4, 0.6, 0.8]
+    counts = [Counter(t.config_id for t in chosen(f"{s * PLAN.device_hours:.6f} device-hours").trials) for s in shares]
+    assert all(sum(a.values()) <= sum(b.values()) for a, b in pairwise(counts))
+    assert all(len(c) == len({t.config_id for t in TRIALS}) for c in counts[2:])  # all configurations before all seeds
+
+
+def test_what_is_done_is_known_and_not_bought_again() -> None:
+    ends = {config for pair in budget.sweep_ends(TRIALS).values() for config in pair}
+    done = frozenset(t.trial_id for t in TRIALS if t.config_id in ends and t.seed == 1)
+    missing = [t for t in TRIALS if t.trial_id not in done]
+    found = chosen(f"{0.25 * PLAN.device_hours:.6f} device-hours", missing, done)
+    assert not {t.trial_id for t in found.trials} & done
+    assert {t.config_id for t in found.trials} - ends  # inner levels now, for the ends are there
+    assert found.cut_sweeps == ()
+
+
+def test_ten_thousand_trials_are_chosen_from_in_seconds() -> None:
+    import time
+
+    grid = "g:kind=grid:n_layer=" + ",".join(map(str, range(1, 41))) + ":n_embd=" + ",".join(str(16 * i) for i in range(1, 64))
+    many = expand(Study(sweeps=(grid,), seeds=(1, 2, 3, 4)))
+    plan = replan(many)
+    began = time.process_time()
+    found = budget.choose(many, many, {}, plan, f"{0.02 * plan.device_hours:.3f} device-hours", replan)  # type: ignore[arg-type]
+    assert time.process_time() - began < 5
+    assert 0 < len(found.trials) < len(many) == 10_080
+
+
+# ---- what is said ----
+
+
+def test_what_is_left_out_is_said_with_count_and_reason_and_listed_in_a_dry_run() -> None:
+    found = chosen(f"{0.5 * PLAN.device_hours:.6f} device-hours")
+    line, *rest = found.lines(detailed=True)
+    assert f"the {len(found.trials)} most informative of 33 missing trials fit by the quote, {len(found.left_out)} are left out" in line
+    assert "the same command without --budget trains them" in line
+    assert "seeds)" in rest[-1]
+    assert len(found.lines(detailed=False)) == len(found.lines(detailed=True)) - 1
+    assert chosen("9d").lines(detailed=False) == ["budget 9d: all 33 fit"]
+
+
+def test_a_budget_too_small_for_one_trial_names_the_cheapest() -> None:
+    with pytest.raises(ValueError, match=r"budget=10s is too small for one trial: the cheapest \(1x64h4, 2,000 steps\) is quoted at \d+s"):
+        chosen("10s")
+    with pytest.raises(ValueError, match=r"is quoted at 0\.00\d+ device-hours of device time; give at least that"):
+        chosen("0.00001 device-hours")
+    with pytest.raises(ValueError) as said:
+        chosen("1s")
+    named = str(said.value).split("quoted at ")[1].split(" ")[0]
+    assert chosen(named).trials  # what the sentence names is enough
+
+
+def test_a_budget_is_a_duration_or_device_time() -> None:
+    assert parse_budget("0.5 device-hours") == (0, 1800)
+    assert parse_budget("2 GPU-hours") == (0, 7200)
+    assert parse_budget("2h") == (7200, 0)
+    for text in ("3", "0 device-hours", "device-hours", "-1 device-hours", "2 hours of device"):
+        with pytest.raises(ValueError, match=r"2h or '0\.5 device-hours'"):
+            parse_budget(text)
+
+
+def test_the_guard_stops_a_run_when_device_time_would_be_used_up() -> None:
+    assert budget.guard_seconds("2h", PLAN) == 7200
+    assert budget.guard_seconds("", PLAN) == 0
+    half, whole = (budget.guard_seconds(f"{f * PLAN.device_hours:.9f} device-hours", PLAN) for f in (1, 2))
+    ends = packing.START_S + packing.WORKER_START_S
+    assert half == pytest.approx(PLAN.seconds - packing.END_S, rel=1e-6)
+    assert whole - ends == pytest.approx(2 * (half - ends), rel=1e-6)
+
+
+def test_device_time_without_a_quote_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, story_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert run.main(["smoke", "--dry-run", "--out", str(tmp_path), "--budget", "1 device-hours"]) == 1
+    assert "needs a quote, and there is none on a cluster; give a wall time such as 2h" in capsys.readouterr().err
+
+
+# ---- on a real Ray ----
+
+
+def test_a_budget_then_the_rest_then_what_the_results_suggest(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = tiny(tmp_path, "--no-report")
+    study = parse(command).study
+    quoted = make_quote(expand(study), 64, Options(precision="float32"))
+    dear = f"{0.75 * quoted.plan.device_hours:.9f} device-hours"
+    assert run.main([*command, "--budget", dear, "--dry-run"]) == 0
+    assert "left out: " in capsys.readouterr().out
+    monkey = budget.guard_seconds(dear, quoted.plan)
+    assert monkey > 0
+    assert run.main([*command, "--budget", "9h"]) == 0  # enough for all: nothing is left out
+    assert len(rows(tmp_path)) == 3
+    assert analysis.main([str(tmp_path), "--suggest", "2"]) == 0
+    suggested = json.loads((tmp_path / "report" / "suggestion.json").read_text())["trials"]
+    assert run.main(["--from-suggestion", str(tmp_path), "--no-report", "--precision", "float32", "--checkpoint-s", "0"]) == 0
+    assert "5 trials" in capsys.readouterr().out
+    after = rows(tmp_path)
+    assert len(after) == 5
+    assert all(row["status"] == "COMPLETED" and row["sweeps"] == ["width"] for row in after)
+    assert {(row["n_embd"], row["seed"]) for row in after} >= {(t["change"].get("n_embd", 32), t["seed"]) for t in suggested}
+    assert facts(tmp_path)["suggested"] == [{k: t[k] for k in ("change", "seed", "sweeps")} for t in suggested]
+    assert run.main(command) == 0  # the study as it was typed still holds them, and has nothing to do
+    assert "5 of 5 trials are completed" in capsys.readouterr().out
+    assert set(facts(tmp_path)["trial_ids"]) == {row["trial_id"] for row in after}
+
+
+def test_the_chosen_part_is_trained_and_the_same_command_without_a_budget_goes_on(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = tiny(tmp_path, "--no-report")
+    run.main([*command, "--dry-run"])  # times what was never timed here
+    speeds = Speeds.load(default_cache_dir())
+    study = parse(command).study
+    quoted = make_quote(expand(study), 64, Options(precision="float32"))
+    for trial in expand(study):  # a quote far above the truth, so that the guard does not interfere
+        speeds.seen[quoted.machine.name][packing.speed_key(trial)]["ms"] = 200.0
+    speeds.save()
+    assert run.main([*command, "--budget", "0.02 device-hours"]) == 0
+    said = capsys.readouterr().out
+    assert "2 most informative of 3 missing trials fit by the quote, 1 are left out" in said
+    assert {row["n_embd"] for row in rows(tmp_path)} == {16, 32}  # the ends of the sweep
+    assert len(facts(tmp_path)["trial_ids"]) == 3
+    assert run.main(command) == 0
+    assert len(rows(tmp_path)) == 3
+
+
+def test_a_wall_time_that_the_quote_missed_stops_the_run_and_the_same_command_continues(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = tiny(tmp_path, "--no-report")
+    study = parse(command).study
+    quoted = make_quote(expand(study), 64, Options(precision="float32"))
+    speeds = Speeds.load(default_cache_dir())
+    before = json.dumps(speeds.seen)
+    for entry in speeds.seen[quoted.machine.name].values():
+        entry["ms"] = 1e-6
+    speeds.save()
+    for name in ("START_S", "WORKER_START_S", "END_S"):
+        monkeypatch.setattr(budget, name, 0.0)
+        monkeypatch.setattr(packing, name, 0.0)
+    monkeypatch.setattr(packing, "TRIAL_S", 0.0)
+    assert run.main([*command, "--budget", "0.2s"]) == 1
+    assert "the budget of 0.2s is used up; what is done is kept" in capsys.readouterr().err
+    assert all(row["status"] != "COMPLETED" for row in rows(tmp_path))
+    replace(speeds, seen=json.loads(before)).save()
+
+
+# ---- suggestions on the command line ----
+
+
+def test_a_missing_or_foreign_suggestion_gives_one_sentence(
+    tmp_path: Path, story_cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import asdict
+
+    monkeypatch.chdir(tmp_path)
+    body = {"kind": "suggestion", "name": "mine", "study": asdict(STUDY), "trials": [{"change": {"n_embd": 48}, "seed": 1, "sweeps": []}]}
+    Path("alone.json").write_text(json.dumps(body))
+    Path("other.json").write_text("[]")
+    for arguments, words in (
+        (["--from-suggestion", "nowhere"], "there is no suggestion at nowhere; make one with: python -m analysis RESULTS --suggest 5"),
+        (["--from-suggestion", "other.json"], "other.json is no suggestion; give the file that"),
+        (["smoke", "--from-suggestion", "alone.json"], "was made for the study mine, not for what the command line says"),
+        (["--train.lr", "1e-3", "--from-suggestion", "alone.json"], "leave out STUDY and its flags"),
+        (["--from-suggestion", "alone.json"], "alone.json lies outside of its results folder; say with --out"),
+    ):
+        assert run.main([*arguments, "--dry-run"]) == 2
+        said = capsys.readouterr().err
+        assert words in said
+        assert "Traceback" not in said
+    assert run.main(["--from-suggestion", "alone.json", "--out", "here", "--dry-run"]) == 0
+    assert "34 trials" in capsys.readouterr().out
