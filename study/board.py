@@ -79,6 +79,10 @@ class Board:
 
     # ---- what the monitor calls ----
 
+    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
+        """Know trials that a search adds."""
+        self.trials.update({trial.trial_id: trial for trial in trials})
+
     def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Scalars of new evaluations; one that was seen before a restart is not drawn twice."""
         for row in rows:

@@ -8,10 +8,12 @@ the noise. Nothing depends on when or where runs were made, so that a search con
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from study.search_settings import SearchSettings
+from study.spec import TrainConfig
 
 STEP = 3.0
 """Factor between neighboring rates while a side is open, and by which the range grows."""
@@ -19,6 +21,8 @@ SAME = 0.05
 """Rates within so many percent (as a share) are one rate."""
 NARROW = 1.3
 """A bracket whose ends are within this factor of the best needs no refinement."""
+NOISE_OF_NOTHING = 0.01
+"""Nats that two losses are taken to differ by, where neither replicates nor an evaluation's error are recorded."""
 TRIALS_PER_FIELD = 4
 """Where several fields are searched, a parabola in one of them settles nothing: so many runs per field are made at least."""
 
@@ -33,11 +37,13 @@ class Probe:
         point: searched field -> value.
         status: COMPLETED, STOPPED (its curve ends early) or DIVERGED.
         curve: (step, val_loss), ascending; the last one of a COMPLETED probe is its result.
+        error: standard error of its last evaluation, nats.
     """
 
     point: Point
     status: str
     curve: tuple[tuple[int, float], ...]
+    error: float | None = None
 
     @property
     def lr(self) -> float:
@@ -183,11 +189,20 @@ def optimum(probes: Sequence[Probe]) -> float | None:
     return fitted[0] if fitted else best.lr
 
 
+def noise_of(probes: Sequence[Probe]) -> float:
+    """What two runs are taken to differ by where no replicates tell: the standard error of an evaluation, nats.
+
+    Runs read the same windows, so that this is more than their evaluations really differ by.
+    """
+    errors = [p.error for p in probes if p.error]
+    return statistics.median(errors) if errors else NOISE_OF_NOTHING
+
+
 # ---- early stopping within a size ----
 
 
-def should_stop(settings: SearchSettings, n_steps: int, curve: Mapping[int, float], others: Sequence[Probe], noise: float) -> bool:
-    """Whether a run is given up at its newest evaluation: asynchronous successive halving (Li et al. 2020) among runs of one size only.
+def stops_at(settings: SearchSettings, train: TrainConfig, curve: Mapping[int, float], others: Sequence[Probe], noise: float) -> int | None:
+    """The step at which a run is given up: asynchronous successive halving (Li et al. 2020) among runs of one size only; None to go on.
 
     At each rung (grace, then `reduction` times as many steps) a run goes on while it is among the best 1/reduction of the runs that have
     been there, or within the noise of the best. Runs of other sizes are never compared.
@@ -196,26 +211,23 @@ def should_stop(settings: SearchSettings, n_steps: int, curve: Mapping[int, floa
         curve: step -> val_loss of the run so far.
         others: the size's earlier runs.
     """
-    if not settings.early_stopping or not curve:
-        return False
-    step = max(curve)
-    if step >= n_steps or step not in rungs(settings, n_steps, curve):
-        return False
-    seen = sorted(losses[step] for p in others if step in (losses := dict(p.curve)))
-    if not seen:
-        return False
-    keep = seen[max(0, math.ceil(len(seen) / settings.reduction) - 1)]
-    return curve[step] > keep and curve[step] - seen[0] > noise
+    for step in rungs(settings, train):
+        seen = sorted(losses[step] for p in others if step in (losses := dict(p.curve)))
+        if step in curve and seen:
+            keep = seen[max(0, math.ceil(len(seen) / settings.reduction) - 1)]
+            if curve[step] > keep and curve[step] - seen[0] > noise:
+                return step
+    return None
 
 
-def rungs(settings: SearchSettings, n_steps: int, curve: Mapping[int, float]) -> set[int]:
-    """Steps of the curve at which runs are compared: the first evaluation at or after each rung."""
-    marks, mark = [], settings.grace * n_steps
-    while mark < n_steps:
-        marks.append(mark)
+def rungs(settings: SearchSettings, train: TrainConfig) -> list[int]:
+    """Steps at which runs are compared: the first evaluation at or after each rung."""
+    steps, mark = [], settings.grace * train.n_steps
+    while settings.early_stopping and mark < train.n_steps:
+        step = math.ceil(mark / train.eval_interval) * train.eval_interval
+        steps += [step] if step < train.n_steps else []
         mark *= settings.reduction
-    ordered = sorted(curve)
-    return {next(step for step in ordered if step >= mark) for mark in marks if ordered[-1] >= mark}
+    return steps
 
 
 # ---- transfer ----

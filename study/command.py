@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from study.spec import Study
+from study.stores import check_address, is_address, staging
 from study.sweeps import format_sweep
 
 PRESETS = Path(__file__).parent / "presets"
@@ -31,7 +32,7 @@ class Options:
     dry_run: bool = False
     """show the trials and what they cost, run nothing"""
     out: str = ""
-    """results folder; default results/<study>"""
+    """results folder, s3://BUCKET/PATH or gs://BUCKET/PATH; default results/<study>"""
     address: str = ""
     """Ray cluster to use ("auto" on its head node); default $RAY_ADDRESS, else this machine"""
     max_concurrent: int = 0
@@ -74,7 +75,8 @@ class Options:
         )
         _require(self.checkpoint_s >= 0, f"checkpoint-s={self.checkpoint_s:g} must be 0 (at every evaluation) or more")
         _require(self.stall_minutes > 0, f"stall-minutes={self.stall_minutes:g} must be above 0")
-        _require("://" not in self.out, f"out={self.out} is an address; give a folder (results in object stores are not supported yet)")
+        if is_address(self.out):
+            check_address(self.out)
         if self.budget:
             parse_budget(self.budget)
 
@@ -95,7 +97,14 @@ class Command:
 
     @property
     def out(self) -> Path:
-        """The results folder. Other data than the study's own get a folder of their own, so that studies do not mix."""
+        """The results folder (for an object store the local one that it mirrors).
+
+        Other data than the study's own get a folder of their own, so that studies do not mix.
+        """
+        if is_address(self.options.out):
+            from study.data import default_cache_dir
+
+            return staging(self.options.out, default_cache_dir()).resolve()
         if self.options.out:
             return Path(self.options.out).expanduser().resolve()
         data, own = self.study.data, _parse_with(self.name, [self.name], []).study.data

@@ -117,7 +117,10 @@ def survey(out: Path, trials: Sequence[Trial], data_sha256: str, set_aside: bool
     def is_stale(row: dict[str, Any]) -> bool:
         return row["recipe_version"] != RECIPE_VERSION or row["data_sha256"] != data_sha256
 
-    done = {i: row for i, row in rows.items() if i in wanted and row["status"] in FINAL and not is_stale(row)}
+    def is_final(row: dict[str, Any]) -> bool:
+        return row["status"] in FINAL or (row["status"] == "STOPPED" and wanted[row["trial_id"]].may_stop)
+
+    done = {i: row for i, row in rows.items() if i in wanted and is_final(row) and not is_stale(row)}
     return Survey(
         done=done,
         missing=tuple(trial for trial in trials if trial.trial_id not in done),
@@ -126,6 +129,22 @@ def survey(out: Path, trials: Sequence[Trial], data_sha256: str, set_aside: bool
         foreign=sum(i not in wanted and not is_stale(row) for i, row in rows.items()),
         notes=tuple(notes),
     )
+
+
+def describe_anew(out: Path, trials: Sequence[Trial], study: str) -> int:
+    """Bring sweeps and lr_status of recorded rows up to date; returns how many rows were written again.
+
+    A row tells why its trial was trained as it was known then: another sweep may hold it by now, or a search may have chosen it.
+    """
+    wanted = {trial.trial_id: trial for trial in trials}
+    changed = 0
+    for row in records.read(out, "trials", problems=[]).to_pylist():
+        trial = wanted.get(row["trial_id"])
+        if trial and (tuple(row["sweeps"] or ()), row["lr_status"]) != (trial.sweeps, trial.lr_status):
+            told = row | {"sweeps": list(trial.sweeps), "lr_status": trial.lr_status}
+            records.write(out / "trials" / f"{trial.trial_id}.parquet", "trials", [told], study)
+            changed += 1
+    return changed
 
 
 def set_aside_unreadable(out: Path) -> list[str]:

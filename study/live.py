@@ -112,6 +112,11 @@ class Plain:
         self.tally, self.said_at = tally, time.monotonic()
         self.say = say or (lambda text: print(printable(text), flush=True))
 
+    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
+        """Count trials that a search adds."""
+        self.tally.trials.update({trial.trial_id: trial for trial in trials})
+        self.tally.flops.update(flops)
+
     def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Remember the latest evaluation."""
         if rows and trial_id not in self.tally.ended:

@@ -81,7 +81,6 @@ def fetch(address: str, folder: Path) -> None:
     Raises:
         ValueError: it cannot be reached.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     Mirror(Store.at(address), folder).pull()
 
 
@@ -89,6 +88,7 @@ class Mirror:
     """One folder and its store. `pull` and `push` may raise OSError; `follow` pushes from a thread and keeps trying."""
 
     def __init__(self, store: Store, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.store, self.folder = store, folder
         self.token = uuid.uuid4().hex
         self.problem = ""
@@ -279,8 +279,9 @@ class Mirror:
             try:
                 if (holder := self._holder()).get("token") not in (self.token, None):
                     return str(_in_use(self.store.address, holder))
-                while self.push():
-                    pass
+                for _ in range(3):  # what is still being written comes with the next look
+                    if not self.push():
+                        break
                 self._clean_up()
                 self.store.remove(LOCK)
                 return ""

@@ -16,12 +16,26 @@ from ray import tune
 
 from study.interrupt import Interrupts
 from study.live import printable
+from study.overview import flops
 from study.recorder import Recorder, Where
+from study.spec import Trial
 from study.trial import Bundled
+
+
+class Upstream(Protocol):
+    """What becomes of the results elsewhere while the run goes on."""
+
+    notes: list[str]
+    """sentences for a person, taken out as they are shown"""
+    problem: str
+    """why the run must stop, or "" """
 
 
 class View(Protocol):
     """Something that shows the run to a person; none of it is needed for the results."""
+
+    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
+        """Trials follow that were not known when the run began; their expected FLOPs by trial_id."""
 
     def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A trial reported evaluations."""
@@ -66,6 +80,7 @@ class Monitor(tune.Callback):
         bundles: by the index that Ray Tune knows.
         stall_s: a bundle without any result for so long has its process killed, so that it is tried again.
         budget_s: the run stops after so long; 0 means never.
+        upstream: the mirror of the results in an object store, if there is one.
     """
 
     def __init__(
@@ -76,11 +91,12 @@ class Monitor(tune.Callback):
         bundles: Sequence[Bundled],
         stall_s: float = 1800.0,
         budget_s: float = 0.0,
+        upstream: Upstream | None = None,
     ) -> None:
-        self.recorder, self.views, self.interrupts, self.bundles = recorder, list(views), interrupts, bundles
+        self.recorder, self.views, self.interrupts, self.bundles = recorder, list(views), interrupts, list(bundles)
         self.stall_s, self.budget_s, self.began = stall_s, budget_s, time.monotonic()
         self.running: dict[int, _Running] = {}
-        self.out_of_budget = False
+        self.out_of_budget, self.upstream = False, upstream
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles callbacks with its experiment; files, terminals and locks stay here."""
@@ -94,6 +110,7 @@ class Monitor(tune.Callback):
             self.out_of_budget = True
             raise OutOfBudget
         self.interrupts.check()
+        self._look_upstream()
         self._restart_stalled(trials)
         self._show(lambda view: view.tick())
 
@@ -115,6 +132,8 @@ class Monitor(tune.Callback):
         running.progress_at, running.host = time.time(), result.get("hostname", "")
         for note in result.pop("notes", []):
             self.note(note)
+        for row in result.pop("earlier", []):
+            running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
         rows = result.pop("rows", [])
         for row in rows:
             running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
@@ -126,8 +145,10 @@ class Monitor(tune.Callback):
             self._show_end(row, outcome["samples"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """A bundle is through."""
-        self.running.pop(trial.config["bundle"], None)
+        """A bundle is through; a run of a search that left no outcome was stopped by its scheduler."""
+        running = self.running.pop(trial.config["bundle"], None)
+        if running and any(t.may_stop for t in running.bundled.trials):
+            self._cut_off(running, "STOPPED", "worse than other runs of its size")
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle failed and will be tried again."""
@@ -140,6 +161,15 @@ class Monitor(tune.Callback):
         now = time.time()
         running = self.running.pop(index, None) or _Running(self.bundles[index], now, False, now)
         self._cut_off(running, "FAILED", failure(trial))
+
+    def expect(self, bundled: Bundled) -> int:
+        """Take in a bundle that was not known when the run began; returns its index."""
+        self.bundles.append(bundled)
+        for trial in bundled.trials:
+            self.recorder.trials[trial.trial_id] = trial
+        cost = {trial.trial_id: flops(trial, self.recorder.vocab_size) for trial in bundled.trials}
+        self._show(lambda view: view.expect(bundled.trials, cost))
+        return len(self.bundles) - 1
 
     # ---- ends ----
 
@@ -177,6 +207,12 @@ class Monitor(tune.Callback):
                 self.views.remove(view)
                 self.note(f"{type(view).__name__} is given up: {error}")
 
+    def _look_upstream(self) -> None:
+        while self.upstream and self.upstream.notes:
+            self.note(self.upstream.notes.pop(0))
+        if self.upstream and self.upstream.problem:
+            raise StoreLost(self.upstream.problem)
+
     def _restart_stalled(self, trials: list[Any]) -> None:
         """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""
         late = {index for index, running in self.running.items() if time.time() - running.progress_at > self.stall_s}
@@ -190,6 +226,10 @@ class Monitor(tune.Callback):
 
 class OutOfBudget(BaseException):
     """The time given with --budget is used up."""
+
+
+class StoreLost(BaseException):
+    """The object store that results go to has been away for too long, or belongs to another run now."""
 
 
 def failure(trial: Any) -> str:

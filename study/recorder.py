@@ -62,12 +62,14 @@ class Recorder:
         return row
 
     def cut_off(self, trial_id: str, status: str, reason: str, curve: Rows, where: Where) -> dict[str, Any]:
-        """Write a trial that did not come to its end: FAILED, or INTERRUPTED and to be continued."""
+        """Write a trial that did not come to its end: FAILED, STOPPED by a search, or INTERRUPTED and to be continued."""
         last = curve[-1] if curve else {}
         losses = {name: last.get(name) for name in ("val_loss", "train_loss")}
         steps = {"n_steps": last.get("step", 0), "n_tokens": last.get("tokens", 0)}
         row = {**self._facts(trial_id), **_place(where), **losses, **steps, "status": status, "reason": reason}
         self._write(row, curve, [])
+        if status == "STOPPED":  # nothing continues it
+            shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
         return row
 
     def _facts(self, trial_id: str) -> dict[str, Any]:
@@ -75,7 +77,7 @@ class Recorder:
         trial = self.trials[trial_id]
         model = trial.model(self.vocab_size)
         counts = ("d_ff", "params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token")
-        recipe = ("batch_size", "lr", "weight_decay", "dropout", "schedule")
+        recipe = ("batch_size", "lr", "weight_decay", "warmup_steps", "dropout", "schedule")
         unique = trial.train.unique_tokens or self.columns["unique_tokens"]
         return {
             **self.columns,

@@ -67,6 +67,7 @@ _TRIALS = [
     _field("lr", _float, "", "peak learning rate"),
     _field("lr_status", _str, "", "fixed | tuned | at_edge | transferred"),
     _field("weight_decay", _float, "", "AdamW weight decay of matrices"),
+    _field("warmup_steps", _int, "steps", "steps of linear warm-up"),
     _field("dropout", _float, "", "dropout probability"),
     _field("schedule", _str, "", "cosine | wsd | constant"),
     _field("val_loss_se", _float, "nats/token", "standard error of val_loss over the validation windows"),

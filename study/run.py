@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from study.command import Command, parse, parse_hold_out
 from study.interrupt import Interrupted, Interrupts
+from study.stores import is_address
 
 if TYPE_CHECKING:
     from study.data import Corpus
     from study.folder import Survey
     from study.provenance import Provenance
     from study.quote import Quote
+    from study.scope import Scope
+    from study.search import Searches
     from study.spec import Trial
 
 TINYSTORIES_CHARACTERS = 228
@@ -58,13 +61,14 @@ def _adopted(command: Command) -> Command:
 def _check_study(command: Command) -> None:
     """Find impossible shapes, unknown fields and impossible hold-outs before anything is downloaded."""
     from study.conclude import held_out
-    from study.spec import expand
+    from study.search import plan
 
-    held_out(expand(command.study), parse_hold_out(command.options.hold_out))
+    searches = plan(command.study)
+    held_out([*searches.plain, *searches.expected()], parse_hold_out(command.options.hold_out))
 
 
 def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
-    from study import data, folder, overview, scope
+    from study import data, folder, mirror, overview, scope
     from study.provenance import provenance
     from study.spec import expand
     from study.training import Job, train_in_phases
@@ -82,39 +86,59 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:
             data.check_lengths(corpus, block_size, unique_tokens)
     if command.options.dry_run:
-        about = scope.find(command, trials, out, key)
+        if is_address(command.options.out):
+            mirror.fetch(command.options.out, out)
+        about, searches = _scope(command, trials, key, corpus.sha256 if corpus else "")
         found = about.asked_for(folder.survey(out, about.trials, corpus.sha256 if corpus else "", set_aside=False))
-        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size))
+        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
+        lines = [*searches.lines(), *lines]
         print("\n".join([overview.overview(command.study_name, study, about.trials, found, corpus, vocab_size, quoted), *lines]))
         return 0
     assert corpus is not None
-    with folder.locked(out):
-        about = scope.find(command, trials, out, key)
+    with mirror.held(command.options.out, out) as store:
+        about, searches = _scope(command, trials, key, corpus.sha256)
         trials = about.trials
         found = about.asked_for(folder.survey(out, trials, corpus.sha256))
-        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size))
+        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
+        lines = [*searches.lines(), *lines]
         print("\n".join([overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted), *lines]), flush=True)
         origin = provenance()
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
         facts["suggested"] = about.suggested
         folder.write_json(out / "study.json", facts)
-        problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted), found)
+        folder.describe_anew(out, trials, command.study_name)
+        problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches), found)
         asked = len(found.done) + len(found.missing)
+        if searches:
+            trials, asked = searches.trials(), len(searches.trials()) + len(searches.upper_bound())
         code = _conclude(command, trials, corpus, interrupts, problem, argv, asked)
         if quoted and found.missing and code == 0:
-            folder.write_json(out / "study.json", facts | {"quote_score": _score(quoted, found.missing, out, time.monotonic() - began)})
+            score = _score(quoted, trials, out, time.monotonic() - began)
+            folder.write_json(out / "study.json", folder.read_json(out / "study.json") | {"quote_score": score})
         return code
 
 
-def _quote(command: Command, found: "Survey", vocab_size: int) -> "Quote | None":
-    """What the missing trials will cost on this machine; a cluster's devices are not here to be timed."""
+def _scope(command: Command, trials: "list[Trial]", key: str, data_sha256: str) -> "tuple[Scope, Searches]":
+    """The trials known by now and the searches, whose runs so far are among them."""
+    from study import scope, search
+
+    about = scope.find(command, trials, command.out, key)
+    if about.wanted is not None:  # only what was suggested
+        return about, search.Searches(command.study, about.trials, [], {})
+    searches = search.read(command.study, key, command.out, data_sha256, about.trials)
+    return dataclasses.replace(about, trials=searches.trials()), searches
+
+
+def _quote(command: Command, found: "Survey", vocab_size: int, searches: "Searches") -> "Quote | None":
+    """What the missing trials, and the most that searches may add, will cost on this machine; a cluster's devices are not here."""
     from study.probe import ProbeError
     from study.quote import make_quote
 
-    if not found.missing or command.options.address or os.environ.get("RAY_ADDRESS"):
+    missing = [*found.missing, *searches.upper_bound()]
+    if not missing or command.options.address or os.environ.get("RAY_ADDRESS"):
         return None
     try:
-        return make_quote(found.missing, vocab_size, command.options)
+        return make_quote(missing, vocab_size, command.options)
     except ProbeError as error:
         print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
         return None
@@ -170,14 +194,16 @@ def _conclude(
         records.compact(out, table, command.study_name)
     after = folder.survey(out, trials, corpus.sha256)
     n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
-    print(f"\n{n_completed} of {len(trials)} trials are completed; results are in {shown(out)}", flush=True)
+    n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
+    given_up = f" and {n_given_up} given up by a search" if n_given_up else ""
+    print(f"\n{n_completed} of {len(trials)} trials are completed{given_up}; results are in {shown(out)}", flush=True)
     if problem:
         _complain(_how_to_continue(problem, argv), 0)
     if interrupts.signum:
         return interrupts.exit_code
     _name_the_rest(out, trials)
     reported = not command.options.report or not n_completed or _report(out)
-    return 0 if n_completed >= asked and reported else 1
+    return 0 if n_completed + n_given_up >= asked and reported else 1
 
 
 def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
@@ -187,7 +213,8 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
 
     rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
     others = [(trial, rows.get(trial.trial_id)) for trial in trials]
-    others = [(trial, row) for trial, row in others if not row or row["status"] != "COMPLETED"]
+    ends = ("COMPLETED", "STOPPED")
+    others = [(trial, row) for trial, row in others if not row or row["status"] not in ends]
     for trial, row in others[:20]:
         print(printable(f"  {trial_name(trial)}: {row['status'] + ' (' + str(row['reason']) + ')' if row else 'not run yet'}"))
     if len(others) > 20:

@@ -3,7 +3,7 @@
 A search keeps nothing of its own. The tables hold every run; sizes, brackets, tuned and transferred learning rates are worked out from them
 again and again, so that a search goes on after any interruption, and on another machine. Imports neither torch nor ray.
 
-    searches = plan(study, data_key); searches.see(rows, curves); trials = searches.with_known(expand(study, data_key))
+    searches = read(study, data_key, out, corpus.sha256, plain); trials = searches.trials()
 """
 
 import dataclasses
@@ -11,17 +11,16 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from models.config import Shape
-from study.bracket import Decision, Found, Point, Probe, decide, optimum, predict_rate, rate_law, rounded
+from study.bracket import Decision, Found, Point, Probe, decide, noise_of, optimum, predict_rate, rate_law, rounded
 from study.search_settings import WHOLE, SearchSettings
-from study.spec import Study, TrainConfig, Trial, changed, expand
+from study.spec import RECIPE_VERSION, Study, TrainConfig, Trial, changed, expand
 from study.sweeps import Sweep, parse_sweep
 
 ENDED = ("COMPLETED", "STOPPED", "DIVERGED")
-NOISE_OF_NOTHING = 0.01
-"""Nats that two losses are taken to differ by at least, where neither replicates nor the evaluation's error are recorded."""
 
 
 @dataclass
@@ -47,9 +46,13 @@ class SizeSearch:
         own = float(getattr(self.base.train, name))
         return own if low <= own <= high else rounded(math.sqrt(low * high), name in WHOLE)
 
-    def decide(self, noise: float) -> Decision:
+    def noise(self, replicate_noise: float | None) -> float:
+        """Difference of two losses of this size that chance makes, nats."""
+        return noise_of(list(self.probes.values())) if replicate_noise is None else replicate_noise
+
+    def decide(self, replicate_noise: float | None) -> Decision:
         """What to do next."""
-        return decide(self.settings, self.start, list(self.probes.values()), noise)
+        return decide(self.settings, self.start, list(self.probes.values()), self.noise(replicate_noise))
 
     def trial(self, point: Point, seed: int | None = None, **facts: Any) -> Trial:
         """This size at another point. A larger batch takes fewer steps: equal tokens are what runs of a size have in common."""
@@ -76,7 +79,7 @@ class SizeSearch:
         if len(known) < len(point) or self.trial(known).trial_id != row["trial_id"]:
             return False
         ends = [(int(row["n_steps"] or 0), float(row["val_loss"]))] if row["val_loss"] is not None else []
-        self.probes[row["trial_id"]] = Probe(known, row["status"], tuple(sorted({*curve, *ends})))
+        self.probes[row["trial_id"]] = Probe(known, row["status"], tuple(sorted({*curve, *ends})), row["val_loss_se"])
         return True
 
 
@@ -85,21 +88,23 @@ class Searches:
     """All searches of a study."""
 
     study: Study
+    plain: list[Trial]
+    """the study's other trials, known beforehand; their replicates measure the noise"""
     sizes: list[SizeSearch]
     transfers: dict[str, list[Trial]]
     """by sweep: trials (first seed) of the sizes that take their learning rate from the law"""
-    noise: float = NOISE_OF_NOTHING
+    replicate_noise: float | None = None
+    """difference of two losses that chance makes, nats, where the study's other sweeps have replicates"""
 
     def __bool__(self) -> bool:
         return bool(self.sizes)
 
-    def see(self, rows: Iterable[Mapping[str, Any]], curves: Mapping[str, Sequence[tuple[int, float]]], plain: Iterable[Trial]) -> None:
+    def see(self, rows: Iterable[Mapping[str, Any]], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
         """Read the records anew.
 
         Args:
             rows: of `trials`, of the present recipe and data.
             curves: (step, val_loss) of each trial.
-            plain: the study's other trials, whose replicates measure the noise.
         """
         rows = list(rows)
         for size in self.sizes:
@@ -107,12 +112,12 @@ class Searches:
             own = [row for row in rows if (row["n_layer"], row["n_embd"], row["n_head"]) == _shape(size.base)]
             for row in own:
                 size.see(row, curves.get(row["trial_id"], ()))
-        ids = {trial.trial_id for trial in plain}
-        self.noise = noise_between_runs([row for row in rows if row["trial_id"] in ids and row["status"] == "COMPLETED"], rows)
+        ids = {trial.trial_id for trial in self.plain}
+        self.replicate_noise = noise_between_runs([row for row in rows if row["trial_id"] in ids and row["status"] == "COMPLETED"])
 
     def found(self, size: SizeSearch) -> Found | None:
         """How the search of a size ended; None while it goes on."""
-        decision = size.decide(self.noise)
+        decision = size.decide(self.replicate_noise)
         return decision if isinstance(decision, Found) else None
 
     def tuned(self) -> list[Trial]:
@@ -144,10 +149,14 @@ class Searches:
         tuned = [size for size in sizes if (end := self.found(size)) and end.status == "tuned"]
         return [(float(size.base.shape.params_non_embedding), optimum(list(size.probes.values())) or 0.0) for size in tuned]
 
-    def with_known(self, plain: Sequence[Trial]) -> list[Trial]:
+    def trials(self) -> list[Trial]:
         """The study's trials as far as they are known: other sweeps', the searches' runs so far, tuned and transferred ones; each once."""
         probes = [size.probe(probe.point) for size in self.sizes for probe in size.probes.values()]
-        return merged([*plain, *probes, *self.tuned(), *self.transferred()])
+        return merged([*self.plain, *probes, *self.tuned(), *self.transferred()])
+
+    def expected(self) -> list[Trial]:
+        """One trial of each size of the searches and of the law's transfer, at the study's own learning rate."""
+        return [*(size.base for size in self.sizes), *(base for targets in self.transfers.values() for base in targets)]
 
     def upper_bound(self) -> list[Trial]:
         """Runs that may still come, at made-up learning rates: for a quote, which does not depend on them."""
@@ -176,7 +185,11 @@ class Searches:
             status = f"; {len(done)} sizes are searched" if done else ""
             more = f"; the law lr(N) sets {len(self.transfers[name])} sizes more" if self.transfers.get(name) else ""
             told.append(text + early + more + status)
-        return told
+        return (
+            [*told, f"the quote holds {many} runs that searches may make, and is an upper bound"]
+            if (many := len(self.upper_bound()))
+            else told
+        )
 
 
 def plan(study: Study, data_key: str = "") -> Searches:
@@ -194,7 +207,26 @@ def plan(study: Study, data_key: str = "") -> Searches:
             larger = [changed(study, change, sweep.name) for change in _transfers(sweep)]
             known = {base.shape for base in own}
             transfers[sweep.name] = [_trial(study, shape, train, data_key, ()) for shape, train in larger if shape not in known]
-    return Searches(study, sizes, transfers)
+    return Searches(study, expand(study, data_key), sizes, transfers)
+
+
+def read(study: Study, data_key: str, out: Path, data_sha256: str, plain: Sequence[Trial]) -> Searches:
+    """The searches of a study with what its results folder says about them; `plain` are the study's other trials."""
+    searches = dataclasses.replace(plan(study, data_key), plain=list(plain))
+    if searches:
+        refresh(searches, out, data_sha256)
+    return searches
+
+
+def refresh(searches: Searches, out: Path, data_sha256: str) -> None:
+    """Read the records anew; rows of an older recipe or of other data count for nothing, files that cannot be read neither."""
+    from study import records
+
+    rows = records.read(out, "trials", problems=[]).to_pylist()
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for line in records.read(out, "curves", problems=[]).select(["trial_id", "step", "val_loss"]).to_pylist():
+        curves.setdefault(line["trial_id"], []).append((line["step"], line["val_loss"]))
+    searches.see([row for row in rows if row["data_sha256"] == data_sha256 and row["recipe_version"] == RECIPE_VERSION], curves)
 
 
 def _sizes(study: Study, sweep: Sweep, sweeps: Mapping[str, Sweep]) -> dict[tuple[Shape, TrainConfig], tuple[str, ...]]:
@@ -243,25 +275,13 @@ def merged(trials: Iterable[Trial]) -> list[Trial]:
     return list(found.values())
 
 
-def noise_between_runs(replicates: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> float:
-    """Difference of two losses that chance makes, nats: sqrt(2) times the pooled standard deviation between seeds.
-
-    Without replicates it is the standard error of an evaluation, which is larger than what two runs on the same windows differ by.
-    """
+def noise_between_runs(replicates: Sequence[Mapping[str, Any]]) -> float | None:
+    """Difference of two losses that chance makes: sqrt(2) times the pooled standard deviation between seeds; None without replicates."""
     groups: dict[str, list[float]] = {}
     for row in replicates:
         groups.setdefault(row["config_id"], []).append(float(row["val_loss"]))
     many = [losses for losses in groups.values() if len(losses) > 1]
-    if many:
-        squares = sum(statistics.variance(losses) * (len(losses) - 1) for losses in many)
-        return math.sqrt(2 * squares / sum(len(losses) - 1 for losses in many))
-    errors = [row["val_loss_se"] for row in rows if row.get("val_loss_se")]
-    return float(statistics.median(errors)) if errors else NOISE_OF_NOTHING
-
-
-def known_trials(study: Study, data_key: str, rows: Iterable[Mapping[str, Any]], curves: Mapping[str, Sequence[tuple[int, float]]]) -> Any:
-    """The searches with what the records say, and all trials known so far."""
-    plain = expand(study, data_key)
-    searches = plan(study, data_key)
-    searches.see(rows, curves, plain)
-    return searches, searches.with_known(plain)
+    if not many:
+        return None
+    squares = sum(statistics.variance(losses) * (len(losses) - 1) for losses in many)
+    return math.sqrt(2 * squares / sum(len(losses) - 1 for losses in many))

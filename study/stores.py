@@ -95,6 +95,7 @@ class Store:
             connect_timeout=CONNECT_S,
             request_timeout=REQUEST_S,
             retry_strategy=fs.AwsStandardS3RetryStrategy(max_attempts=2),
+            allow_delayed_open=True,  # a small object in one request instead of three
         )
 
     @property

@@ -9,7 +9,7 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from study import conclude
 from study.branches import families, programs
@@ -19,9 +19,11 @@ from study.interrupt import Interrupted, Interrupts
 if TYPE_CHECKING:
     from study.data import Corpus
     from study.folder import Survey
+    from study.mirror import Mirror
     from study.monitor import Monitor
     from study.provenance import Provenance
     from study.quote import Quote
+    from study.search import Searches, SizeSearch
     from study.spec import Trial
     from study.trial import Bundled
 
@@ -36,37 +38,52 @@ class Job:
     origin: "Provenance"
     interrupts: Interrupts
     quoted: "Quote | None"
+    store: "Mirror | None" = None
+    """keeps an object store equal to the results folder, where --out names one"""
+    searches: "Searches | None" = None
+    """the study's searches, whose trials follow from what is recorded"""
 
 
 def train_in_phases(job: Job, found: "Survey") -> str:
-    """Train what is missing: all at once, or, with --hold-out, the rest, then forecasts, then the largest; why it stopped, or ""."""
-    last = {trial.trial_id for trial in conclude.held_out(job.trials, parse_hold_out(job.command.options.hold_out))}
-    problem = ""
-    for later in (False, True):
-        part = tuple(trial for trial in found.missing if (trial.trial_id in last) == later)
-        if later and part:
-            conclude.forecast(job.command.out, [trial for trial in job.trials if trial.trial_id in last])
-        if part:
-            problem = train(job, dataclasses.replace(found, missing=part))
-        if problem:
-            break
-    return problem
+    """Train what is missing, then search; with --hold-out the rest first, then forecasts, then the largest; why it stopped, or ""."""
+    from study.search_phase import search_phase, session
+
+    expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
+    held_out = conclude.held_out(expected, parse_hold_out(job.command.options.hold_out))
+    largest = {trial.shape.params_non_embedding for trial in held_out}
+    with session(job, found):
+        for later in (False, True):
+
+            def wanted(trial: "Trial", later: bool = later) -> bool:
+                return (trial.shape.params_non_embedding in largest) == later
+
+            part = tuple(trial for trial in found.missing if wanted(trial))
+            if later and any(wanted(trial) for trial in expected):
+                conclude.forecast(job.command.out, held_out)
+            problem = train(job, dataclasses.replace(found, missing=part)) if part else ""
+            problem = problem or search_phase(job, wanted)
+            if problem:
+                return problem
+    return ""
 
 
-def train(job: Job, found: "Survey") -> str:
-    """Train the missing trials; returns why it stopped early, or ""."""
+def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch]" = ()) -> str:
+    """Train the missing trials, or search sizes; returns why it stopped early, or ""."""
     from study.environment import set_ray_environment
 
     options, out, corpus = job.command.options, job.command.out, job.corpus
     set_ray_environment(on_cluster=bool(options.address or os.environ.get("RAY_ADDRESS")))
     from study import cluster
     from study import trial as tune_side
-    from study.monitor import OutOfBudget
+    from study.monitor import OutOfBudget, StoreLost
+    from study.search_phase import make_prober
 
     with cluster.ray_session(options) as on_cluster:
         job.interrupts.install()
-        bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted)
-        warning = cluster.check_resources([(b.cpus, b.gpus) for b in bundles], on_cluster)
+        prober = make_prober(job, sizes) if sizes else None
+        bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted) if not prober else []
+        shares = [prober.resources(size.base) for size in sizes] if prober else [(b.cpus, b.gpus) for b in bundles]
+        warning = cluster.check_resources(shares, on_cluster)
         cluster.check_nodes(on_cluster)
         work = tune_side.Work(
             bundles=tuple(bundles),
@@ -78,13 +95,16 @@ def train(job: Job, found: "Survey") -> str:
             precision=options.precision,
             checkpoints=out / "checkpoints",
             checkpoint_s=options.checkpoint_s,
+            **_store_facts(job.store),
         )
         monitor = _monitor(job, found, bundles)
         if warning:
             monitor.note(warning)
         job.interrupts.deferred = True
         try:
-            tune_side.run_bundles(work, options, out, monitor)
+            if prober:
+                prober.monitor = monitor
+            tune_side.run_bundles(work, options, out, monitor, prober)
             job.interrupts.check()
         except Interrupted:
             monitor.interrupted("Ctrl-C" if job.interrupts.exit_code == 130 else "SIGTERM")
@@ -92,10 +112,22 @@ def train(job: Job, found: "Survey") -> str:
         except OutOfBudget:
             monitor.interrupted(f"the budget of {options.budget} was used up")
             return f"the budget of {options.budget} is used up"
+        except StoreLost as lost:
+            monitor.interrupted("the results store was lost")
+            return str(lost)
         finally:
             job.interrupts.deferred = False
             monitor.close()
     return ""
+
+
+def _store_facts(store: "Mirror | None") -> dict[str, Any]:
+    """What workers are told of an object store: a folder of the same name on another machine is not the driver's, so a marker tells."""
+    if store is None:
+        return {}
+    marker = f".run-{store.token[:8]}"
+    (store.folder / marker).touch()
+    return {"store": store.store, "marker": marker}
 
 
 def make_bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, quoted: "Quote | None") -> "list[Bundled]":
@@ -139,4 +171,4 @@ def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monito
     board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
     screen.say(f"board: {board.how_to_open()}")
     budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None)
-    return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s)
+    return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)

@@ -8,8 +8,10 @@ disposable, so a run is always "what is missing, from its newest whole checkpoin
 
 import shutil
 import socket
+import tempfile
 import time
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,9 +22,11 @@ from ray import tune
 
 from study.branches import lengths
 from study.spec import Trial
+from study.stores import Store, get_checkpoints, put_checkpoints, reason
 
 if TYPE_CHECKING:
     from study.command import Options
+    from study.searcher import Prober
 
 MAX_FAILURES = 2
 """A failed trial is tried again so often, each time from its newest checkpoint."""
@@ -78,6 +82,10 @@ class Work:
     precision: str
     checkpoints: Path
     checkpoint_s: float
+    store: Store | None = None
+    """object store that results go to: workers elsewhere put their checkpoints there"""
+    marker: str = "study.json"
+    """a file that stands in the driver's results folder: who sees it shares that folder"""
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     """names this run of the study"""
 
@@ -89,27 +97,30 @@ class BundleTrainable(tune.Trainable):
         """Open the data and begin the bundle that `config` names."""
         self.work = work
         self.tokens = work.train.open(), work.val.open()
-        self._begin(config["bundle"])
+        self._begin(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
         """Begin another bundle in the same process; everything random in training depends on (seed, step) only."""
-        self._begin(config["bundle"])
+        self._begin(config)
         return True
 
-    def _begin(self, index: int) -> None:
+    def _begin(self, config: dict[str, Any]) -> None:
         from study.trunk import Trunk
 
-        work, bundled = self.work, self.work.bundles[index]
+        work, bundled = self.work, bundle_of(config, self.work.bundles)
         self.bundle: Trunk | None = None  # lets go of the last model before the next one is made
-        self.refused = ""
+        self.refused, self.earlier = "", list[dict[str, Any]]()
         try:
             self.bundle = Trunk(bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled), work.run)
         except ValueError as error:  # bad input: trying again would not help
             self.refused = str(error)
             return
-        self.shared = (work.checkpoints.parent / "study.json").exists()
-        if self.shared:
-            self.bundle.restore(work.checkpoints)
+        self.shared = (work.checkpoints.parent / work.marker).exists()
+        self.place = work.checkpoints if self.shared else self._own_place()
+        if work.store:
+            self._with_store(get_checkpoints, "fetched from")
+        if self.shared or work.store:
+            self.earlier = self.bundle.curve if self.bundle.restore(self.place) else []
         else:
             names = ", ".join(trial.trial_id for trial in bundled.trials)
             self.bundle.notes.append(f"{socket.gethostname()} does not see {work.checkpoints.parent}: {names} cannot be checkpointed there")
@@ -121,21 +132,40 @@ class BundleTrainable(tune.Trainable):
             return {"refused": self.refused, "done": True}
         rows = [] if self.bundle.done else self.bundle.advance()
         notes = self.bundle.take_notes()
-        result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done}
+        result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done, "earlier": self.earlier}
+        self.earlier = []
         if self.bundle.ended:  # no checkpoint before the driver has these
             result["outcomes"] = [asdict(outcome) for outcome in self.bundle.outcomes]
             if self.shared:
                 from study import weights
 
                 notes += weights.keep(self.bundle.ended, self.work.checkpoints.parent / "weights")
-        elif self.shared and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
-            self.bundle.save(self.work.checkpoints)
+        elif (self.shared or self.work.store) and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
+            self.bundle.save(self.place, beside=not self.work.store)
+            if not self.shared:
+                self._with_store(put_checkpoints, "put into")
             self.saved_at = time.monotonic()
         return result
 
+    def _own_place(self) -> Path:
+        """A folder of this process for checkpoints that go to the store; the last bundle's are dropped."""
+        shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
+        self.scratch = tempfile.mkdtemp(prefix="scaling-study-")
+        return Path(self.scratch)
+
+    def _with_store(self, move: "Callable[[Store, Path, tuple[str, ...]], None]", how: str) -> None:
+        """Move checkpoints from or to the store; a store that is away for a while costs a note, not the trial."""
+        assert self.bundle is not None
+        assert self.work.store is not None
+        try:
+            move(self.work.store, self.place, self.bundle.trial_ids)
+        except OSError as error:
+            self.bundle.notes.append(f"a checkpoint could not be {how} {self.work.store.address} ({reason(error)}); training goes on")
+
     def cleanup(self) -> None:
-        """Let go of the model."""
+        """Let go of the model and of checkpoints that only this process knows."""
         self.bundle = None
+        shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
 
 
 def _execution(work: Work, bundled: Bundled) -> Any:
@@ -154,23 +184,32 @@ def _execution(work: Work, bundled: Bundled) -> Any:
 # ---- the run ----
 
 
-def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callback) -> None:
+def bundle_of(config: dict[str, Any], bundles: Sequence[Bundled]) -> Bundled:
+    """The bundle that a Ray Tune config means: one of those known beforehand, or the one that a search put into it."""
+    return config.get("bundled") or bundles[config["bundle"]]
+
+
+def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callback, prober: "Prober | None" = None) -> None:
     """Train all bundles, in their order, as many at once as fit; returns when none is left. The callback has seen every result.
+
+    Args:
+        prober: makes bundles as the run goes on, in the place of those known beforehand.
 
     Raises:
         Interrupted: the callback acted upon a signal.
     """
     shutil.rmtree(out / "ray", ignore_errors=True)
-    requests = [tune.PlacementGroupFactory([{"CPU": b.cpus, "GPU": b.gpus} if b.gpus else {"CPU": b.cpus}]) for b in work.bundles]
-    trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), lambda config: requests[config["bundle"]])
+    bundles = work.bundles
+    trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), lambda config: _request(bundle_of(config, bundles)))
     tuner = tune.Tuner(
         trainable,
-        param_space={"bundle": tune.grid_search(list(range(len(work.bundles))))},
+        param_space={} if prober else {"bundle": tune.grid_search(list(range(len(bundles))))},
         tune_config=tune.TuneConfig(
             max_concurrent_trials=options.max_concurrent or None,
             reuse_actors=True,
             trial_name_creator=_ray_name,
             trial_dirname_creator=_ray_name,
+            **_search_of(prober),
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -182,6 +221,19 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
         ),
     )
     tuner.fit()
+
+
+def _request(bundled: Bundled) -> tune.PlacementGroupFactory:
+    return tune.PlacementGroupFactory([{"CPU": bundled.cpus, "GPU": bundled.gpus} if bundled.gpus else {"CPU": bundled.cpus}])
+
+
+def _search_of(prober: "Prober | None") -> dict[str, Any]:
+    """The part of a TuneConfig that lets a search make the trials."""
+    if prober is None:
+        return {}
+    from study.searcher import SizesSearcher, WithinSize
+
+    return {"search_alg": SizesSearcher(prober), "scheduler": WithinSize(prober), "num_samples": -1}
 
 
 def _ray_name(trial: Any) -> str:

@@ -83,6 +83,11 @@ class Trunk:
         """Trials that are not finished."""
         return tuple(t.trial_id for group in self.lengths for t in group if t.trial_id not in self._handed)
 
+    @property
+    def curve(self) -> list[dict[str, Any]]:
+        """The trunk's evaluations so far, of all replicas."""
+        return [row for replica in self.trunk.replicas for row in replica.curve]
+
     def take_notes(self) -> list[str]:
         """What a person should know, each sentence once."""
         notes = list(self.notes)
@@ -148,14 +153,17 @@ class Trunk:
 
     # ---- state ----
 
-    def save(self, folder: Path) -> None:
-        """Checkpoints of the trunk and of the branch, each as its trial's lone run would write them; valid between calls of `advance`."""
+    def save(self, folder: Path, beside: bool = False) -> None:
+        """Checkpoints of the trunk and of the branch, each as its trial's lone run would write them; valid between calls of `advance`.
+
+        Written while training goes on where `beside` is true (see `study.train.Bundle.save`).
+        """
         self.folder = folder
         if self.trunk.step != self._saved_step:  # it rests while a branch trains
-            self.trunk.save(folder)
+            self.trunk.save(folder, beside)
             self._saved_step = self.trunk.step
         if self.branch:
-            self.branch.save(folder)
+            self.branch.save(folder, beside)
 
     def restore(self, folder: Path) -> bool:
         """Continue from checkpoints; False where there are none that help.
