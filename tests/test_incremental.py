@@ -1,0 +1,126 @@
+"""The same command again runs only what is missing: what a study gains is trained, what it keeps is not, what no longer fits is named."""
+
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from models.config import Shape
+from study import data, folder, run, spec
+from study.command import parse
+from study.spec import DataConfig, Study, TrainConfig, Trial, expand
+from tests.running import checkpoints, rows, start, tables, tiny, wait_until
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def results(undisturbed: Path, tmp_path: Path) -> Path:
+    """A finished study of three widths and one seed, to be added to."""
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    return out
+
+
+def what_a_dry_run_says(out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
+    capsys.readouterr()
+    assert run.main([*tiny(out, "--dry-run"), *more]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ([], "3 trials = 3 configurations x 1 seeds; 3 done, 0 to run"),
+        (["--sweeps", "width:n_embd=16,24,32,40"], "4 trials = 4 configurations x 1 seeds; 3 done, 1 to run"),
+        (["--seeds", "1", "2"], "6 trials = 3 configurations x 2 seeds; 3 done, 3 to run"),
+        (["--sweeps", "width:n_embd=16,24,32", "depth:n_layer=1,2,4"], "5 trials = 5 configurations x 1 seeds; 3 done, 2 to run"),
+        (["--sweeps", "width:n_embd=16,24"], "2 trials = 2 configurations x 1 seeds; 2 done, 0 to run"),
+    ],
+    ids=["nothing", "a size", "a seed", "a sweep that shares the centre", "a size less"],
+)
+def test_what_is_added_is_all_there_is_to_run(results: Path, capsys: pytest.CaptureFixture[str], change: list[str], sentence: str) -> None:
+    assert sentence in what_a_dry_run_says(results, capsys, *change)
+
+
+@pytest.mark.parametrize("change", [["--train.lr", "5e-3"], ["--train.weight_decay", "0.2"], ["--train.n_steps", "180"]])
+def test_a_changed_recipe_is_another_set_of_trials_and_the_old_rows_are_named(
+    results: Path, capsys: pytest.CaptureFixture[str], change: list[str]
+) -> None:
+    said = what_a_dry_run_says(results, capsys, *change)
+    assert "0 done, 3 to run" in said
+    assert "3 rows are of trials that the study, as it is now, does not hold; they stay and are left out" in said
+
+
+def test_changed_data_leave_every_row_stale_and_none_is_mixed_in(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said = what_a_dry_run_says(results, capsys, "--data.seed", "1")
+    assert "0 done, 3 to run" in said
+    assert "3 stale rows (older recipe or other data) stay in the folder and are left out" in said
+    assert "3 done, 0 to run" in what_a_dry_run_says(results, capsys)
+
+
+def test_numerics_of_another_version_make_rows_stale(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = parse(tiny(results))
+    corpus = data.prepare(command.study.data)
+    for module in (spec, folder):
+        monkeypatch.setattr(module, "RECIPE_VERSION", spec.RECIPE_VERSION + 1)
+    found = folder.survey(results, expand(command.study, data.data_key(command.study.data)), corpus.sha256)
+    assert (len(found.done), len(found.missing), found.stale) == (0, 3, 3)
+
+
+def test_a_field_that_is_added_with_its_old_meaning_as_default_readdresses_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    def config_id(**changes: float) -> str:
+        return Trial(Shape(), TrainConfig(**changes), DataConfig(), 1).config_id  # type: ignore[arg-type]
+
+    known = config_id()
+    kept = tuple(f for f in fields(TrainConfig) if f.name != "dropout")
+    with monkeypatch.context() as patch:  # as if dropout did not exist yet
+        patch.setattr(spec, "fields", lambda value: kept if isinstance(value, TrainConfig) else fields(value))
+        without = config_id()
+    monkeypatch.setitem(spec._ADDED_LATER, "train.dropout", 0.0)
+    assert config_id() == without
+    assert without not in (known, config_id(dropout=0.1))
+
+
+def test_a_default_that_changes_moves_only_the_studies_that_leave_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ids() -> tuple[set[str], set[str]]:
+        return tuple({t.trial_id for t in expand(Study(train=train))} for train in (TrainConfig(), TrainConfig(lr=4e-3)))  # type: ignore[return-value]
+
+    left_open, spelled_out = ids()
+    assert left_open == spelled_out
+    defaults = TrainConfig.__init__.__defaults__
+    assert defaults is not None
+    monkeypatch.setattr(TrainConfig.__init__, "__defaults__", tuple(5e-3 if value == 4e-3 else value for value in defaults))
+    assert TrainConfig().lr == 5e-3
+    assert ids()[1] == spelled_out
+    assert not ids()[0] & left_open
+
+
+def test_a_seed_and_a_length_added_together_train_beside_rows_that_stay_as_they_were(results: Path) -> None:
+    """Real runs: first lengths of one trunk, then one length and one seed more; everything as if it had been asked for at once."""
+    out, whole = results.parent / "grown", results.parent / "whole"
+    few = ["--train.schedule", "wsd", "--sweeps", "text:kind=grid:n_steps=50,100"]
+    more = ["--train.schedule", "wsd", "--sweeps", "text:kind=grid:n_steps=50,100,160", "--seeds", "1", "2"]
+    assert run.main([*tiny(out, "--no-report"), *few]) == 0
+    first = {row["trial_id"]: row for row in rows(out)}
+    assert run.main([*tiny(out, "--no-report"), *more]) == 0
+    assert {i: row for i, row in ((row["trial_id"], row) for row in rows(out)) if i in first} == first
+    assert run.main([*tiny(whole, "--no-report"), *more]) == 0
+    assert tables(out) == tables(whole)
+    assert len(rows(out)) == 6
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_the_second_refuses_and_the_first_ends_undisturbed(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 20), process=process), log.read_text()
+    assert run.main(tiny(out, "--no-report")) == 1
+    said = capsys.readouterr().err
+    assert f"is in use by another run (process {process.pid} on" in said
+    assert len(said.strip().splitlines()) == 1
+    assert process.wait(90) == 0, log.read_text()
+    assert tables(out) == tables(undisturbed)
