@@ -67,4 +67,7 @@ bench-scale: $(VENV)/.installed-dev  ## the analysis of 100,000 trials
 bench-step: $(VENV)/.installed-dev  ## one training step against a plain nanoGPT loop
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
 
-.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale
+bench-early-stopping: $(VENV)/.installed-dev  ## does early stopping bend the slope? replayed on RESULTS (default results/quick)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_stopping "$(RESULTS)" $(ARGS)
+
+.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-early-stopping
