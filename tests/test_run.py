@@ -121,7 +121,7 @@ def test_durations_need_a_unit() -> None:
         (["smoke", "--train.unique-tokens", "999999999"], 1, "unique_tokens=999,999,999 must be 0 (all) or at most the"),
         (["smoke", "--model.block-size", "999999"], 1, "the text is too short for block_size=999999"),
         (["smoke", "--budget", "3"], 2, "budget='3' is not a duration"),
-        (["smoke", "--out", "s3://bucket/x"], 2, "give a folder"),
+        (["smoke", "--out", "ftp://host/x"], 2, "give a folder"),
         (["smoke", "--data.path", "missing.txt"], 1, "missing.txt"),
     ],
 )
