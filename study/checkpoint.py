@@ -9,7 +9,9 @@ something else is renamed to `*.bad`, named, and passed over.
 import json
 import os
 import shutil
+import threading
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,39 @@ def save(folder: Path, trial_id: str, step: int, tensors: dict[str, Tensor], fac
         shutil.rmtree(scratch, ignore_errors=True)
     for old in steps(folder, trial_id)[KEEP:]:
         shutil.rmtree(folder / trial_id / f"step-{old:08d}", ignore_errors=True)
+
+
+class Writer:
+    """Writes in a thread of its own while training goes on, one thing at a time; what went wrong is raised by the next call."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def start(self, write: Callable[[], None]) -> None:
+        """Run `write` beside the caller, after what was started before. It must own all that it reads."""
+        self.wait()
+        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when all is written.
+
+        Raises:
+            Exception: what stopped the last write, once.
+        """
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _run(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except BaseException as error:  # raised again where the caller waits
+            self._error = error
 
 
 def steps(folder: Path, trial_id: str) -> list[int]:

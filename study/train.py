@@ -11,18 +11,20 @@ one bit for bit on a CPU.
 
 import math
 import time
-import warnings
 from collections.abc import Container, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from models.transformer import Transformer, count_decayed
+from models.transformer import Transformer
 from study import checkpoint, data
 from study.device import Execution, choose_device, choose_precision, device_name, peak_memory_bytes, prepare_process, synchronize
+from study.optimizer import clip, group_pairs, make_optimizer, norm_limits
 from study.outcome import Outcome, Ran, Replica, finished_row
 from study.samples import draw_samples, sample_steps
 from study.spec import Trial
@@ -30,9 +32,6 @@ from study.spec import Trial
 EVAL_TOKENS = 16_384
 """Tokens per evaluation batch: large enough to be efficient, small enough to stay in a CPU's cache and any GPU's memory."""
 ANYWHERE = Execution()
-# A bundle's gradients are rows of one buffer on purpose; torch remarks once on their strides.
-warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
-
 DROPOUT_STREAM = 0x5CA1_AB1E
 """Keeps the dropout masks' stream apart from those of initialization and data."""
 
@@ -72,13 +71,16 @@ class Bundle:
         self.train_tokens = [data.first_tokens(train_tokens, trial.train.unique_tokens) for trial in trials]
         self.model = Transformer(trials[0].model(vocab_size), [t.seed for t in trials], self.recipe.dropout, str(self.device))
         self.model.precision = choose_precision(execution.precision, self.device, shape.n_embd)
-        self.optimizer = self._make_optimizer()
+        recipes = [trial.train for trial in trials]
+        self.optimizer = make_optimizer(self.model, recipes)
+        self.norm_limits = norm_limits(recipes, self.device)
         self.val_windows = self._windows(val_tokens)
         self.train_windows = self._windows(self.train_tokens[0])
         self.step, self.restarts, self.notes = 0, 0, list[str]()
         self.train_s, self.eval_s, self.wall_s, self.step_ms = 0.0, 0.0, 0.0, list[float]()
         self.block_size = shape.block_size
         self.sample_at = sample_steps(self.recipe)
+        self.writer = checkpoint.Writer()
 
     # ---- progress ----
 
@@ -148,18 +150,11 @@ class Bundle:
         self.model.flat_grad.zero_()
         losses = self.model.loss(tokens, targets)
         losses.sum().backward()
-        norms = self._clip()
-        for replica, (matrices, scales) in zip(self.replicas, self._group_pairs(), strict=True):
+        norms = clip(self.model.flat_grad, self.norm_limits)
+        for replica, (matrices, scales) in zip(self.replicas, group_pairs(self.optimizer), strict=True):
             matrices["lr"] = scales["lr"] = 0.0 if replica.diverged_at is not None else replica.trial.train.lr_at(self.step)
         self.optimizer.step()
         return losses.detach(), norms
-
-    def _clip(self) -> Tensor:
-        """Scale each replica's gradient to its own largest norm (Pascanu et al. 2013); returns the norms before, (K,)."""
-        norms = torch.linalg.vector_norm(self.model.flat_grad, dim=1)
-        limits = torch.tensor([r.trial.train.grad_clip or math.inf for r in self.replicas], device=self.device)
-        self.model.flat_grad.mul_((limits / (norms + 1e-6)).clamp_(max=1.0).unsqueeze(1))
-        return norms
 
     def _note_divergence(self, losses: Tensor, step: int) -> None:
         """Mark replicas whose loss is not finite and silence them: no gradient of theirs can reach a neighbor, and none is applied."""
@@ -240,10 +235,33 @@ class Bundle:
 
     # ---- state ----
 
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint of every live replica (see `study.checkpoint`); valid between calls of `advance`."""
-        for replica, (tensors, facts) in zip(self.replicas, self.states(), strict=True):
-            checkpoint.save(folder, replica.trial.trial_id, self.step, tensors, facts)
+    def save(self, folder: Path, beside: bool = False) -> None:
+        """Write a checkpoint of every live replica (see `study.checkpoint`); valid between calls of `advance`.
+
+        Args:
+            folder: the study's checkpoints.
+            beside: copy the state and write it while training goes on; the next `save`, `settle` or `finish` waits for it.
+
+        Raises:
+            OSError: this checkpoint, or the last one written beside training, could not be written.
+        """
+        step, named = self.step, [(r.trial.trial_id, *state) for r, state in zip(self.replicas, self.states(), strict=True)]
+        if beside:  # lists and tensors change with the next step
+            named = [
+                (trial_id, {n: t.detach().to("cpu", copy=True) for n, t in ts.items()}, deepcopy(facts)) for trial_id, ts, facts in named
+            ]
+
+        def write() -> None:
+            for trial_id, tensors, facts in named:
+                checkpoint.save(folder, trial_id, step, tensors, facts)
+
+        self.writer.start(write)
+        if not beside:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for a checkpoint that is being written; raises what stopped it."""
+        self.writer.wait()
 
     def states(self) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
         """Each replica's tensors (views) and facts: all that its future depends on; valid between calls of `advance`."""
@@ -285,36 +303,12 @@ class Bundle:
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """Views of everything that one replica's future depends on."""
-        matrices, scales = list(self._group_pairs())[index]
+        matrices, scales = group_pairs(self.optimizer)[index]
         state = {"weights": self.model.flat[index]}
         for part, group in (("matrices", matrices), ("scales", scales)):
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[f"{part}.{moment}"] = self.optimizer.state[group["params"][0]][moment]
         return state
-
-    # ---- optimizer ----
-
-    def _make_optimizer(self) -> torch.optim.AdamW:
-        """Fused AdamW with two groups per replica, each one flat tensor: matrices with weight decay, norm scales without."""
-        decayed = count_decayed(self.model.config)
-        groups: list[dict[str, Any]] = []
-        for index, replica in enumerate(self.replicas):
-            recipe = replica.trial.train
-            for part, decay in ((slice(0, decayed), recipe.weight_decay), (slice(decayed, None), 0.0)):
-                weights = self.model.flat[index, part]
-                weights.grad = self.model.flat_grad[index, part]
-                groups.append({"params": [weights], "weight_decay": decay, "betas": (recipe.beta1, recipe.beta2), "lr": recipe.lr})
-        optimizer = torch.optim.AdamW(groups, fused=self.device.type in ("cpu", "cuda"))
-        for group in groups:  # made here, not at the first step, so that a checkpoint can be read into them
-            weights = group["params"][0]
-            counter = torch.zeros((), device=self.device if self.device.type == "cuda" else "cpu")
-            optimizer.state[weights] = {"step": counter, "exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
-        return optimizer
-
-    def _group_pairs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """(matrices, scales) parameter groups of each replica."""
-        groups = self.optimizer.param_groups
-        return list(zip(groups[::2], groups[1::2], strict=True))
 
     def _to_device(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array)).to(self.device, non_blocking=True)
@@ -330,6 +324,10 @@ class Bundle:
 
     def finish(self) -> list[Outcome]:
         """Generate the final texts and return what each trial leaves, in the order given."""
+        try:
+            self.settle()
+        except (OSError, SafetensorError) as error:  # the trial is finished all the same
+            self.notes.append(f"a checkpoint of trial {self.replicas[0].trial.trial_id} could not be written ({error})")
         if self.characters and any(r.diverged_at is None for r in self.replicas):
             self._collect_samples()
         ran = Ran(

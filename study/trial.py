@@ -141,7 +141,7 @@ class BundleTrainable(tune.Trainable):
 
                 notes += weights.keep(self.bundle.ended, self.work.checkpoints.parent / "weights")
         elif (self.shared or self.work.store) and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
-            self.bundle.save(self.place, beside=not self.work.store)
+            self.bundle.save(self.place, beside=self.shared)
             if not self.shared:
                 self._with_store(put_checkpoints, "put into")
             self.saved_at = time.monotonic()

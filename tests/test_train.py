@@ -141,6 +141,39 @@ def test_a_bundle_resumes_each_replica_from_its_own_checkpoint(tmp_path: Path) -
     assert checkpoint.steps(tmp_path, specs[0].trial_id) == [40, 20]
 
 
+def test_a_checkpoint_written_beside_training_holds_the_state_of_its_moment(tmp_path: Path) -> None:
+    spec = trial()
+    whole, first = run(spec)[0], bundle(spec)
+    for _ in range(2):
+        first.advance()
+        first.save(tmp_path, beside=True)  # the next stretch changes weights, moments and curve while this is written
+    first.advance()
+    first.settle()
+    second = bundle(spec)
+    assert second.restore(tmp_path)
+    assert second.step == 20
+    assert [row["step"] for row in second.replicas[0].curve] == [0, 20]
+    while not second.done:
+        second.advance()
+    assert losses(second.finish()[0]) == losses(whole)
+
+
+def test_what_stops_a_checkpoint_beside_training_is_raised_by_the_next_one_and_noted_at_the_end(tmp_path: Path) -> None:
+    blocked = tmp_path / "a file"
+    blocked.write_text("no folder")
+    first = bundle(trial())
+    first.advance()
+    first.save(blocked, beside=True)
+    first.advance()
+    with pytest.raises(OSError, match="a file"):
+        first.save(tmp_path, beside=True)
+    first.save(blocked, beside=True)
+    while not first.done:
+        first.advance()
+    assert first.finish()[0].row["status"] == "COMPLETED"
+    assert "could not be written" in first.notes[0]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "foreign", "not json", "missing part"])
 def test_a_damaged_checkpoint_is_named_set_aside_and_an_older_one_used(tmp_path: Path, damage: str) -> None:
     spec = trial()
