@@ -179,6 +179,28 @@ def parabola(best: Probe, probes: Sequence[Probe]) -> tuple[float, float] | None
     return best.lr * math.exp(vertex), -(a * vertex**2 + b * vertex)
 
 
+def guess(settings: SearchSettings, bounds: Refine, probes: Sequence[Probe]) -> Point | None:
+    """The parabola's vertex, where the rate alone is searched and it lies apart from every run; None leaves the choice to a sampler."""
+    best = min(probes, key=lambda p: p.loss)
+    fitted = parabola(best, probes) if len(settings.ranges) == 1 else None
+    point = {**best.point, "lr": rounded(fitted[0])} if fitted else best.point
+    return point if bounds.low < point["lr"] < bounds.high and not any(alike(point, p.point) for p in probes) else None
+
+
+def middle(bounds: Refine, probes: Sequence[Probe]) -> Point:
+    """The middle, in logarithm, of the wider gap beside the best run."""
+    best = min(probes, key=lambda p: p.loss)
+    rates = sorted({p.lr for p in probes if bounds.low <= p.lr <= bounds.high})
+    at = rates.index(best.lr)
+    low, high = max(((rates[at - 1], best.lr), (best.lr, rates[at + 1])), key=lambda gap: gap[1] / gap[0])
+    return {**best.point, "lr": rounded(math.sqrt(low * high))}
+
+
+def alike(a: Point, b: Point) -> bool:
+    """Whether two points are too close to tell their losses apart."""
+    return all(_same(a[name], b[name]) for name in a if a[name] > 0 and b[name] > 0)
+
+
 def optimum(probes: Sequence[Probe]) -> float | None:
     """The learning rate of a size that a law lr(N) goes through: the parabola's vertex, else the best tried; None where no run ended."""
     done = [p for p in probes if p.status == "COMPLETED"]

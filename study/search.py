@@ -152,7 +152,9 @@ class Searches:
     def trials(self) -> list[Trial]:
         """The study's trials as far as they are known: other sweeps', the searches' runs so far, tuned and transferred ones; each once."""
         probes = [size.probe(probe.point) for size in self.sizes for probe in size.probes.values()]
-        return merged([*self.plain, *probes, *self.tuned(), *self.transferred()])
+        order = {parse_sweep(text).name: i for i, text in enumerate(self.study.sweeps)}
+        known = merged([*self.plain, *probes, *self.tuned(), *self.transferred()])
+        return [dataclasses.replace(t, sweeps=tuple(sorted(t.sweeps, key=lambda name: order.get(name, -1)))) for t in known]
 
     def expected(self) -> list[Trial]:
         """One trial of each size of the searches and of the law's transfer, at the study's own learning rate."""

@@ -15,7 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from study.bracket import SAME, Found, Point, Probe, Refine, at_common_step, rounded, stops_at
+from study.bracket import Found, Point, Probe, Refine, alike, at_common_step, guess, middle, rounded, stops_at
 from study.monitor import Monitor
 from study.search import Searches, SizeSearch
 from study.search_settings import WHOLE
@@ -114,9 +114,15 @@ def next_point(size: SizeSearch, replicate_noise: float | None) -> Point | None:
 
 
 def suggest(size: SizeSearch, bounds: Refine) -> Point:
-    """A point between two worse rates by TPE (Bergstra et al. 2011), rebuilt from the runs that are recorded; never one that was run."""
+    """A point between two worse rates, never one that was run.
+
+    Where the rate alone is searched, the vertex of the parabola through the best run and its neighbors comes first; after it, and where
+    several fields are searched, TPE (Bergstra et al. 2011), rebuilt from the runs that are recorded.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     probes = list(size.probes.values())
+    if (vertex := guess(size.settings, bounds, probes)) is not None:
+        return vertex
     inside = sorted((p for p in probes if bounds.low <= p.lr <= bounds.high), key=lambda p: sorted(p.point.items()))
     points = [{name: _clipped(size, name, value) for name, value in p.point.items()} for p in inside]
     sampler = optuna.samplers.TPESampler(seed=_seed(size), n_startup_trials=1, multivariate=len(size.settings.fields) > 1)
@@ -131,9 +137,9 @@ def suggest(size: SizeSearch, bounds: Refine) -> Point:
     for attempt in range(ATTEMPTS):
         asked = search.suggest(str(attempt)) or {}
         point = {name: rounded(asked[name], name in WHOLE) for name in size.settings.fields}
-        if bounds.low < point["lr"] < bounds.high and not any(_alike(point, p.point) for p in probes):
+        if bounds.low < point["lr"] < bounds.high and not any(alike(point, p.point) for p in probes):
             return point
-    return _middle(bounds, probes)
+    return middle(bounds, probes)
 
 
 def _seed(size: SizeSearch) -> int:
@@ -168,19 +174,6 @@ def _losses(probes: Sequence[Probe]) -> list[float]:
         found.append(p.loss if p.status == "COMPLETED" else best.loss + (pair[0] - pair[1]) if pair else math.nan)
     worst = max(loss for loss in found if math.isfinite(loss))
     return [loss if math.isfinite(loss) else worst + 1.0 for loss in found]
-
-
-def _alike(a: Point, b: Point) -> bool:
-    return all(abs(math.log(a[name] / b[name])) < SAME for name in a if a[name] > 0 and b[name] > 0)
-
-
-def _middle(bounds: Refine, probes: Sequence[Probe]) -> Point:
-    """The middle, in logarithm, of the wider gap beside the best run."""
-    best = min(probes, key=lambda p: p.loss)
-    rates = sorted({p.lr for p in probes if bounds.low <= p.lr <= bounds.high})
-    at = rates.index(best.lr)
-    low, high = max(((rates[at - 1], best.lr), (best.lr, rates[at + 1])), key=lambda gap: gap[1] / gap[0])
-    return {**best.point, "lr": rounded(math.sqrt(low * high))}
 
 
 # ---- what Ray Tune calls ----
