@@ -307,10 +307,15 @@ def window(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size
     Returns:
         (B, T) int64 inputs and (B, T) int64 targets, the inputs moved on by one character.
     """
+    return _cut(tokens, window_starts(tokens, seed, step, batch_size, block_size), block_size)
+
+
+def window_starts(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> np.ndarray:
+    """Where the windows of a training batch begin, (B,) int64: all that is random about `window`, whose arguments these are."""
     n_starts = _count_starts(tokens, block_size)
     raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(batch_size)
-    starts = ((raw >> np.uint64(11)) * 2.0**-53 * n_starts).astype(np.int64)  # 53 random bits to [0, n_starts)
-    return _cut(tokens, starts, block_size)
+    starts: np.ndarray = ((raw >> np.uint64(11)) * 2.0**-53 * n_starts).astype(np.int64)  # 53 random bits to [0, n_starts)
+    return starts
 
 
 def evaluation_windows(tokens: np.ndarray, n_windows: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -22,8 +22,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from models.transformer import Transformer
-from study import checkpoint, data
+from study import checkpoint, data, device_steps
 from study.device import Execution, choose_device, choose_precision, device_name, peak_memory_bytes, prepare_process, synchronize
+from study.device_steps import DeviceSteps
 from study.optimizer import clip, group_pairs, make_optimizer, norm_limits
 from study.outcome import Outcome, Ran, Replica, finished_row
 from study.samples import draw_samples, sample_steps
@@ -72,7 +73,9 @@ class Bundle:
         self.model = Transformer(trials[0].model(vocab_size), [t.seed for t in trials], self.recipe.dropout, str(self.device))
         self.model.precision = choose_precision(execution.precision, self.device, shape.n_embd)
         recipes = [trial.train for trial in trials]
-        self.optimizer = make_optimizer(self.model, recipes)
+        resident = self.device.type == "cuda" and device_steps.fits(train_tokens, self.recipe.dropout)
+        self.optimizer = make_optimizer(self.model, recipes, resident)
+        self.device_steps = DeviceSteps(self.model, self.optimizer, trials, train_tokens) if resident else None
         self.norm_limits = norm_limits(recipes, self.device)
         self.val_windows = self._windows(val_tokens)
         self.train_windows = self._windows(self.train_tokens[0])
@@ -115,6 +118,8 @@ class Bundle:
         losses, norms = [], []
         first = self.step
         self.model.train()
+        if self.device_steps:
+            return self._train_on_device(self.device_steps, goal)
         while self.step < goal:
             began = time.perf_counter()
             loss, norm = self._train_step()
@@ -133,10 +138,23 @@ class Bundle:
                 self._note_divergence(loss, first + offset)
         return table.mean(0), torch.stack(norms).cpu().mean(0)
 
+    def _train_on_device(self, steps: DeviceSteps, goal: int) -> tuple[Tensor, Tensor]:
+        silent = [index for index, replica in enumerate(self.replicas) if replica.diverged_at is not None]
+        losses, norms = steps.run(self.step, goal, silent)
+        for offset, loss in enumerate(losses):
+            self._note_divergence(loss, self.step + offset)
+        self.step = goal
+        if steps.note:
+            self.notes.append(steps.note)
+            steps.note = ""
+        return losses.mean(0), norms.mean(0)
+
     def time_steps(self, count: int) -> float:
         """Milliseconds per step of the next `count` steps, without evaluation or record."""
         began = time.perf_counter()
-        for _ in range(count):
+        if self.device_steps:
+            self._train_on_device(self.device_steps, self.step + count)
+        for _ in range(0 if self.device_steps else count):
             self._train_step()
             self.step += 1
         synchronize(self.device)
