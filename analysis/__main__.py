@@ -18,6 +18,7 @@ from analysis import table as tables
 from analysis.fit_blocks import Options
 from analysis.fitted import Fitted
 from analysis.refusals import Refusal
+from study.pipe import until_closed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise
     except OSError as error:
         place = error.filename or "a file"
         print(f"error: {place} cannot be read or written ({error.strerror or error}); give --out a folder that can", file=sys.stderr)
@@ -126,4 +129,4 @@ def record_forecast(results: Path, text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_closed(main))

@@ -30,7 +30,7 @@ class Shape:
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{field.name}={value!r} is not a positive whole number; choose 1 or more")
         if self.n_embd % self.n_head:
-            divisors = [h for h in range(1, self.n_embd + 1) if self.n_embd % h == 0 and h <= 4 * self.n_head]
+            divisors = [h for h in range(1, min(self.n_embd, 4 * self.n_head) + 1) if self.n_embd % h == 0]
             nearest = min(divisors, key=lambda h: abs(h - self.n_head))
             raise ValueError(
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from study.command import Command, parse, parse_hold_out
 from study.interrupt import Interrupted, Interrupts
+from study.pipe import until_closed
 from study.stores import is_address
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _complain(str(error), 2)
         try:
             return _run(command, list(argv), interrupts)
+        except BrokenPipeError:
+            raise
         except (ValueError, OSError) as error:
             return _complain(_explain(error), 1)
         except Interrupted:
@@ -59,12 +62,15 @@ def _adopted(command: Command) -> Command:
 
 
 def _check_study(command: Command) -> None:
-    """Find impossible shapes, unknown fields and impossible hold-outs before anything is downloaded."""
+    """Find impossible shapes, unknown fields, impossible hold-outs and models beyond any memory before anything is downloaded."""
     from study.conclude import held_out
+    from study.limits import check_memory
     from study.search import plan
 
     searches = plan(command.study)
-    held_out([*searches.plain, *searches.expected()], parse_hold_out(command.options.hold_out))
+    trials = [*searches.plain, *searches.expected()]
+    held_out(trials, parse_hold_out(command.options.hold_out))
+    check_memory(trials, command.options)
 
 
 def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
@@ -266,4 +272,4 @@ def _explain(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(until_closed(main))

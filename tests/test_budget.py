@@ -1,6 +1,9 @@
 """A budget buys the most informative trials: ends of sweeps first, seeds spread, within the quote; suggested trials join their study."""
 
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -10,13 +13,14 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as analysis
-from study import budget, packing, run
+from study import budget, limits, packing, run
 from study.command import Options, parse, parse_budget
 from study.data import default_cache_dir
 from study.packing import Choice, Machine, Plan, Speeds, make_plan
 from study.quote import make_quote
 from study.spec import Study, Trial, expand
-from tests.running import facts, rows, tiny
+from tests.running import ROOT, facts, rows, tiny
+from tests.test_run import refused
 
 STUDY = Study(sweeps=("depth:n_layer=1,2,4,8", "width:n_embd=16,32,64,96,128", "heads:n_head=1,2,4,16"), seeds=(1, 2, 3))
 TRIALS = expand(STUDY)
@@ -167,47 +171,32 @@ def test_device_time_without_a_quote_is_refused(
 
 def test_a_budget_then_the_rest_then_what_the_results_suggest(local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = tiny(tmp_path, "--no-report")
-    study = parse(command).study
-    quoted = make_quote(expand(study), 64, Options(precision="float32"))
-    dear = f"{0.75 * quoted.plan.device_hours:.9f} device-hours"
-    assert run.main([*command, "--budget", dear, "--dry-run"]) == 0
-    assert "left out: " in capsys.readouterr().out
-    monkey = budget.guard_seconds(dear, quoted.plan)
-    assert monkey > 0
-    assert run.main([*command, "--budget", "9h"]) == 0  # enough for all: nothing is left out
+    assert run.main([*command, "--dry-run"]) == 0  # times what was never timed here
+    trials = expand(parse(command).study)
+    quoted = make_quote(trials, 64, Options(precision="float32"))
+    speeds = Speeds.load(default_cache_dir())
+    for trial in trials:  # a quote far above the truth, so that the guard does not interfere
+        speeds.seen[quoted.machine.name][packing.speed_key(trial)]["ms"] = 200.0
+    speeds.save()
+    assert run.main([*command, "--budget", "0.02 device-hours"]) == 0
+    assert "2 most informative of 3 missing trials fit by the quote, 1 are left out" in capsys.readouterr().out
+    assert {row["n_embd"] for row in rows(tmp_path)} == {16, 32}  # the ends of the sweep
+    assert len(facts(tmp_path)["trial_ids"]) == 3
+    assert run.main(command) == 0  # the same command without a budget goes on
     assert len(rows(tmp_path)) == 3
+
     assert analysis.main([str(tmp_path), "--suggest", "2"]) == 0
     suggested = json.loads((tmp_path / "report" / "suggestion.json").read_text())["trials"]
     assert run.main(["--from-suggestion", str(tmp_path), "--no-report", "--precision", "float32", "--checkpoint-s", "0"]) == 0
-    assert "5 trials" in capsys.readouterr().out
     after = rows(tmp_path)
     assert len(after) == 5
     assert all(row["status"] == "COMPLETED" and row["sweeps"] == ["width"] for row in after)
     assert {(row["n_embd"], row["seed"]) for row in after} >= {(t["change"].get("n_embd", 32), t["seed"]) for t in suggested}
     assert facts(tmp_path)["suggested"] == [{k: t[k] for k in ("change", "seed", "sweeps")} for t in suggested]
-    assert run.main(command) == 0  # the study as it was typed still holds them, and has nothing to do
-    assert "5 of 5 trials are completed" in capsys.readouterr().out
+    capsys.readouterr()
+    assert run.main([*command, "--dry-run"]) == 0  # the study as it was typed still holds them, and has nothing to do
+    assert "5 trials = 5 configurations x 1 seeds; 5 done, 0 to run" in capsys.readouterr().out
     assert set(facts(tmp_path)["trial_ids"]) == {row["trial_id"] for row in after}
-
-
-def test_the_chosen_part_is_trained_and_the_same_command_without_a_budget_goes_on(
-    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    command = tiny(tmp_path, "--no-report")
-    run.main([*command, "--dry-run"])  # times what was never timed here
-    speeds = Speeds.load(default_cache_dir())
-    study = parse(command).study
-    quoted = make_quote(expand(study), 64, Options(precision="float32"))
-    for trial in expand(study):  # a quote far above the truth, so that the guard does not interfere
-        speeds.seen[quoted.machine.name][packing.speed_key(trial)]["ms"] = 200.0
-    speeds.save()
-    assert run.main([*command, "--budget", "0.02 device-hours"]) == 0
-    said = capsys.readouterr().out
-    assert "2 most informative of 3 missing trials fit by the quote, 1 are left out" in said
-    assert {row["n_embd"] for row in rows(tmp_path)} == {16, 32}  # the ends of the sweep
-    assert len(facts(tmp_path)["trial_ids"]) == 3
-    assert run.main(command) == 0
-    assert len(rows(tmp_path)) == 3
 
 
 def test_a_wall_time_that_the_quote_missed_stops_the_run_and_the_same_command_continues(
@@ -229,6 +218,68 @@ def test_a_wall_time_that_the_quote_missed_stops_the_run_and_the_same_command_co
     assert "the budget of 0.2s is used up; what is done is kept" in capsys.readouterr().err
     assert all(row["status"] != "COMPLETED" for row in rows(tmp_path))
     replace(speeds, seen=json.loads(before)).save()
+
+
+# ---- refused before anything starts ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["qiuck"], "there is no study 'qiuck'; did you mean quick? presets are"),
+        (["smok"], "did you mean smoke?"),
+        (
+            ["smoke", "--price", "2.50"],
+            "price='2.50' is not a price per hour; write the amount with its unit, for example --price '$2.50/h'",
+        ),
+        (["smoke", "--price", "cheap/h"], "is not a price per hour"),
+        (
+            ["smoke", "--hold-out", "largest:9"],
+            "leaves fewer than two of the study's 5 sizes to forecast from; hold out 3 at most, or add sizes",
+        ),
+        (["smoke", "--hold-out", "all"], "hold-out='all' is not known; write largest, or largest:2"),
+        (["smoke", "--sweeps", "m:kind=matched:params=90:aspects=16:head_dims=16"], "no shape lies within 2% of params=[90]"),
+        (["smoke", "--budget", "2"], "is not a duration; write a number with a unit, for example 90s, 30m, 2h or '0.5 device-hours'"),
+        (["smoke", "--model.n_layer", "100000000"], "n_layer=100000000, n_embd=48, batch_size=8, block_size=32 needs about"),
+        (
+            ["smoke", "--sweeps", "width:n_embd=32,4194304"],
+            "n_embd=4194304, batch_size=8, block_size=32 needs about 7,066 TiB to train",
+        ),
+        (
+            ["smoke", "--model.n_embd", "1000000007", "--model.n_head", "4"],
+            "n_embd=1000000007 is not divisible by n_head=4; choose n_head=1",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_in_one_sentence_and_nothing_is_written(
+    arguments: list[str], sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, said = refused(capsys, *arguments, "--no-report")
+    assert (code, sentence in said) == (2, True), said
+    assert not list(tmp_path.iterdir())
+
+
+def test_memory_is_held_against_this_machine_and_against_none_where_another_trains() -> None:
+    shapes = [replace(TRIALS[0], shape=replace(TRIALS[0].shape, n_embd=width)) for width in (1024, 8192, 32768)]
+    assert limits.room(Options(device="cpu"))[0] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert (
+        limits.room(Options(dry_run=True)) == limits.room(Options(address="auto")) == (limits.ABSURD, "the most that a trial may have is")
+    )
+    with pytest.raises(ValueError, match=r"n_embd=32768.*GiB to train and this machine has .* choose a smaller shape"):
+        limits.check_memory(shapes, Options(device="cpu"))
+    limits.check_memory(shapes, Options(dry_run=True))
+    limits.check_memory(shapes[:1], Options(device="cpu"))
+
+
+@pytest.mark.parametrize("module", ["study.run", "analysis"])
+def test_output_that_nobody_reads_ends_quietly(module: str, synthetic_results: Path, tmp_path: Path, story_cache: Path) -> None:
+    arguments = {"study.run": "smoke --dry-run", "analysis": f"{synthetic_results} --no-report --bootstrap 0 --out {tmp_path}"}[module]
+    environment = {**os.environ, "RAY_ADDRESS": "10.0.0.1:6379", "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    command = f"{sys.executable} -m {module} {arguments} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=environment, cwd=tmp_path, check=True)
+    assert done.stdout.strip() == "141"
+    assert done.stderr == ""
 
 
 # ---- suggestions on the command line ----
@@ -254,5 +305,6 @@ def test_a_missing_or_foreign_suggestion_gives_one_sentence(
         said = capsys.readouterr().err
         assert words in said
         assert "Traceback" not in said
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # no quote: nothing is timed
     assert run.main(["--from-suggestion", "alone.json", "--out", "here", "--dry-run"]) == 0
     assert "34 trials" in capsys.readouterr().out
