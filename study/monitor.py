@@ -7,7 +7,7 @@ Only the driver writes tables, and a trial that was retried appears in them once
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,10 +16,11 @@ from ray import tune
 
 from study.interrupt import Interrupts
 from study.live import printable
+from study.memory import is_out_of_memory, next_share, share_in_words
 from study.overview import flops
 from study.recorder import Recorder, Where
 from study.spec import Trial
-from study.trial import Bundled
+from study.trial import Bundled, request
 
 
 class Upstream(Protocol):
@@ -59,15 +60,24 @@ class _Running:
 
     bundled: Bundled
     started_at: float
+    """POSIX seconds, for a person to read"""
     alone: bool
+    began: float
     progress_at: float
+    """both by the monotonic clock: a machine's time of day may jump"""
     host: str = ""
+    remark: str = ""
     curves: dict[str, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
 
     def where(self) -> Where:
         gpus = self.bundled.gpus
         alone = self.bundled.at_once == 1 and (gpus >= 1 if gpus else self.alone)
-        return Where(self.started_at, gpus, self.bundled.at_once, alone, self.host)
+        return Where(self.started_at, gpus, self.bundled.at_once, alone, self.host, self.remark, time.monotonic() - self.began)
+
+    @classmethod
+    def now(cls, bundled: Bundled, alone: bool) -> "_Running":
+        """A bundle that begins at this moment."""
+        return cls(bundled, time.time(), alone, time.monotonic(), time.monotonic())
 
 
 class Monitor(tune.Callback):
@@ -116,20 +126,20 @@ class Monitor(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle begins, for the first time or again."""
-        index, now = trial.config["bundle"], time.time()
+        index = trial.config["bundle"]
         again = self.running.get(index)
         for other in self.running.values():
             other.alone = False
         alone = not self.running
         if again:
-            again.progress_at = now
+            again.progress_at = time.monotonic()
         else:
-            self.running[index] = _Running(self.bundles[index], now, alone, now)
+            self.running[index] = _Running.now(self.bundles[index], alone)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Evaluations arrived, with the last ones the outcomes. They are taken out of what Ray keeps."""
         running = self.running[trial.config["bundle"]]
-        running.progress_at, running.host = time.time(), result.get("hostname", "")
+        running.progress_at, running.host = time.monotonic(), result.get("hostname", "")
         for note in result.pop("notes", []):
             self.note(note)
         for row in result.pop("earlier", []):
@@ -153,13 +163,15 @@ class Monitor(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle failed and will be tried again."""
         names = ", ".join(t.trial_id for t in self.bundles[trial.config["bundle"]].trials)
-        self.note(f"{names} failed ({failure(trial)}); trying again from its newest checkpoint")
+        if said := self._grow(trial):
+            self.note(f"{names} {said}")
+        else:
+            self.note(f"{names} failed ({failure(trial)}); trying again from its newest checkpoint")
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle failed for good: its trials are recorded FAILED and the rest go on."""
         index = trial.config["bundle"]
-        now = time.time()
-        running = self.running.pop(index, None) or _Running(self.bundles[index], now, False, now)
+        running = self.running.pop(index, None) or _Running.now(self.bundles[index], False)
         self._cut_off(running, "FAILED", failure(trial))
 
     def expect(self, bundled: Bundled) -> int:
@@ -207,6 +219,17 @@ class Monitor(tune.Callback):
                 self.views.remove(view)
                 self.note(f"{type(view).__name__} is given up: {error}")
 
+    def _grow(self, trial: Any) -> str:
+        """Let a bundle that ran out of memory be tried again with a larger share; returns what to say, or "" where memory was not it."""
+        running = self.running.get(trial.config["bundle"])
+        if not running or not is_out_of_memory(_newest_failure(trial)) or not (larger := _larger(running.bundled)):
+            return ""
+        trial.update_resources(request(larger))
+        trial.run_metadata.num_failures -= 1  # there is a remedy, and shares end at a whole GPU
+        before, after = share_in_words(running.bundled.cpus, running.bundled.gpus), share_in_words(larger.cpus, larger.gpus)
+        running.remark, running.bundled = f"ran out of memory on {before}, went on with {after}", larger
+        return f"ran out of memory on {before}; trying again with {after}"
+
     def _look_upstream(self) -> None:
         while self.upstream and self.upstream.notes:
             self.note(self.upstream.notes.pop(0))
@@ -215,11 +238,11 @@ class Monitor(tune.Callback):
 
     def _restart_stalled(self, trials: list[Any]) -> None:
         """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""
-        late = {index for index, running in self.running.items() if time.time() - running.progress_at > self.stall_s}
+        late = {index for index, running in self.running.items() if time.monotonic() - running.progress_at > self.stall_s}
         for trial in trials if late else []:
             actor = trial.temporary_state.ray_actor
             if trial.config["bundle"] in late and trial.status == "RUNNING" and actor is not None:
-                self.running[trial.config["bundle"]].progress_at = time.time()
+                self.running[trial.config["bundle"]].progress_at = time.monotonic()
                 self.note(f"no progress for {self.stall_s / 60:.3g} minutes in {trial.trial_id}; its worker is replaced")
                 ray.kill(actor)
 
@@ -234,8 +257,22 @@ class StoreLost(BaseException):
 
 def failure(trial: Any) -> str:
     """One line saying why a Ray Tune trial failed: the last line of its newest traceback, or that its process is gone."""
-    newest = Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("Failure # ")[-1]
+    newest = _newest_failure(trial)
+    if "running low on memory" in newest:
+        return "its worker was killed because the machine ran low on memory"
     if "Traceback" not in newest and any(name in newest for name in ("The actor", "ActorDied", "ActorUnavailable", "owner of")):
         return "its worker process died (killed, or the machine ran out of memory)"
     lines = [line.strip() for line in newest.splitlines() if line.strip()]
     return printable(lines[-1])[:500]
+
+
+def _newest_failure(trial: Any) -> str:
+    return Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("Failure # ")[-1]
+
+
+def _larger(bundled: Bundled) -> Bundled | None:
+    """The bundle with the next larger share of a GPU or, without GPUs, with twice its CPUs, so that fewer share the machine's memory."""
+    if share := next_share(bundled.gpus):
+        return replace(bundled, gpus=share)
+    most = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    return replace(bundled, cpus=2 * bundled.cpus) if not bundled.gpus and 2 * bundled.cpus <= most else None

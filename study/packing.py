@@ -1,7 +1,7 @@
-"""What a trial will cost and how trials are packed: time and memory model, bundles, GPU fractions, the quote.
+"""What a trial will cost and how trials are packed: time model, bundles, GPU fractions, the quote (memory: `study.memory`).
 
-Reads and writes `<cache>/speed.json`, the step times seen on each device: measured by a probe of a few steps, replaced by what real trials
-took (`study.probe`). Imports neither torch nor ray.
+Reads and writes `<cache>/speed.json`, the step times and memory seen on each device: times measured by a probe of a few steps, replaced by
+what real trials took (`study.probe`). Imports neither torch nor ray.
 
     plan = make_plan(trials, vocab_size, machine, Speeds.load(cache), Choice())
 """
@@ -16,21 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.config import ModelConfig
 from study.branches import Family, bundle_key, families, own_costs
+from study.memory import PROCESS_BYTES, family_memory, gpu_fraction, memory_bytes
 from study.spec import Trial
 
-STATE_BYTES = 16
-"""Bytes per parameter: weights, gradients and AdamW's two moments in float32."""
-PROCESS_BYTES = {"cpu": 550 << 20, "cuda": 700 << 20, "mps": 700 << 20}
-"""A worker before it has a model: Python, torch, Ray; on a CPU the smallest trials peak at 560 to 585 MiB; a GPU's context is assumed."""
-HEADROOM = 1.15
-"""Room for fragmentation and for what the model below leaves out."""
 START_S, WORKER_START_S, TRIAL_S, END_S = 6.0, 5.0, 0.4, 12.0
 """Seconds of Ray's start; of a worker's first import of torch; of setting up one trial and writing its texts; of tables and report
 (from runs of `smoke` and `quick`)."""
-PROCESSES_PER_GPU = 6
-"""Beyond this, processes that share a GPU only wait for each other."""
 LARGEST_BUNDLE = 16
 
 
@@ -82,39 +74,6 @@ class Plan:
     """share of the reserved slots' time in which a bundle runs"""
 
 
-# ---- memory ----
-
-
-def activation_bytes(model: ModelConfig, batch_size: int, precision: str) -> int:
-    """What the forward pass keeps for the backward one, for one replica.
-
-    Per token and layer in float32: block and norm inputs, norms, qkv, attention, MLP (4 C before and after GELU): about 19 C values; bf16
-    operands halve most of them (compare Korthikanti et al. 2022, eq. 2). Fused attention keeps no T x T matrix, so T enters linearly.
-    """
-    tokens = batch_size * model.block_size
-    per_layer = (19 * 4 if precision == "float32" else 14 * 4 + 10) * model.n_embd
-    return tokens * (model.n_layer * per_layer + 3 * 4 * model.vocab_size + 12 * model.n_embd)
-
-
-def memory_bytes(trial: Trial, vocab_size: int, kind: str, precision: str, bundle: int = 1) -> int:
-    """Peak memory of a process training `bundle` replicas of this trial."""
-    model = trial.model(vocab_size)
-    replica = STATE_BYTES * model.params_total + activation_bytes(model, trial.train.batch_size, precision)
-    return PROCESS_BYTES[kind] + int(HEADROOM * bundle * replica)
-
-
-def family_memory(family: Family, vocab_size: int, kind: str, precision: str, bundle: int = 1) -> int:
-    """Peak memory of a process training `bundle` families like this one: a branch keeps the trunk's state beside its own."""
-    trunk = STATE_BYTES * family[-1].model(vocab_size).params_total * bundle if len(family) > 1 else 0
-    return memory_bytes(family[-1], vocab_size, kind, precision, bundle) + int(HEADROOM * trunk)
-
-
-def gpu_fraction(memory: int, gpu_memory_bytes: int) -> float:
-    """The share 1/n of a GPU that holds this much memory, n processes side by side."""
-    fits = max(1, int(gpu_memory_bytes * 0.95 // max(memory, 1)))
-    return 1 / min(fits, PROCESSES_PER_GPU)
-
-
 # ---- time ----
 
 
@@ -133,6 +92,8 @@ class Speeds:
     """device -> key -> {ms, flops, layers, real}; real is 1 where a whole trial was timed, 0 for a probe"""
     places: dict[str, dict[str, Any]] = field(default_factory=dict)
     """what a wanted device turned out to be: device/precision/threads -> name, kind, precision, gpus, gpu_memory_bytes"""
+    factors: dict[str, dict[str, float]] = field(default_factory=dict)
+    """device -> key -> memory that a model was seen to need over what `study.memory` expects; never below 1"""
 
     @classmethod
     def load(cls, folder: Path) -> "Speeds":
@@ -140,7 +101,7 @@ class Speeds:
         path = folder / "speed.json"
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
-            return cls(path, body["seen"], body["places"])
+            return cls(path, body["seen"], body["places"], body.get("factors", {}))
         except (OSError, ValueError, KeyError, TypeError):
             return cls(path)
 
@@ -151,7 +112,7 @@ class Speeds:
         scratch = self.path.with_name(f".speed-{uuid.uuid4().hex[:8]}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps({"seen": self.seen, "places": self.places}, indent=1), encoding="utf-8")
+            scratch.write_text(json.dumps({"seen": self.seen, "places": self.places, "factors": self.factors}, indent=1), encoding="utf-8")
             os.replace(scratch, self.path)
         except OSError:
             scratch.unlink(missing_ok=True)
@@ -166,6 +127,18 @@ class Speeds:
         if old and old["real"] and real:
             ms = 0.5 * (ms + old["ms"])
         known[key] = {"ms": ms, "flops": step_flops(trial, vocab_size, bundle), "layers": float(trial.shape.n_layer), "real": float(real)}
+
+    def note_memory(self, device: str, trial: Trial, vocab_size: int, precision: str, seen_bytes: int, bundle: int = 1) -> None:
+        """Remember that a process of this device needed so much memory, its context included; only what is more than expected counts."""
+        base = PROCESS_BYTES["cuda"]
+        expected = memory_bytes(trial, vocab_size, "cuda", precision, bundle) - base
+        known = self.factors.setdefault(device, {})
+        known[speed_key(trial)] = max(1.0, known.get(speed_key(trial), 1.0), (seen_bytes - base) / expected)
+
+    def memory_factor(self, device: str, trial: Trial) -> float:
+        """Seen over expected memory: this very kind of trial's, else the largest on this device, else 1."""
+        known = self.factors.get(device, {})
+        return known.get(speed_key(trial), max(known.values(), default=1.0))
 
     def known(self, device: str, trial: Trial, bundle: int = 1) -> bool:
         """Whether this very step has been timed on this device."""
@@ -236,18 +209,18 @@ def make_plan(
         groups.setdefault(bundle_key(family), []).append(family)
     bundles = []
     for group in groups.values():
-        size = choice.bundle or _bundle_size(group, len(units), vocab_size, machine, precision)
+        size = choice.bundle or _bundle_size(group, len(units), vocab_size, machine, speeds, precision)
         for start in range(0, len(group), size):
             bundles.append(_planned(tuple(group[start : start + size]), vocab_size, machine, speeds, choice, precision))
     bundles.sort(key=lambda bundle: -bundle.seconds)
     return _schedule(tuple(bundles), machine, choice)
 
 
-def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, machine: Machine, precision: str) -> int:
+def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, machine: Machine, speeds: Speeds, precision: str) -> int:
     if machine.kind != "cuda" or not machine.gpu_memory_bytes:
         return 1
     base = PROCESS_BYTES["cuda"]
-    replica = family_memory(group[0], vocab_size, "cuda", precision) - base
+    replica = family_memory(group[0], vocab_size, "cuda", precision, factor=speeds.memory_factor(machine.name, group[0][-1])) - base
     fits = max(1, int((0.9 * machine.gpu_memory_bytes - base) // replica))
     share = math.ceil(n_families / max(1.0, machine.gpus))  # a bundle larger than a GPU's share of the study would leave another idle
     return max(1, min(fits, share, LARGEST_BUNDLE, len(group)))
@@ -255,7 +228,8 @@ def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, mach
 
 def _planned(group: Sequence[Family], vocab_size: int, machine: Machine, speeds: Speeds, choice: Choice, precision: str) -> PlannedBundle:
     first, size = group[0][-1], len(group)
-    memory = family_memory(group[0], vocab_size, machine.kind, precision, size)
+    factor = speeds.memory_factor(machine.name, first)
+    memory = family_memory(group[0], vocab_size, machine.kind, precision, size, factor)
     gpus = choice.gpus_per_trial
     if gpus is None:
         gpus = gpu_fraction(memory, machine.gpu_memory_bytes) if machine.kind == "cuda" and machine.gpu_memory_bytes else 0.0

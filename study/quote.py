@@ -15,6 +15,7 @@ from typing import Any
 from study.branches import saved_share
 from study.command import Options, parse_price
 from study.data import default_cache_dir
+from study.memory import GROWTH, PROCESS_BYTES, is_out_of_memory
 from study.packing import Choice, Machine, Plan, Speeds, make_plan, to_probe
 from study.spec import Trial
 
@@ -128,6 +129,21 @@ def learn(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapping[str
         if row["status"] == "COMPLETED" and row["ms_per_step"] and row["trial_id"] in trials:
             trial = trials[row["trial_id"]]
             speeds.note(quoted.machine.name, trial, quoted.vocab_size, row["ms_per_step"], real=True, bundle=row["bundle_size"] or 1)
+    speeds.save()
+
+
+def learn_memory(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Remember what memory this run's trials needed on a GPU: what they took, or, where memory ran out for good, more than their share."""
+    if quoted.machine.kind != "cuda":
+        return
+    speeds = Speeds.load(default_cache_dir())
+    for row in rows:
+        trial, size = trials.get(row["trial_id"]), row.get("bundle_size") or 1
+        needed = (row.get("peak_memory_bytes") or 0) + PROCESS_BYTES["cuda"]
+        if row["status"] == "FAILED" and is_out_of_memory(row["reason"] or ""):
+            needed = int(GROWTH * min(1.0, row["gpu_fraction"]) * quoted.machine.gpu_memory_bytes)
+        if trial and needed > PROCESS_BYTES["cuda"]:
+            speeds.note_memory(quoted.machine.name, trial, quoted.vocab_size, quoted.precision, needed, size)
     speeds.save()
 
 

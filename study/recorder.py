@@ -33,6 +33,10 @@ class Where:
     exclusive: bool = False
     """it had its device to itself all the time"""
     host: str = ""
+    remark: str = ""
+    """what a person should know of a trial that completed all the same"""
+    wall_s: float | None = None
+    """seconds since its first start by a clock that never jumps; None takes the time of day"""
 
 
 @dataclass
@@ -56,6 +60,7 @@ class Recorder:
             The whole row as written.
         """
         row = {**self._facts(outcome["row"]["trial_id"]), **_place(where), **outcome["row"]}
+        row["reason"] = row["reason"] or where.remark or None
         self._write(row, outcome["curve"], outcome["samples"])
         if row["status"] != "INTERRUPTED":
             shutil.rmtree(self.out / "checkpoints" / row["trial_id"], ignore_errors=True)
@@ -107,10 +112,11 @@ class Recorder:
 
 
 def _place(where: Where) -> dict[str, Any]:
+    wall_s = time.time() - where.started_at if where.wall_s is None else where.wall_s
     return {
         "started_at": records.utc(where.started_at),
-        "finished_at": records.utc(time.time()),
-        "wall_s": time.time() - where.started_at,
+        "finished_at": records.utc(where.started_at + wall_s),
+        "wall_s": wall_s,
         "gpu_fraction": where.gpu_fraction,
         "bundle_size": where.bundle_size,
         "exclusive_timing": where.exclusive,

@@ -76,6 +76,7 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch]" = ()) -> str:
     from study import cluster
     from study import trial as tune_side
     from study.monitor import OutOfBudget, StoreLost
+    from study.quote import learn_memory
     from study.search_phase import make_prober
 
     with cluster.ray_session(options) as on_cluster:
@@ -118,6 +119,8 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch]" = ()) -> str:
         finally:
             job.interrupts.deferred = False
             monitor.close()
+            if job.quoted:
+                learn_memory(job.quoted, monitor.recorder.trials, monitor.recorder.rows.values())
     return ""
 
 

@@ -21,6 +21,7 @@ import ray
 from ray import tune
 
 from study.branches import lengths
+from study.memory import memory_cap
 from study.spec import Trial
 from study.stores import Store, get_checkpoints, put_checkpoints, reason
 
@@ -111,7 +112,9 @@ class BundleTrainable(tune.Trainable):
         self.bundle: Trunk | None = None  # lets go of the last model before the next one is made
         self.refused, self.earlier = "", list[dict[str, Any]]()
         try:
-            self.bundle = Trunk(bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled), work.run)
+            self.bundle = Trunk(
+                bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled, self._share(bundled)), work.run
+            )
         except ValueError as error:  # bad input: trying again would not help
             self.refused = str(error)
             return
@@ -147,6 +150,11 @@ class BundleTrainable(tune.Trainable):
             self.saved_at = time.monotonic()
         return result
 
+    def _share(self, bundled: Bundled) -> float:
+        """The part of a GPU that this process holds: what was planned, or more after it was too little."""
+        request = self.trial_resources if getattr(self, "_trial_info", None) else None
+        return float(request.required_resources.get("GPU", 0.0)) if request else bundled.gpus
+
     def _own_place(self) -> Path:
         """A folder of this process for checkpoints that go to the store; the last bundle's are dropped."""
         shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
@@ -168,8 +176,8 @@ class BundleTrainable(tune.Trainable):
         shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
 
 
-def _execution(work: Work, bundled: Bundled) -> Any:
-    """Where this worker trains: the GPU that Ray gave it, never one that it merely sees."""
+def _execution(work: Work, bundled: Bundled, gpus: float) -> Any:
+    """Where this worker trains: the GPU that Ray gave it, never one that it merely sees, and no more of its memory than its share."""
     import torch
 
     from study.device import Execution
@@ -178,7 +186,10 @@ def _execution(work: Work, bundled: Bundled) -> Any:
     if device == "auto" and not bundled.gpus and torch.cuda.is_available():
         device = "cpu"
     threads = max(1, int(bundled.cpus))
-    return Execution(device=device, precision=work.precision, n_threads=threads)  # type: ignore[arg-type]
+    cap = 0.0
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        cap = memory_cap(gpus, torch.cuda.get_device_properties(0).total_memory)
+    return Execution(device=device, precision=work.precision, n_threads=threads, memory_fraction=cap)  # type: ignore[arg-type]
 
 
 # ---- the run ----
@@ -200,7 +211,7 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
     """
     shutil.rmtree(out / "ray", ignore_errors=True)
     bundles = work.bundles
-    trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), lambda config: _request(bundle_of(config, bundles)))
+    trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), lambda config: request(bundle_of(config, bundles)))
     tuner = tune.Tuner(
         trainable,
         param_space={} if prober else {"bundle": tune.grid_search(list(range(len(bundles))))},
@@ -223,7 +234,8 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
     tuner.fit()
 
 
-def _request(bundled: Bundled) -> tune.PlacementGroupFactory:
+def request(bundled: Bundled) -> tune.PlacementGroupFactory:
+    """What Ray is asked to reserve."""
     return tune.PlacementGroupFactory([{"CPU": bundled.cpus, "GPU": bundled.gpus} if bundled.gpus else {"CPU": bundled.cpus}])
 
 

@@ -1,0 +1,89 @@
+"""How much memory a bundle needs, which share of a GPU that is, and what is done when it was not enough.
+
+Pure functions; imports neither torch nor ray.
+
+    gpu_fraction(memory_bytes(trial, vocab_size, "cuda", "bf16"), 80 << 30)   # 1/6
+"""
+
+import math
+
+from models.config import ModelConfig
+from study.branches import Family
+from study.spec import Trial
+
+STATE_BYTES = 16
+"""Bytes per parameter: weights, gradients and AdamW's two moments in float32."""
+PROCESS_BYTES = {"cpu": 550 << 20, "cuda": 700 << 20, "mps": 700 << 20}
+"""A worker before it has a model: Python, torch, Ray; on a CPU the smallest trials peak at 560 to 585 MiB; a GPU's context is assumed."""
+HEADROOM = 1.15
+"""Room for fragmentation and for what the model below leaves out."""
+PROCESSES_PER_GPU = 6
+"""Beyond this, processes that share a GPU only wait for each other."""
+GROWTH = 1.5
+"""A share that was too small is followed by the next 1/n that is at least so much larger."""
+SIGNS = ("OutOfMemoryError", "out of memory", "running low on memory")
+"""What a failure's text holds when memory was the reason: torch's and Ray's words."""
+
+
+def activation_bytes(model: ModelConfig, batch_size: int, precision: str) -> int:
+    """What the forward pass keeps for the backward one, for one replica.
+
+    Per token and layer in float32: block and norm inputs, norms, qkv, attention, MLP (4 C before and after GELU): about 19 C values; bf16
+    operands halve most of them (compare Korthikanti et al. 2022, eq. 2). Fused attention keeps no T x T matrix, so T enters linearly.
+    """
+    tokens = batch_size * model.block_size
+    per_layer = (19 * 4 if precision == "float32" else 14 * 4 + 10) * model.n_embd
+    return tokens * (model.n_layer * per_layer + 3 * 4 * model.vocab_size + 12 * model.n_embd)
+
+
+def memory_bytes(trial: Trial, vocab_size: int, kind: str, precision: str, bundle: int = 1) -> int:
+    """Peak memory of a process training `bundle` replicas of this trial."""
+    model = trial.model(vocab_size)
+    replica = STATE_BYTES * model.params_total + activation_bytes(model, trial.train.batch_size, precision)
+    return PROCESS_BYTES[kind] + int(HEADROOM * bundle * replica)
+
+
+def family_memory(family: Family, vocab_size: int, kind: str, precision: str, bundle: int = 1, factor: float = 1.0) -> int:
+    """Peak memory of a process training `bundle` families like this one: a branch keeps the trunk's state beside its own.
+
+    Args:
+        factor: what was seen over what this model expects, for the part that is not the process itself (`Speeds.memory_factor`).
+    """
+    trunk = STATE_BYTES * family[-1].model(vocab_size).params_total * bundle if len(family) > 1 else 0
+    base = PROCESS_BYTES[kind]
+    return base + int(factor * (memory_bytes(family[-1], vocab_size, kind, precision, bundle) - base + int(HEADROOM * trunk)))
+
+
+def gpu_fraction(memory: int, gpu_memory_bytes: int) -> float:
+    """The share 1/n of a GPU that holds this much memory, n processes side by side."""
+    fits = max(1, int(gpu_memory_bytes * 0.95 // max(memory, 1)))
+    return 1 / min(fits, PROCESSES_PER_GPU)
+
+
+def memory_cap(gpus: float, gpu_memory_bytes: int) -> float:
+    """What torch's allocator of a process with this share may take, as a fraction of the GPU's memory; 0 is no limit.
+
+    The share less the GPU's context, which the allocator does not count: a trial that needs more fails itself, not its neighbor.
+    """
+    if not 0 < gpus < 1:
+        return 0.0
+    return max(0.01, gpus - PROCESS_BYTES["cuda"] / gpu_memory_bytes)
+
+
+def is_out_of_memory(failure: str) -> bool:
+    """Whether a failure's text says that memory was the reason."""
+    return any(sign in failure for sign in SIGNS)
+
+
+def next_share(gpus: float) -> float:
+    """The share 1/n to try after this one was too small: 1/6, 1/4, 1/2, 1; 0 where there is none."""
+    if not 0 < gpus < 1:
+        return 0.0
+    return 1 / max(1, math.floor(1 / gpus / GROWTH + 1e-6))
+
+
+def share_in_words(cpus: float, gpus: float) -> str:
+    """`1/6 of a GPU`, `a whole GPU`, `2 CPUs`."""
+    if not gpus:
+        return f"{cpus:g} CPU{'' if cpus == 1 else 's'}"
+    return "a whole GPU" if gpus >= 1 else f"1/{1 / gpus:.3g} of a GPU"
