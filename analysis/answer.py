@@ -1,4 +1,4 @@
-"""The answer in three sentences: what parameters buy, what depth and width do at a given size, what heads do.
+"""The answer in a few sentences: what parameters buy, what text or context buy where they were varied, what shape does at a given size.
 
 Plain English for a student, each sentence with its number, interval and verdict, or with the reason why there is none. Everything is read
 from the tree of fits.json, so that the sentences and the report cannot differ.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from analysis.fitted import AT_LENGTH
 from analysis.refusals import is_refused
 from analysis.sweeps import NAMES
 from analysis.wording import change_text, count, effect_text, in_words, p_text, parameters_text, reach_text, signed
@@ -19,10 +20,18 @@ Tree = Mapping[str, Any]
 
 
 def sentences(tree: Tree) -> list[str]:
-    """Three sentences."""
+    """Three sentences, and one more for each field of the recipe that was varied."""
     if not tree["counts"]["usable"]:
         return _nothing(tree["counts"], tree["exclusions"])
-    return [parameters(tree), depth_and_width(tree), heads(tree)]
+    axes = [str(sweep["sentence"]) for sweep in tree["sweeps"] if sweep.get("axis")]
+    shape = [depth_and_width(tree), heads(tree)]
+    # A study of text or context that varied no shape by itself is not asked about shapes.
+    return [parameters(tree), *axes, *(shape if not axes or _varied(tree) else [])]
+
+
+def _varied(tree: Tree) -> list[Any]:
+    """Sweeps of depth, width or heads alone."""
+    return [s for s in tree["sweeps"] if s["factor"] in NAMES and len(s["levels"]) > 1]
 
 
 def _nothing(counts: Mapping[str, int], exclusions: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -41,7 +50,7 @@ def _nothing(counts: Mapping[str, int], exclusions: Sequence[Mapping[str, Any]])
 
 def parameters(tree: Tree) -> str:
     """Gain per doubling with interval and verdict, and how it diminishes."""
-    counts, fit = tree["counts"], tree["fits"].get(tree["primary_fit"] or "")
+    counts, (fit, among) = tree["counts"], _fit_with_interval(tree)
     if fit is None:
         only = tree["sweeps"][0]["levels"][0] if tree["sweeps"] else None
         where = f" ({only['params_non_embedding']:,} non-embedding parameters, mean loss {only['mean']:.3f} nats)" if only else ""
@@ -54,7 +63,18 @@ def parameters(tree: Tree) -> str:
     if seen:
         verdict = _gain_verdict(slope, tree["noise"])
         return f"{seen}; over all sizes a doubling of the parameters {what.replace('validation loss', 'it')}, {verdict}{_falling(tree)}."
-    return f"Doubling the parameters {what}, {_gain_verdict(slope, tree['noise'])}{_diminishing(tree)}."
+    return f"Doubling the parameters{among} {what}, {_gain_verdict(slope, tree['noise'])}{'' if among else _diminishing(tree)}."
+
+
+def _fit_with_interval(tree: Tree) -> tuple[Any, str]:
+    """The joint fit; where branches of shared runs leave it without intervals, that of the longest runs, and which these are."""
+    fits = tree["fits"]
+    joint = fits.get(tree["primary_fit"] or "")
+    lengths = {int(name.removeprefix(AT_LENGTH)): fit for name, fit in fits.items() if name.startswith(AT_LENGTH)}
+    if joint is None or not lengths or joint["slope"]["low"] is not None:
+        return joint, ""
+    longest = max(lengths)
+    return lengths[longest], f" of models trained on {longest:,} tokens"
 
 
 def _seen_in_sweeps(tree: Tree) -> str:

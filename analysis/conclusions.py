@@ -22,6 +22,7 @@ import numpy as np
 
 from analysis import (
     answer,
+    axes,
     card,
     diagnostics,
     fit_blocks,
@@ -38,7 +39,7 @@ from analysis import (
 )
 from analysis import table as tables
 from analysis.fit_blocks import Options
-from analysis.fitted import CONVENTIONS, SIZE, Fitted, fit_size_law
+from analysis.fitted import AT_LENGTH, CONVENTIONS, SIZE, Fitted, fit_size_law
 from analysis.refusals import Code, Refusal, collect
 from analysis.replicates import Configurations, Noise
 from analysis.sweeps import Sweep
@@ -125,7 +126,14 @@ def all_fits(cells: Configurations) -> list[Fitted | Refusal]:
     for sweep in growing:
         own = cells.take(list(sweep.members))
         tried.append(fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name))
-    return tried
+    return tried + (_fits_of_one_length(sized) if verdicts.runs_shared(sized) else [])
+
+
+def _fits_of_one_length(cells: Configurations) -> list[Fitted | Refusal]:
+    """A fit of L(N) for each number of training tokens: branches of one run share it, but those of one length are runs of their own."""
+    lengths = [cells.take(cells.columns["n_tokens"] == n) for n in np.unique(cells.columns["n_tokens"])]
+    known = [own for own in lengths if verdicts.sizes(own) > 2]
+    return [fit_size_law(f"{AT_LENGTH}{(n := int(own.columns['n_tokens'][0]))}", f"Trained on {n:,} tokens", own) for own in known]
 
 
 # ---- findings ----
@@ -136,12 +144,14 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
     primary, noise, cells = study.primary, study.noise, study.cells
     quick = replace(options, n_bootstrap=0)
     beside = replace(quick, profile=False)
-    chosen = [options if f is primary else quick if f.sweep else beside for f in study.fits]
+    chosen = [options if f is primary else quick if f.sweep or f.fit_id.startswith(AT_LENGTH) else beside for f in study.fits]
     blocks = {f.fit_id: fit_blocks.build(f, noise, own) for f, own in zip(study.fits, chosen, strict=True)}
     described = [sweeps.describe(cells, sweep, noise) for sweep in study.sweeps]
     for sweep in described:
         own = next((f for f in study.fits if f.sweep == sweep["name"]), None)
         sweep["slope"] = blocks[own.fit_id]["slope"] if own else None
+        sweep["axis"] = axes.describe(cells, next(s for s in study.sweeps if s.name == sweep["name"]))
+        sweep["sentence"] = sweep["axis"]["sentence"] if sweep["axis"] else sweep["sentence"]
         sweep["unit_below_noise_from"] = returns.unit_below_noise(own, sweep, noise) if own else None
     contrasts = structure.contrasts(study.joint, _sweep_fits(study), sweeps.find_sweeps(study.joint), noise)
     shape: dict[str, Any] = {

@@ -170,7 +170,10 @@ def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
         return Cell("–", numeric=True)
     reason = reason_of(cell)
     if reason:
-        bound = value_of(cell.get("bound")) if isinstance(cell, Mapping) else None
+        known = cell.get("bound") if isinstance(cell, Mapping) else None
+        if isinstance(known, Mapping) and value_of(known.get("estimate")) is not None:
+            return Cell(f"{plain(known['estimate'])} (no interval)", source, reason)
+        bound = value_of(known)
         return Cell(f"refused (at most {plain(bound)})" if bound is not None else "refused", source, reason)
     low, high = _ends(cell)
     text = spanned(value_of(cell), low, high, scale, unit) if isinstance(cell, Mapping) else plain(cell)

@@ -22,6 +22,8 @@ from analysis.replicates import Configurations, Noise, f_p_value
 SIZE = "params_non_embedding"
 CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")
 """The ways to count N under which the joint fit is repeated."""
+AT_LENGTH = "length:"
+"""Begins the names of fits to trials of one number of training tokens."""
 BESIDE_STARTS = 4
 """Starts of the fits beside the primary one: four found the same optimum as twelve in 158 of 158 simulated fits of M1 and M2."""
 

@@ -11,6 +11,7 @@ from analysis import content
 from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, sentence, shape_name, span_cell
 from analysis.figures import MOST_LEVELS, slug
+from analysis.fitted import AT_LENGTH
 from analysis.style import CONVENTIONS, short_count
 from analysis.wording import contrast_label
 
@@ -162,6 +163,7 @@ def fit_words(fit_id: str) -> str:
     """'joint@params_total' -> 'the joint fit in total parameters'; 'sweep:depth' -> 'the depth fit'."""
     kind, _, column = fit_id.partition("@")
     name = {"joint": "the joint fit", "joint:all": "the fit of all configurations"}.get(kind, f"the {kind.removeprefix('sweep:')} fit")
+    name = f"the fit at {int(kind.removeprefix(AT_LENGTH)):,} tokens" if kind.startswith(AT_LENGTH) else name
     return f"{name} in {CONVENTIONS.get(column, column)}" if column else name
 
 

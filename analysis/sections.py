@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis import content
+from analysis.axes_listing import axis_listings
 from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty, sentence, several
 from analysis.evidence import Evidence
@@ -150,7 +151,10 @@ def sweeps_section(fits: Fits) -> Section:
                 True,
             )
         )
-    listings = [sweep_listing(s, f"/sweeps/{i}") for i, s in enumerate(found) if s["name"] != "other"]
+    listings = []
+    for i, s in enumerate(found):
+        if s["name"] != "other":
+            listings += axis_listings(s, f"/sweeps/{i}") if s.get("axis") else [sweep_listing(s, f"/sweeps/{i}")]
     return Section("sweeps", "Sweeps", prose or [Cell("The study holds no one-factor sweep.", "/sweeps")], pictures, listings)
 
 

@@ -72,7 +72,8 @@ def find_sweeps(cells: Configurations, chosen: Collection[str] | None = None) ->
 def _without_trials(cells: Configurations, sweep: Sweep, chosen: Collection[str]) -> Sweep:
     """The sweep without the learning rates that were only tried, where its shapes repeat."""
     kept = [i for i in sweep.members if cells.config_id[i] in chosen]
-    shapes = {tuple(float(cells.columns[c][i]) for c in (*SHAPE, "n_tokens")) for i in sweep.members}
+    given = [_filled(cells, c) for c in (*SHAPE, *RECIPE) if c != "lr"]
+    shapes = {tuple(float(column[i]) for column in given) for i in sweep.members}
     return _sweep(cells, sweep.name, kept) if kept and len(shapes) < len(sweep.members) and sweep.factor in (*SHAPE, "size") else sweep
 
 
