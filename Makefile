@@ -67,7 +67,22 @@ bench-scale: $(VENV)/.installed-dev  ## the analysis of 100,000 trials
 bench-step: $(VENV)/.installed-dev  ## one training step against a plain nanoGPT loop
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.step $(ARGS)
 
+bench-study: $(VENV)/.installed-dev  ## a whole study against its trials one after another in a plain nanoGPT loop
+	@$(BIN)/python -m benchmarks.study $(ARGS)
+
+bench-bundle: $(VENV)/.installed-dev  ## seeds bundled on a GPU (ARGS=--rehearse without one)
+	@$(BIN)/python -m benchmarks.bundle $(ARGS)
+
+bench-pack: $(VENV)/.installed-dev  ## bundles against processes that share a GPU (ARGS=--rehearse without one)
+	@$(BIN)/python -m benchmarks.pack $(ARGS)
+
+bench-original: $(VENV)/.installed-dev  ## the whole published study on a GPU (ARGS=--rehearse without one)
+	@$(BIN)/python -m benchmarks.original $(ARGS)
+
+bench-gpu: $(VENV)/.installed-dev  ## all evidence that needs a GPU, in order (TEXT=FILE where TinyStories cannot be downloaded)
+	@PYTHON=$(BIN)/python TEXT="$(TEXT)" ARGS="$(ARGS)" benchmarks/gpu.sh
+
 bench-early-stopping: $(VENV)/.installed-dev  ## does early stopping bend the slope? replayed on RESULTS (default results/quick)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_stopping "$(RESULTS)" $(ARGS)
 
-.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-early-stopping
+.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-early-stopping bench-study bench-bundle bench-pack bench-original bench-gpu

@@ -2,10 +2,11 @@
 
 From its published description, not its code: pre-norm blocks, one fused qkv projection, attention either through torch's fused kernel or
 written out (the published study's logs show the cost of the latter), AdamW with two groups, gradient clipping, cosine schedule, and its
-evaluation habit: every 250 steps, 200 random batches of each split.
+evaluation habit: every 250 steps, 200 random batches of each split. On a GPU compiled and under bf16 autocast, as published.
 """
 
 import math
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -72,57 +73,70 @@ class Peer(nn.Module):
 class PeerLoop:
     """The training loop: one call of `step` is one optimizer step, `evaluate` is the published evaluation habit."""
 
-    def __init__(self, config: ModelConfig, tokens: np.ndarray, batch_size: int, lr: float, n_steps: int, fused: bool = True) -> None:
+    def __init__(
+        self, config: ModelConfig, tokens: np.ndarray, batch_size: int, lr: float, n_steps: int, fused: bool = True, device: str = "cpu"
+    ) -> None:
         torch.manual_seed(1337)
-        self.model, self.tokens, self.batch_size, self.lr, self.n_steps, self.i = Peer(config, fused), tokens, batch_size, lr, n_steps, 0
+        self.config, self.tokens, self.batch_size, self.lr, self.n_steps, self.i = config, tokens, batch_size, lr, n_steps, 0
+        self.model, self.device = Peer(config, fused).to(device), device
+        self.run: Callable[[Tensor, Tensor], Tensor] = torch.compile(self.model) if device == "cuda" else self.model
         matrices = [p for p in self.model.parameters() if p.dim() >= 2]
         scales = [p for p in self.model.parameters() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": 0.1}, {"params": scales, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99))
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True if device == "cuda" else None)
 
     def batch(self) -> tuple[Tensor, Tensor]:
         """Random windows, cut one by one and stacked."""
-        T = self.model.config.block_size
+        T = self.config.block_size
         starts = torch.randint(len(self.tokens) - T, (self.batch_size,))
         x = torch.stack([torch.from_numpy(self.tokens[i : i + T].astype(np.int64)) for i in starts])
         y = torch.stack([torch.from_numpy(self.tokens[i + 1 : i + 1 + T].astype(np.int64)) for i in starts])
+        if self.device == "cuda":
+            return x.pin_memory().to(self.device, non_blocking=True), y.pin_memory().to(self.device, non_blocking=True)
         return x, y
 
-    def step(self) -> float:
-        """One optimizer step; the loss is read at once, as the published loop does when it logs."""
+    def loss(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of a batch: under bf16 autocast on a GPU, in float32 on a CPU."""
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
+            return self.run(x, y)
+
+    def step(self) -> None:
+        """One optimizer step; the loss is read at every tenth, as the published loop does when it logs (on a CPU reading costs nothing)."""
         warm = min(1.0, (self.i + 1) / 101)
         progress = max(0.0, (self.i - 100) / max(1, self.n_steps - 100))
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr * (warm if warm < 1 else 0.1 + 0.45 * (1 + math.cos(math.pi * progress)))
         x, y = self.batch()
-        loss = self.model(x, y)
+        loss = self.loss(x, y)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.i += 1
-        return loss.item()
+        if self.i % 10 == 0:
+            loss.item()
 
     @torch.no_grad()
     def evaluate(self, batches: int = EVAL_BATCHES) -> float:
         """Mean loss over random batches of both splits."""
         self.model.eval()
-        losses = [self.model(*self.batch()).item() for _ in range(2 * batches)]
+        losses = [self.loss(*self.batch()).item() for _ in range(2 * batches)]
         self.model.train()
         return sum(losses) / len(losses)
 
 
-def matmul_peak(dtype: torch.dtype, seconds: float = 0.5, clock: Callable[[], float] | None = None) -> float:
-    """Measured FLOP/s of the best large square matrix product of this dtype on this many threads."""
-    import time
-
+def matmul_peak(dtype: torch.dtype, seconds: float = 0.5, clock: Callable[[], float] | None = None, device: str = "cpu") -> float:
+    """Measured FLOP/s of the best large square matrix product of this dtype on this many threads, or on a GPU."""
     clock, best = clock or time.perf_counter, 0.0
-    for n in (512, 1024, 2048):
-        a, b = torch.randn(n, n).to(dtype), torch.randn(n, n).to(dtype)
+    wait: Callable[[], None] = torch.cuda.synchronize if device == "cuda" else (lambda: None)
+    for n in (4096, 8192) if device == "cuda" else (512, 1024, 2048):
+        a, b = torch.randn(n, n, device=device).to(dtype), torch.randn(n, n, device=device).to(dtype)
         a @ b
+        wait()
         until = clock() + seconds / 3
         while clock() < until:
             began = clock()
             a @ b
+            wait()
             best = max(best, 2 * n**3 / (clock() - began))
     return best

@@ -13,8 +13,6 @@ import torch
 from models.config import Shape
 from study import checkpoint, data
 from study.device import Execution
-from study.device_steps import DeviceSteps, fits
-from study.optimizer import make_optimizer
 from study.outcome import Outcome
 from study.spec import DataConfig, TrainConfig, Trial
 from study.train import Bundle
@@ -91,51 +89,6 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, preci
     assert [row["grad_norm"] for row in resumed.curve] == [row["grad_norm"] for row in unbroken.curve]
     assert resumed.row["restarts"] == 1
     assert resumed.row["val_loss"] == unbroken.row["val_loss"]
-
-
-def without_the_host(*trials: Trial) -> Bundle:
-    """A bundle that trains as on a GPU: tables, cursor and tensors of rates; only the capture is a GPU's alone."""
-    whole = bundle(*trials)
-    whole.optimizer = make_optimizer(whole.model, [t.train for t in trials], on_device=True)
-    whole.device_steps = DeviceSteps(whole.model, whole.optimizer, trials, corpus()[0])
-    return whole
-
-
-def test_windows_cut_on_the_device_are_those_of_the_data() -> None:
-    specs = [trial(3), trial(4, unique_tokens=2000)]
-    steps, tokens = without_the_host(*specs).device_steps, corpus()[0]
-    assert steps
-    steps._lay_down(17, 3, ())
-    for step in range(17, 20):
-        found = steps.windows()
-        for k, spec in enumerate(specs):
-            expected = data.window(data.first_tokens(tokens, spec.train.unique_tokens), spec.seed, step, 4, 32)
-            for got, wanted in zip(found, expected, strict=True):
-                assert torch.equal(got[k], torch.from_numpy(np.ascontiguousarray(wanted)))
-        steps.cursor += 1
-
-
-def test_steps_without_the_host_have_the_losses_of_steps_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.device_steps.MOST_ROWS", 7)  # a stretch of several tables
-    specs = [trial(1), trial(2, lr=3e-3, grad_clip=0.05, schedule="wsd", unique_tokens=2000), trial(3, lr=1e30, grad_clip=0.0)]
-    plain, fast = bundle(*specs), without_the_host(*specs)
-    for whole in (plain, fast):
-        while not whole.done:
-            whole.advance()
-    for one, other in zip(plain.finish(), fast.finish(), strict=True):
-        assert losses(other) == pytest.approx(losses(one), rel=1e-5)
-        assert (other.row["status"], other.row["n_steps"]) == (one.row["status"], one.row["n_steps"])
-    assert [row["lr"] for row in fast.replicas[1].curve] == [row["lr"] for row in plain.replicas[1].curve]
-
-
-def test_a_corpus_too_large_for_the_device_and_dropout_stay_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokens = corpus()[0]
-    assert fits(tokens, 0.0)
-    assert fits(tokens.astype(np.uint16), 0.0)
-    assert not fits(tokens, 0.1)
-    assert not fits(tokens.astype(np.float32), 0.0)
-    monkeypatch.setattr("study.device_steps.MOST_BYTES", len(tokens) - 1)
-    assert not fits(tokens, 0.0)
 
 
 FACTORS = {

@@ -1,0 +1,94 @@
+"""Steps that need nothing from the host train like steps that do; what only a GPU can show is skipped without one."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from study import data
+from study.device import Execution
+from study.device_steps import DeviceSteps, fits
+from study.optimizer import make_optimizer
+from study.spec import Trial
+from study.train import Bundle
+from tests.test_train import CHARACTERS, bundle, corpus, losses, trial
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
+
+
+def without_the_host(*trials: Trial) -> Bundle:
+    """A bundle that trains as on a GPU: tables, cursor and tensors of rates; only the capture is a GPU's alone."""
+    whole = bundle(*trials)
+    whole.optimizer = make_optimizer(whole.model, [t.train for t in trials], on_device=True)
+    whole.device_steps = DeviceSteps(whole.model, whole.optimizer, trials, corpus()[0])
+    return whole
+
+
+def test_windows_cut_on_the_device_are_those_of_the_data() -> None:
+    specs = [trial(3), trial(4, unique_tokens=2000)]
+    steps, tokens = without_the_host(*specs).device_steps, corpus()[0]
+    assert steps
+    steps._lay_down(17, 3, ())
+    for step in range(17, 20):
+        found = steps.windows()
+        for k, spec in enumerate(specs):
+            expected = data.window(data.first_tokens(tokens, spec.train.unique_tokens), spec.seed, step, 4, 32)
+            for got, wanted in zip(found, expected, strict=True):
+                assert torch.equal(got[k], torch.from_numpy(np.ascontiguousarray(wanted)))
+        steps.cursor += 1
+
+
+def test_steps_without_the_host_have_the_losses_of_steps_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.device_steps.MOST_ROWS", 7)  # a stretch of several tables
+    specs = [trial(1), trial(2, lr=3e-3, grad_clip=0.05, schedule="wsd", unique_tokens=2000), trial(3, lr=1e30, grad_clip=0.0)]
+    plain, fast = bundle(*specs), without_the_host(*specs)
+    for whole in (plain, fast):
+        while not whole.done:
+            whole.advance()
+    for one, other in zip(plain.finish(), fast.finish(), strict=True):
+        assert losses(other) == pytest.approx(losses(one), rel=1e-5)
+        assert (other.row["status"], other.row["n_steps"]) == (one.row["status"], one.row["n_steps"])
+    assert [row["lr"] for row in fast.replicas[1].curve] == [row["lr"] for row in plain.replicas[1].curve]
+
+
+def test_a_corpus_too_large_for_the_device_and_dropout_stay_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = corpus()[0]
+    assert fits(tokens, 0.0)
+    assert fits(tokens.astype(np.uint16), 0.0)
+    assert not fits(tokens, 0.1)
+    assert not fits(tokens.astype(np.float32), 0.0)
+    monkeypatch.setattr("study.device_steps.MOST_BYTES", len(tokens) - 1)
+    assert not fits(tokens, 0.0)
+
+
+def on_gpu(trials: Sequence[Trial], precision: str = "float32") -> Bundle:
+    whole = Bundle(trials, *corpus(), len(CHARACTERS), None, Execution(device="cuda", precision=precision))  # type: ignore[arg-type]
+    while not whole.done:
+        whole.advance()
+    return whole
+
+
+@needs_gpu
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_a_captured_step_is_used_and_trains_like_its_kernels_launched_one_by_one(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [trial(1), trial(2, lr=3e-3)]
+    captured = on_gpu(specs, precision)
+    assert captured.device_steps is not None
+    assert captured.device_steps.graph is not None, captured.notes
+    monkeypatch.setattr("study.device_steps.WARM_UP", 10**9)
+    singly = on_gpu(specs, precision)
+    assert singly.device_steps is not None
+    assert singly.device_steps.graph is None
+    for one, other in zip(captured.finish(), singly.finish(), strict=True):
+        assert losses(one) == pytest.approx(losses(other), rel=1e-4 if precision == "float32" else 1e-2)
+
+
+@needs_gpu
+def test_a_gpu_has_the_losses_of_a_cpu() -> None:
+    specs = [trial(1), trial(2, lr=3e-3, schedule="wsd", unique_tokens=2000)]
+    plain = bundle(*specs)
+    while not plain.done:
+        plain.advance()
+    for one, other in zip(on_gpu(specs).finish(), plain.finish(), strict=True):
+        assert losses(one) == pytest.approx(losses(other), rel=1e-2)  # its float32 products are TF32
