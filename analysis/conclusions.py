@@ -27,6 +27,7 @@ from analysis import (
     diagnostics,
     fit_blocks,
     forecasts,
+    rates,
     replicates,
     returns,
     selection,
@@ -173,7 +174,7 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         "diagnostics": diagnostics.examine(primary, noise) if primary else _one_size(),
         "timing": speed.timing(study.table.trials, cells, study.sweeps),
         "overfitting": training.overfitting(cells),
-        "learning_rates": _json(training.learning_rates(study.table.trials)),
+        "learning_rates": _json(rates.learning_rates(study.table, noise)),
     }
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 SETUP = """from pathlib import Path
 
-from analysis import evidence, figures, figures_shape, figures_training, notebook
+from analysis import evidence, figures, figures_rates, figures_shape, figures_training, notebook
 
 study = evidence.load(Path({folder}))
 fits, trials, curves = study.fits, study.trials, study.curves
@@ -41,6 +41,7 @@ CALLS = {
     "contrasts": "figures_shape.draw_contrasts(fits)",
     "forecasts": "figures_shape.draw_forecasts(fits)",
     "learning_rates": "figures_training.draw_learning_rates(trials)",
+    "rate_law": "figures_rates.draw_rate_law(fits)",
     "gap": "figures_training.draw_gap(trials)",
     "memory": "figures_training.draw_memory(trials)",
 }

@@ -13,7 +13,7 @@ from analysis.axes_listing import axis_listings
 from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty, sentence, several
 from analysis.evidence import Evidence
-from analysis.figures import slug, sweep_levels, tried_rates
+from analysis.figures import slug, sweep_levels
 from analysis.listings import (
     contrasts_listing,
     conventions_listing,
@@ -28,6 +28,7 @@ from analysis.listings import (
     timing_listing,
     words_listing,
 )
+from analysis.rates_section import rates_section
 from analysis.style import CONVENTIONS
 from analysis.tales import stories_section
 
@@ -184,20 +185,6 @@ def shape_section(fits: Fits) -> Section:
     return Section("shape", title, prose, pictures, listings, refused)
 
 
-def rates_section(evidence: Evidence) -> Section:
-    """Learning rates: tuned, transferred or fixed, and the loss at each."""
-    found, pictures = part_of(evidence.fits, "learning_rates"), []
-    if tried_rates(evidence.trials):
-        caption = "Loss against peak learning rate, one line per shape, from small models (light) to large ones."
-        pictures.append(Picture("learning_rates", caption, "Loss against learning rate"))
-    if found is None:
-        why = reason_of(evidence.fits.get("learning_rates")) or "Nothing was concluded about learning rates."
-        return Section("rates", "Learning rates", pictures=pictures, refused=[Cell(sentence(why), "/learning_rates")])
-    prose = [Cell(str(found["sentence"]), "/learning_rates/sentence")] if found.get("sentence") else []
-    facts = {key: value for key, value in found.items() if key != "sentence"}
-    return Section("rates", "Learning rates", prose, pictures, [content.facts_listing("learning_rates", "", facts, "/learning_rates")])
-
-
 def forecasts_section(fits: Fits) -> Section:
     """Forecasts put on record before their configuration ran, and how they fared."""
     rows = fits.get("forecasts")
@@ -271,7 +258,7 @@ def exclusions_section(evidence: Evidence) -> Section:
     words = ", ".join(f"{plain(counts[k])} {k}" for k in counts if k not in ("trials", "configurations", "seeds", "sizes") and counts[k])
     prose = [Cell(f"{several(counts.get('trials'), 'trial')}: {words or 'none completed'}.", "/counts")]
     if counts.get("trials") and counts.get("usable") == counts["trials"]:
-        prose = [Cell(f"None: all {plain(counts['trials'])} trials completed and were used.", "/counts")]
+        prose = [Cell(f"None: {'the one trial' if counts['trials'] == 1 else 'all ' + plain(counts['trials']) + ' trials'} completed and {'was' if counts['trials'] == 1 else 'were'} used.", "/counts")]
     prose += [Cell(content.visible(problem.replace(f"{evidence.results}/", "")) + ".") for problem in evidence.problems]
     return Section("exclusions", "Trials left out", prose, listings=listings)
 

@@ -11,9 +11,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from study.search_settings import SearchSettings
-from study.spec import TrainConfig
+
+if TYPE_CHECKING:
+    from study.spec import TrainConfig
 
 STEP = 3.0
 """Factor between neighboring rates while a side is open, and by which the range grows."""
@@ -223,7 +226,9 @@ def noise_of(probes: Sequence[Probe]) -> float:
 # ---- early stopping within a size ----
 
 
-def stops_at(settings: SearchSettings, train: TrainConfig, curve: Mapping[int, float], others: Sequence[Probe], noise: float) -> int | None:
+def stops_at(
+    settings: SearchSettings, train: "TrainConfig", curve: Mapping[int, float], others: Sequence[Probe], noise: float
+) -> int | None:
     """The step at which a run is given up: asynchronous successive halving (Li et al. 2020) among runs of one size only; None to go on.
 
     At each rung (grace, then `reduction` times as many steps) a run goes on while it is among the best 1/reduction of the runs that have
@@ -242,7 +247,7 @@ def stops_at(settings: SearchSettings, train: TrainConfig, curve: Mapping[int, f
     return None
 
 
-def rungs(settings: SearchSettings, train: TrainConfig) -> list[int]:
+def rungs(settings: SearchSettings, train: "TrainConfig") -> list[int]:
     """Steps at which runs are compared: the first evaluation at or after each rung."""
     steps, mark = [], settings.grace * train.n_steps
     while settings.early_stopping and mark < train.n_steps:

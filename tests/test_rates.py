@@ -1,0 +1,170 @@
+"""Learning rates in the report: optima and brackets, the law lr(N), slopes with and without tuning, importances of what was searched."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis import importance, rates, rates_section, replicates
+from analysis.evidence import Evidence
+from analysis.figures_rates import draw_rate_law, has_rate_law
+from analysis.table import Table, load
+from study import bracket, records
+from study.spec import Study, expand
+from tests.conftest import synthetic_row
+
+SHAPES = [(1, 64, 4), (2, 16, 4), (2, 32, 4), (2, 64, 4), (2, 96, 4), (4, 64, 4)]
+COMMON = 4e-3
+DEPTH, WIDTH, RATE = -0.10, -0.25, -0.4
+
+
+def best_rate(row: dict[str, Any]) -> float:
+    """The truth: lr(N) = 6e-3 (N / 1e5)^-0.4."""
+    return float(6e-3 * (row["params_non_embedding"] / 1e5) ** RATE)
+
+
+def loss_at(row: dict[str, Any], lr: float) -> float:
+    """The truth: a power law in depth and width at the best rate, a parabola in ln lr around it."""
+    tuned = math.exp(1.5 + DEPTH * math.log(row["n_layer"]) + WIDTH * math.log(row["n_embd"]))
+    return tuned * math.exp(0.05 * math.log(lr / best_rate(row)) ** 2)
+
+
+def searched_rows(seed_sd: float = 0.0) -> list[dict[str, Any]]:
+    """Six shapes: three seeds at a common rate, a search with one run given up, three seeds near the best rate."""
+    rng = np.random.default_rng(0)
+    rows = []
+
+    def add(base: dict[str, Any], lr: float, seed: int, **facts: Any) -> None:
+        config = f"{base['config_id']}@{lr:.4g}"
+        known = {"lr": lr, "seed": seed, "config_id": config, "trial_id": f"{config}-s{seed}", "lr_status": "fixed", "sweeps": ["rates"]}
+        rows.append({**base, **known, "val_loss": loss_at(base, lr) + float(rng.normal(0, seed_sd)), **facts})
+
+    for shape in SHAPES:
+        base = synthetic_row(shape, 1, rng)
+        best = float(f"{best_rate(base) * 1.1:.3g}")
+        for lr in (best / 9, best / 2.5, best * 2.5):
+            add(base, lr, 1)
+        add(base, best * 8, 1, status="STOPPED", n_steps=500, val_loss=9.0)
+        for seed in (1, 2, 3):
+            add(base, COMMON, seed, sweeps=["shape"])
+            add(base, best, seed, lr_status="tuned", sweeps=["shape", "rates"])
+    return rows
+
+
+def stored(folder: Path, rows: list[dict[str, Any]]) -> Table:
+    """The rows as a results folder would give them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records.write_table(folder / "trials.parquet", records.to_table("trials", rows))
+    halfway = [{"trial_id": row["trial_id"], "step": 500, "tokens": 1, "val_loss": min(9.0, row["val_loss"] + 0.5)} for row in rows]
+    records.write_table(folder / "curves.parquet", records.to_table("curves", halfway))
+    return load(folder)
+
+
+def concluded(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is concluded about learning rates."""
+    table = stored(folder, rows)
+    found = rates.learning_rates(table, replicates.measure_noise(replicates.average(table.trials)))
+    assert isinstance(found, dict)
+    return found
+
+
+def test_optima_brackets_and_the_law_of_rates_are_recovered(tmp_path: Path) -> None:
+    found = concluded(tmp_path, searched_rows())
+    assert len(found["rows"]) == len(SHAPES)
+    assert found["bracketed"]
+    for row in found["rows"]:
+        assert row["optimum"] == pytest.approx(best_rate(row), rel=0.02)
+        assert row["low"] < row["optimum"] < row["high"]
+        assert (row["status"], row["n_stopped"]) == ("tuned", 1)
+    law = found["law"]
+    assert law["exponent"]["value"] == pytest.approx(RATE, abs=0.02)
+    assert law["exponent"]["low"] <= RATE <= law["exponent"]["high"]
+    assert law["n_sizes"] == len(SHAPES)
+
+
+def test_the_report_and_the_run_draw_the_same_law(tmp_path: Path) -> None:
+    found = concluded(tmp_path, searched_rows(0.004))
+    law = bracket.rate_law([(row["params_non_embedding"], row["optimum"]) for row in found["rows"] if row["bracketed"]])
+    assert law is not None
+    assert law[1] == pytest.approx(found["law"]["exponent"]["value"])
+    size = found["law"]["reference"]
+    assert bracket.predict_rate(law, size) == pytest.approx(found["law"]["lr_at_reference"]["value"])
+
+
+def test_depth_and_width_slopes_are_told_with_and_without_tuning(tmp_path: Path) -> None:
+    slopes = concluded(tmp_path, searched_rows())["slopes"]
+    assert slopes["n_shapes"] == len(SHAPES)
+    assert slopes["depth"]["tuned"]["value"] == pytest.approx(DEPTH, abs=0.01)
+    assert slopes["width"]["tuned"]["value"] == pytest.approx(WIDTH, abs=0.01)
+    for name in ("depth", "width", "size"):
+        change = slopes[name]["tuned"]["value"] - slopes[name]["untuned"]["value"]
+        assert slopes[name]["change"]["value"] == pytest.approx(change)
+    rows = [row for row in searched_rows() if row["status"] == "COMPLETED"]
+    common = [math.log(row["val_loss"]) for row in rows if row["lr"] == COMMON and row["seed"] == 1]
+    factors = [[1, math.log(d), math.log(w)] for d, w, _ in SHAPES]
+    expected = np.linalg.lstsq(np.array(factors), np.array(common), rcond=None)[0]
+    assert slopes["depth"]["untuned"]["value"] == pytest.approx(expected[1], abs=1e-6)
+    assert slopes["gain"]["least"] >= -0.03
+
+
+def test_a_run_that_was_given_up_brackets_an_optimum_but_its_loss_enters_no_fit(tmp_path: Path) -> None:
+    rows = [row for row in searched_rows() if row["lr"] <= 1.2 * best_rate(row) or row["status"] == "STOPPED"]
+    found = concluded(tmp_path, rows)
+    given_up = {(row["n_layer"], row["n_embd"]): row["lr"] for row in rows if row["status"] == "STOPPED"}
+    assert len(found["rows"]) == len(SHAPES)
+    assert all(row["high"] == given_up[row["n_layer"], row["n_embd"]] for row in found["rows"])
+    assert all(entry["loss"] < 9 for row in found["rows"] for entry in row["tried"])
+
+
+def test_intervals_of_a_regression_cover_their_coefficients() -> None:
+    rng = np.random.default_rng(1)
+    design = np.column_stack([np.ones(6), np.log([6e3, 2e4, 5e4, 1e5, 2e5, 2.2e5])])
+    covered = 0
+    for _ in range(1000):
+        cell = rates.regression(design, design @ [1.0, -0.3] + rng.normal(0, 0.1, 6))[1]
+        covered += cell["low"] <= -0.3 <= cell["high"]
+    assert 0.93 <= covered / 1000 <= 0.97
+    exact = rates.regression(design[:2], [1.0, 2.0])
+    assert [cell["low"] for cell in exact] == [None, None]
+
+
+def test_the_studys_own_rate_is_the_one_that_its_trials_have() -> None:
+    study = Study(sweeps=("width:n_embd=16,32,128",), lr_exponent=-0.15)
+    stated = {"study": {"train": vars(study.train), "model": vars(study.model), "lr_exponent": -0.15, "lr_reference": 0}}
+    for trial in expand(study):
+        assert rates.own_rate(stated, trial.shape.params_non_embedding) == pytest.approx(trial.train.lr, rel=6e-3)
+    assert rates.own_rate({}, 1e5) is None
+
+
+def test_a_study_at_one_rate_is_told_how_to_tune(tmp_path: Path) -> None:
+    table = stored(tmp_path, [row for row in searched_rows() if row["lr"] == COMMON])
+    found = rates.learning_rates(table, replicates.measure_noise(replicates.average(table.trials)))
+    assert "kind=search" in found.reason  # type: ignore[union-attr]
+
+
+def test_the_section_lists_optima_slopes_and_runs_each_traced_to_its_place(tmp_path: Path) -> None:
+    from analysis.content import at
+
+    fits = {"learning_rates": concluded(tmp_path, searched_rows(0.004))}
+    section = rates_section.rates_section(Evidence(tmp_path, fits, [], [], [], []))
+    assert [listing.name for listing in section.listings] == ["rate_optima", "rate_slopes", "rate_runs"]
+    for listing in section.listings:
+        assert all(len(row) == len(listing.columns) for row in listing.rows)
+        for cell in (cell for row in listing.rows for cell in row if cell.source):
+            at(fits, cell.source)
+    assert "bracketed at 6 of 6 shapes" in section.prose[0].text
+    assert has_rate_law(fits)
+    assert len(draw_rate_law(fits).collections) == len(SHAPES)
+
+
+def test_importances_find_the_field_that_matters_and_are_refused_without_enough_runs() -> None:
+    rng = np.random.default_rng(2)
+    runs = pd.DataFrame({"lr": np.exp(rng.uniform(-7, -3, 60)), "weight_decay": np.exp(rng.uniform(-4, 0, 60))})
+    found = importance.shares(runs, ["lr", "weight_decay"], (np.log(runs["lr"]) + 5) ** 2)
+    assert found["shares"]["lr"] > 0.8
+    assert sum(found["shares"].values()) == pytest.approx(1)
+    assert importance.shares(runs[:10], ["lr", "weight_decay"], runs["lr"][:10])["refused"]["code"] == "too_few_degrees_of_freedom"
+    assert importance.shares(runs.assign(weight_decay=0.1), ["lr", "weight_decay"], runs["lr"])["refused"]["code"] == "nothing_varies"
