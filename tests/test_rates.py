@@ -111,7 +111,7 @@ def test_depth_and_width_slopes_are_told_with_and_without_tuning(tmp_path: Path)
 
 
 def test_a_run_that_was_given_up_brackets_an_optimum_but_its_loss_enters_no_fit(tmp_path: Path) -> None:
-    rows = [row for row in searched_rows() if row["lr"] <= 1.2 * best_rate(row) or row["status"] == "STOPPED"]
+    rows = [row for row in searched_rows() if row["lr"] != COMMON and (row["lr"] <= 1.2 * best_rate(row) or row["status"] == "STOPPED")]
     found = concluded(tmp_path, rows)
     given_up = {(row["n_layer"], row["n_embd"]): row["lr"] for row in rows if row["status"] == "STOPPED"}
     assert len(found["rows"]) == len(SHAPES)
