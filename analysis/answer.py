@@ -17,6 +17,8 @@ from analysis.sweeps import NAMES
 from analysis.wording import change_text, count, effect_text, in_words, p_text, parameters_text, reach_text, signed
 
 Tree = Mapping[str, Any]
+UNSEEN = 0.0005
+"""Nats: a smaller gain is printed as 0.000, which is no gain to speak of in either direction."""
 
 
 def sentences(tree: Tree) -> list[str]:
@@ -59,6 +61,8 @@ def parameters(tree: Tree) -> str:
     verb, sign = ("lowers", 1.0) if gain["value"] >= 0 else ("raises", -1.0)
     low, high = (gain["low"], gain["high"]) if sign > 0 else (_negated(gain["high"]), _negated(gain["low"]))
     what = f"{verb} validation loss by {abs(gain['value']):.3f} nats{reach_text(low, high, '95 % interval ')}"
+    if abs(gain["value"]) < UNSEEN:
+        what = f"changes validation loss by less than 0.001 nats{reach_text(gain['low'], gain['high'], '95 % interval of what it saves ')}"
     seen = _seen_in_sweeps(tree)
     if seen:
         verdict = _gain_verdict(slope, tree["noise"])

@@ -258,7 +258,7 @@ def exclusions_section(evidence: Evidence) -> Section:
     words = ", ".join(f"{plain(counts[k])} {k}" for k in counts if k not in ("trials", "configurations", "seeds", "sizes") and counts[k])
     prose = [Cell(f"{several(counts.get('trials'), 'trial')}: {words or 'none completed'}.", "/counts")]
     if counts.get("trials") and counts.get("usable") == counts["trials"]:
-        prose = [Cell(f"None: {'the one trial' if counts['trials'] == 1 else 'all ' + plain(counts['trials']) + ' trials'} completed and {'was' if counts['trials'] == 1 else 'were'} used.", "/counts")]
+        prose = [Cell(f"None: {several(counts['trials'], 'trial')} completed and every one is used.", "/counts")]
     prose += [Cell(content.visible(problem.replace(f"{evidence.results}/", "")) + ".") for problem in evidence.problems]
     return Section("exclusions", "Trials left out", prose, listings=listings)
 

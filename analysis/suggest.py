@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis import candidates, conclusions, intervals, replicates, selection, structure, sweeps
+from analysis import candidates, conclusions, intervals, replicates, selection, structure, sweeps, verdicts
 from analysis.candidates import Candidate
-from analysis.fitted import Fitted, observations
+from analysis.fitted import AT_LENGTH, Fitted, observations
 from analysis.optimal import Aim, ContrastAim, Counts, CurveAim, Ranked, choose, scatter
 from analysis.quantities import Loss, Parameter, Quantity, Slope, read
 from analysis.refusals import Refusal
@@ -137,6 +137,11 @@ def setting(table: Table, asked: Asked, found: Sequence[Candidate], cells: Confi
         known = ", ".join(sorted(f.sweep for f in fits.values() if f.sweep)) or "none"
         raise ValueError(f"there is no fit to shrink {asked.text} of (sweeps with a fit: {known}); run sizes of the study first")
     fitted = fits[wanted]
+    if verdicts.runs_shared(fitted.cells):  # branches of one run scatter together: those of one length have runs of their own
+        lengths = [f for f in fits.values() if f.fit_id.startswith(AT_LENGTH)]
+        if asked.sweep or not lengths:
+            raise ValueError(f"{asked.text}: its trials are branches of shared runs, which leave no interval that could shrink")
+        fitted = max(lengths, key=lambda f: float(f.cells.columns["n_tokens"][0]))
     if fitted.df < 1:
         need = len(fitted.result.params) + 1
         reason = f"{len(fitted.cells)} configurations for {len(fitted.result.params)} parameters give no interval that could shrink"

@@ -129,10 +129,11 @@ def _scope(command: Command, trials: "list[Trial]", key: str, data_sha256: str) 
     from study import scope, search
 
     about = scope.find(command, trials, command.out, key)
-    if about.wanted is not None:  # only what was suggested
-        return about, search.Searches(command.study, about.trials, [], {})
     searches = search.read(command.study, key, command.out, data_sha256, about.trials)
-    return dataclasses.replace(about, trials=searches.trials()), searches
+    about = dataclasses.replace(about, trials=searches.trials())
+    if about.wanted is not None:  # only what was suggested is trained; what searches have found stays part of the study
+        return about, search.Searches(command.study, about.trials, [], {})
+    return about, searches
 
 
 def _quote(command: Command, found: "Survey", vocab_size: int, searches: "Searches") -> "Quote | None":

@@ -133,3 +133,11 @@ def test_leaving_a_size_out_never_asks_for_more_points_than_are_left(tmp_path: P
     tree = concluded(tmp_path, [(2, 16, 4), (2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 128, 4)], budgets, seeds=2)
     assert tree["fits"]["joint"]["law"] == "M2"
     assert tree["diagnostics"]["drop_size"] == []
+
+
+def test_a_gain_of_nothing_is_not_said_to_lower_the_loss(tmp_path: Path) -> None:
+    rising = concluded(tmp_path, WIDTHS, losses(lambda n: 1.2 * n**0.03, 0.002))
+    said = rising["answer"][0]
+    assert rising["fits"]["joint"]["slope"]["gain_per_doubling"]["value"] == pytest.approx(0, abs=5e-4)
+    assert "changes validation loss by less than 0.001 nats" in said
+    assert "by 0.000" not in said

@@ -13,7 +13,7 @@ from analysis import candidates, intervals, optimal, replicates, selection, sugg
 from analysis import table as tables
 from analysis.laws import POWER_FLOOR, SIZE
 from study import records, suggestion
-from study.spec import Study, Trial, expand
+from study.spec import Study, TrainConfig, Trial, expand
 from tests.conftest import synthetic_row
 
 STUDY = Study(sweeps=("width:n_embd=16,32,64,128,192", "heads:n_head=2,4,8"), seeds=(1, 2, 3))
@@ -158,6 +158,17 @@ def test_matched_sweeps_grow_by_targets_with_their_own_aspects() -> None:
     new = {(s.n_layer, s.n_embd): s for s, _, _, _, planned in candidates._configurations(study) if not planned}
     assert min(s.params_non_embedding for s in new.values()) == pytest.approx(12_500, rel=0.05)
     assert max(s.params_non_embedding for s in new.values()) == pytest.approx(3_200_000, rel=0.05)
+
+
+def test_branches_of_shared_runs_are_suggested_to_by_the_fit_of_one_length(tmp_path: Path) -> None:
+    grid = "grid:kind=grid:n_embd=16,32,48,64,128:n_tokens=256K,512K,1M"
+    study = Study(sweeps=(grid,), seeds=(1, 2), train=TrainConfig(schedule="wsd"))
+    table = tables.load(write_study(tmp_path, expand(study), study))
+    made = suggest.suggest(table, "slope", 3)
+    assert made["interval"]["fit"] == "Trained on 999,936 tokens"
+    assert all(t["change"]["n_tokens"] == 1_000_000 for t in made["trials"])
+    with pytest.raises(ValueError, match="are branches of shared runs, which leave no interval that could shrink"):
+        suggest.suggest(table, "slope:grid", 3)
 
 
 # ---- the file ----
