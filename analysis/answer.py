@@ -108,7 +108,7 @@ def _end_to_end(sweep: Mapping[str, Any], margin: float) -> str:
 def _falling(tree: Tree) -> str:
     """The gain of the doubling at either end of the data."""
     returns = tree["returns"]
-    if is_refused(returns):
+    if is_refused(returns) or max(abs(returns[end]["gain"]) for end in ("smallest", "largest")) < UNSEEN:
         return ""
     return f", going from {returns['smallest']['gain']:.3f} to {returns['largest']['gain']:.3f} across the data"
 
