@@ -5,6 +5,7 @@ print(overview(command.study_name, study, trials, survey, corpus))
 
 from collections.abc import Mapping, Sequence
 
+from study.branches import families, own_costs
 from study.data import Corpus
 from study.folder import Survey
 from study.quote import Quote, duration
@@ -17,6 +18,12 @@ MOST_ROWS = 40
 def flops(trial: Trial, vocab_size: int) -> float:
     """Expected training FLOPs of a trial, evaluation excluded."""
     return float(trial.model(vocab_size).flops_per_token) * trial.n_tokens
+
+
+def flops_to_train(trials: Sequence[Trial], vocab_size: int) -> float:
+    """Expected training FLOPs of trials together: a trunk that several lengths share counts once."""
+    steps = {trial_id: own.steps for family in families(trials) for trial_id, own in own_costs(family).items()}
+    return sum(flops(trial, vocab_size) * steps[trial.trial_id] / trial.train.n_steps for trial in trials)
 
 
 def compact(number: float) -> str:
@@ -43,7 +50,7 @@ def overview(
         lines.append(f"{found.foreign} rows are of trials that the study, as it is now, does not hold; they stay and are left out")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"note: sweep {sweep.name}: {line}" for sweep in map(parse_sweep, study.sweeps) for line in sweep.unreachable()]
-    total = sum(flops(trial, vocab_size) for trial in found.missing)
+    total = flops_to_train(found.missing, vocab_size)
     table = configuration_table(trials, found, vocab_size, quoted.seconds_by_configuration if quoted else {})
     return "\n".join([*lines, "", *table, "", f"to run: {compact(total)} FLOPs of training", *(quoted.lines() if quoted else [])])
 

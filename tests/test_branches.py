@@ -15,6 +15,9 @@ from study.branches import decay_start, families, family_steps, leaves_at, own_c
 from study.command import parse
 from study.device import Execution
 from study.outcome import Outcome
+from study.overview import flops, flops_to_train
+from study.packing import Choice, Machine, Speeds, make_plan
+from study.quote import Quote
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.train import Bundle
 from study.trunk import Trunk
@@ -226,6 +229,24 @@ def test_own_costs_add_up_to_what_the_family_trains_and_a_lone_trial_costs_what_
         assert (own.steps, own.evaluations) == (one.train.n_steps, 2 + math.ceil(one.train.n_steps / 8))
     assert saved_share(group) == pytest.approx(1 - 152 / 224)
     assert saved_share(family(20, 64, schedule="cosine")) == 0
+
+
+def test_the_work_to_do_counts_a_shared_trunk_once() -> None:
+    trials = [*family(32, 64, 128), *family(32, 64, schedule="cosine")]
+    per_step = flops(trials[0], len(CHARACTERS)) / 32
+    assert flops_to_train(trials, len(CHARACTERS)) == pytest.approx(per_step * (152 + 32 + 64))
+    quoted = make_plan(trials, len(CHARACTERS), Machine(), speeds(trials[0]), Choice())
+    sharing = next(bundle for bundle in quoted.bundles if len(bundle.trials) == 3)
+    alone = [next(b for b in quoted.bundles if b.trials == (trial,)) for trial in trials[3:]]
+    assert sharing.seconds == pytest.approx(sum(sharing.seconds_each.values()))
+    assert sharing.seconds < sum(b.seconds for b in alone) * (128 + 64 + 32) / 96
+    assert f"{saved_share(trials):.0%} of the steps are saved" in "\n".join(Quote(quoted, Machine(), "float32", len(CHARACTERS)).lines())
+
+
+def speeds(one: Trial) -> Speeds:
+    found = Speeds()
+    found.note(Machine().name, one, len(CHARACTERS), 100.0, real=True)
+    return found
 
 
 def test_a_familys_trials_share_the_time_of_the_trunk_and_add_up_to_all_of_it() -> None:
