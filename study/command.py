@@ -59,6 +59,8 @@ class Options:
     """seconds between checkpoints of a running trial"""
     stall_minutes: float = 30.0
     """a trial without any progress for so long is restarted"""
+    timing: Literal["shared", "exclusive"] = "shared"
+    """exclusive: one trial of each kind first trains with the device to itself, so that speeds can be compared"""
     report: bool = True
     """build the report at the end"""
 

@@ -99,6 +99,8 @@ class Survey:
     """rows of trials that the study, as it is now, does not hold"""
     notes: tuple[str, ...] = ()
     """files that could not be read and were set aside"""
+    again: frozenset[str] = frozenset()
+    """missing trials whose completed row stays until it is replaced: they run again for their times only"""
 
 
 def survey(out: Path, trials: Sequence[Trial], data_sha256: str, set_aside: bool = True) -> Survey:

@@ -52,6 +52,8 @@ class Recorder:
     vocab_size: int
     rows: dict[str, dict[str, Any]] = field(default_factory=dict)
     """rows written in this run, by trial_id"""
+    again: frozenset[str] = frozenset()
+    """trials with a completed row, which only another completed one replaces"""
 
     def ended(self, outcome: Mapping[str, Any], where: Where) -> dict[str, Any]:
         """Write what a trial handed back: its `row` of train-side columns, its `curve` and its `samples`.
@@ -72,6 +74,8 @@ class Recorder:
         losses = {name: last.get(name) for name in ("val_loss", "train_loss")}
         steps = {"n_steps": last.get("step", 0), "n_tokens": last.get("tokens", 0)}
         row = {**self._facts(trial_id), **_place(where), **losses, **steps, "status": status, "reason": reason}
+        if trial_id in self.again:
+            return row
         self._write(row, curve, [])
         if status == "STOPPED":  # nothing continues it
             shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)

@@ -74,7 +74,7 @@ def _check_study(command: Command) -> None:
 
 
 def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
-    from study import data, folder, mirror, overview, scope
+    from study import data, folder, mirror, overview, scope, timing
     from study.provenance import provenance
     from study.spec import expand
     from study.training import Job, train_in_phases
@@ -96,8 +96,13 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
             mirror.fetch(command.options.out, out)
         about, searches = _scope(command, trials, key, corpus.sha256 if corpus else "")
         found = about.asked_for(folder.survey(out, about.trials, corpus.sha256 if corpus else "", set_aside=False))
+        if command.options.timing == "exclusive":
+            found = timing.with_timing(found, about.trials)
         found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
         lines = [*searches.lines(), *lines]
+        if quoted and command.options.timing == "exclusive":
+            quoted, said = timing.quote_timing(quoted, found, about.trials)
+            lines.append(said)
         print("\n".join([overview.overview(command.study_name, study, about.trials, found, corpus, vocab_size, quoted), *lines]))
         return 0
     assert corpus is not None
@@ -105,8 +110,13 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         about, searches = _scope(command, trials, key, corpus.sha256)
         trials = about.trials
         found = about.asked_for(folder.survey(out, trials, corpus.sha256))
+        if command.options.timing == "exclusive":
+            found = timing.with_timing(found, trials)
         found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
         lines = [*searches.lines(), *lines]
+        if quoted and command.options.timing == "exclusive":
+            quoted, said = timing.quote_timing(quoted, found, trials)
+            lines.append(said)
         print("\n".join([overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted), *lines]), flush=True)
         origin = provenance()
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}

@@ -47,6 +47,7 @@ class Job:
 def train_in_phases(job: Job, found: "Survey") -> str:
     """Train what is missing, then search; with --hold-out the rest first, then forecasts, then the largest; why it stopped, or ""."""
     from study.search_phase import search_phase, session
+    from study.timing import train_alone
 
     expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
     held_out = conclude.held_out(expected, parse_hold_out(job.command.options.hold_out))
@@ -60,7 +61,10 @@ def train_in_phases(job: Job, found: "Survey") -> str:
             part = tuple(trial for trial in found.missing if wanted(trial))
             if later and any(wanted(trial) for trial in expected):
                 conclude.forecast(job.command.out, held_out)
-            problem = train(job, dataclasses.replace(found, missing=part)) if part else ""
+            problem, rest = "", dataclasses.replace(found, missing=part)
+            if job.command.options.timing == "exclusive":
+                problem, rest = train_alone(job, rest)
+            problem = problem or (train(job, rest) if rest.missing else "")
             problem = problem or search_phase(job, wanted)
             if problem:
                 return problem
@@ -169,7 +173,7 @@ def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monito
         "ray_version": origin.versions["ray"],
     }
     by_id = {trial.trial_id: trial for trial in missing}
-    recorder = Recorder(command.out, command.study_name, origin.code_version, columns, by_id, corpus.vocab_size)
+    recorder = Recorder(command.out, command.study_name, origin.code_version, columns, by_id, corpus.vocab_size, again=found.again)
     screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
     board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
     screen.say(f"board: {board.how_to_open()}")
