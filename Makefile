@@ -85,4 +85,14 @@ bench-gpu: $(VENV)/.installed-dev  ## all evidence that needs a GPU, in order (T
 bench-early-stopping: $(VENV)/.installed-dev  ## does early stopping bend the slope? replayed on RESULTS (default results/quick)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_stopping "$(RESULTS)" $(ARGS)
 
-.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-early-stopping bench-study bench-bundle bench-pack bench-original bench-gpu
+bench-scale-tune: $(VENV)/.installed-dev  ## the driver's cost per trial: 10,000 trials of an instant trainer (an hour; fewer: ARGS="--trials 600")
+	@$(BIN)/python -m benchmarks.scale $(ARGS)
+
+soak: $(VENV)/.installed-dev  ## 200 small trials on three local nodes while something fails every few seconds (fewer: ARGS="--trials 40")
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.soak $(ARGS)
+
+audit:  ## look the pinned dependencies up in the database of known weaknesses (needs a package index)
+	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit 2>/dev/null || { echo "make audit needs a package index with pip-audit, which cannot be reached from here; run it where there is one"; exit 1; }
+	@$(VENV)/audit/bin/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
+
+.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-study bench-bundle bench-pack bench-original bench-gpu

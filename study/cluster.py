@@ -17,6 +17,8 @@ from study.command import Options
 OBJECT_STORE_BYTES = 100 * 2**20
 """On one machine tokens are memory-mapped files, so Ray's store holds small things only; a /dev/shm of 64 MB (Docker) is no obstacle."""
 
+LAUNCHED = "ray_bootstrap_config.yaml"
+"""Where `ray up` leaves the cluster file, in the head's home."""
 REACH_S = 5.0
 """Longest wait for a cluster's port to answer."""
 
@@ -91,10 +93,37 @@ def _first_sentence(error: BaseException) -> str:
 
 
 def gpus_per_trial(options: Options) -> float:
-    """What each bundle reserves: what was asked for, else a whole GPU where there are any."""
+    """What each bundle reserves: what was asked for, else a whole GPU where there are any or the cluster will bring some."""
     if options.gpus_per_trial is not None:
         return options.gpus_per_trial
-    return 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 and options.device in ("auto", "cuda") else 0.0
+    if options.device not in ("auto", "cuda"):
+        return 0.0
+    on_cluster = bool(options.address or os.environ.get("RAY_ADDRESS"))
+    comes = on_cluster and (options.device == "cuda" or brings_gpus(Path.home() / LAUNCHED))
+    return 1.0 if comes or ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+
+
+def brings_gpus(launched: Path) -> bool:
+    """Whether the cluster file that `ray up` left on the head names nodes with GPUs that may still be started."""
+    import yaml
+
+    try:
+        types = yaml.safe_load(launched.read_text(encoding="utf-8"))["available_node_types"].values()
+        return any(float(kind["resources"].get("GPU", 0)) >= 1 and kind.get("max_workers", 1) > 0 for kind in types)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def describe_nodes() -> str:
+    """What a person is told in the place of a quote: what is up, and why its time is not known."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
+    kinds = sorted({key.removeprefix("accelerator_type:") for node in nodes for key in node if key.startswith("accelerator_type:")})
+    named = f" ({', '.join(kinds)})" if kinds else ""
+    return (
+        f"cluster: {len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs{named} are up; no quote, "
+        "because the time of a step on its machines is not known before one has run"
+    )
 
 
 def check_resources(wanted: Iterable[tuple[float, float]], on_cluster: bool) -> str:

@@ -7,6 +7,7 @@ A sweep is written as one line, `NAME:key=value,value:key=value`, the same in a 
 
 import itertools
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,6 +114,8 @@ def parse_sweep(text: str) -> Sweep:
     example = "for example depth:n_layer=2,4,8 or shape:kind=matched:params=1e5,3e5:aspects=16,32:head_dims=16"
     if not name or any("=" not in part for part in parts):
         raise ValueError(f"sweep {text!r} is not NAME:FIELD=VALUE,VALUE; write it as {example}")
+    if not re.fullmatch(r"[A-Za-z0-9][\w .,+()-]{0,59}", name):  # it also names figures: no path may hide in it
+        raise ValueError(f"sweep {name!r} has a name that cannot be used; give letters, digits, spaces and . , + ( ) - _, 60 at most")
     given = {key: tuple(number(v) for v in values.split(",") if v != "") for key, _, values in (part.partition("=") for part in parts)}
     kind = str(given.pop("kind", ("one_factor",))[0])
     if kind not in KINDS:

@@ -103,6 +103,8 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch]" = ()) -> str:
             **_store_facts(job.store),
         )
         monitor = _monitor(job, found, bundles)
+        if on_cluster and not job.quoted:
+            monitor.note(cluster.describe_nodes())
         if warning:
             monitor.note(warning)
         job.interrupts.deferred = True

@@ -1,0 +1,73 @@
+"""What a study file or the environment holds stays where it belongs: no path leaves --out, no secret enters the results."""
+
+from pathlib import Path
+
+import pytest
+
+from study import run
+from study.cluster import brings_gpus, describe_nodes, gpus_per_trial
+from study.command import Options, parse
+from tests.running import tiny
+
+SECRET = "never-to-be-written-down"
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/tmp/evil", "a/b", "a\\b", "..", "a\nb", "x" * 61])
+def test_a_sweep_cannot_be_named_like_a_path(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tmp_path / "study.yaml"
+    study.write_text(f"question: q\nsweeps:\n  {name!r}: {{n_embd: [16, 32]}}\n")
+    assert run.main([str(study), "--dry-run"]) == 2
+    said = capsys.readouterr().err
+    assert "has a name that cannot be used" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("file", ["...yaml", "..yaml", "a b;c.yaml", "$(x).yaml"])
+def test_a_study_file_of_any_name_has_its_results_inside_the_results_folder(
+    file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / file).write_text("question: q\n")
+    out = parse([str(tmp_path / file)]).out
+    assert out.parent == tmp_path / "results"
+    assert out.name not in ("", ".", "..")
+
+
+@pytest.mark.ray
+def test_no_value_of_the_environment_is_stored_with_the_results(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "RAY_AUTH_TOKEN", "MY_PASSWORD"):
+        monkeypatch.setenv(name, SECRET)
+    assert run.main([*tiny(tmp_path / "out", "--no-report"), "--sweeps", "width:n_embd=16", "--train.n_steps", "20"]) == 0
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and "ray" not in path.relative_to(tmp_path / "out").parts]
+    assert len(written) > 4
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+# ---- clusters whose GPUs are not up yet ----
+
+
+def test_a_cluster_that_will_start_gpu_nodes_gives_each_trial_a_gpu(tmp_path: Path) -> None:
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    assert not brings_gpus(file)
+    file.write_text("available_node_types:\n  head: {resources: {CPU: 2}}\n  gpu: {resources: {CPU: 4, GPU: 1}, max_workers: 3}\n")
+    assert brings_gpus(file)
+    file.write_text("available_node_types:\n  head: {resources: {CPU: 2}}\n  gpu: {resources: {GPU: 1}, max_workers: 0}\n")
+    assert not brings_gpus(file)
+    file.write_text("[not a cluster")
+    assert not brings_gpus(file)
+
+
+@pytest.mark.ray
+def test_the_default_share_follows_from_what_is_up_and_what_was_asked_for(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gpus_per_trial(Options()) == 0.0
+    assert gpus_per_trial(Options(device="cuda")) == 0.0  # this machine has none and will get none
+    assert gpus_per_trial(Options(device="cuda", address="auto")) == 1.0
+    assert gpus_per_trial(Options(address="auto")) == 0.0
+    (tmp_path / "ray_bootstrap_config.yaml").write_text("available_node_types: {g: {resources: {GPU: 4}}}")
+    assert gpus_per_trial(Options(address="auto")) == 1.0
+    assert gpus_per_trial(Options(address="auto", device="cpu")) == 0.0
+    assert gpus_per_trial(Options(address="auto", gpus_per_trial=0.25)) == 0.25
+    assert "cluster: 1 nodes with 2 CPUs and 0 GPUs are up; no quote" in describe_nodes()
