@@ -93,6 +93,6 @@ soak: $(VENV)/.installed-dev  ## 200 small trials on three local nodes while som
 
 audit:  ## look the pinned dependencies up in the database of known weaknesses (needs a package index)
 	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit 2>/dev/null || { echo "make audit needs a package index with pip-audit, which cannot be reached from here; run it where there is one"; exit 1; }
-	@$(VENV)/audit/bin/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip $(ARGS)
+	@$(VENV)/audit/bin/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS) || { echo "make audit: a dependency has a known weakness or was not found in the database (both are named above); behind an index that holds no such database nothing was looked up"; exit 1; }
 
 .PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-study bench-bundle bench-pack bench-original bench-gpu
