@@ -2,7 +2,8 @@
 
     python -m benchmarks.study [--study quick] [--part 0.05] [--set --seeds 1 --train.n-steps 300]
 
-Ours is the command that a person types, from its start to the report. The peer has its evaluation habit and all of the machine's threads.
+Ours is the command that a person types, from its start to the report. The peer has its evaluation habit and, by default,
+all of the machine's threads.
 A `--part` of its steps and evaluations is timed for each configuration, half before and half after our run, and scaled up; 1 runs all of
 them. Peer ratios need an otherwise idle machine: the load is in the table. Figures go to results/study.csv.
 
@@ -123,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--study", default="quick")
     parser.add_argument("--part", type=float, default=0.05, help="of the peer's work that is timed; 1 runs all of it")
+    parser.add_argument("--peer-threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], help="flags of study.run, last")
     args = parser.parse_args()
     argv = [args.study, *args.set]
@@ -130,7 +132,7 @@ def main() -> None:
     corpus = data.prepare(study.data)
     trials = expand(study, data.data_key(study.data))
     workers = os.cpu_count() or 1
-    torch.set_num_threads(workers)
+    torch.set_num_threads(args.peer_threads)
     kinds = {"peer": True, "peer_written_out": False}
     before = {name: peer_seconds(trials, corpus, args.part, fused) for name, fused in kinds.items()}
     load = os.getloadavg()[0]
@@ -140,12 +142,12 @@ def main() -> None:
     row: dict[str, Any] = {"study": " ".join(argv), **vars(ours), "our_share": ours.our_share}
     row |= {f"{name}_s": seconds for name, seconds in peer.items()}
     row |= {"ratio_to_peer": peer["peer"] / ours.wall_s, "ratio_to_written_out": peer["peer_written_out"] / ours.wall_s}
-    row |= {"peer_before_over_after": before["peer"] / after["peer"], "part_of_peer": args.part, "load_before": load}
+    row |= {"peer_before_over_after": before["peer"] / after["peer"], "part_of_peer": args.part}
+    row |= {"peer_threads": args.peer_threads, "load_before": load}
     print(describe())
     for name, value in row.items():
-        print(
-            f"  {name:<24} {value:.3g}" if isinstance(value, float) else f"  {name:<24} {value}", f"  (bar {BARS[name]})" * (name in BARS)
-        )
+        bar = f"  (bar {BARS[name]})" if name in BARS else ""
+        print(f"  {name:<24} {value:.3g}{bar}" if isinstance(value, float) else f"  {name:<24} {value}")
     write_csv(RESULTS / "study.csv", [row])
 
 

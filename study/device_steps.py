@@ -26,6 +26,8 @@ MOST_ROWS = 500
 """Steps that tables are laid down for at a time."""
 WARM_UP = 3
 """Steps launched one by one before a capture, so that libraries have chosen their kernels and made their workspaces."""
+CHUNK = 1 << 26
+"""Tokens copied to the device at a time: the host's copy of a large corpus stays a file."""
 DTYPES = {"uint8": torch.uint8, "uint16": torch.int32}
 """Of tokens on the device: torch indexes no uint16."""
 
@@ -34,6 +36,15 @@ def fits(tokens: np.ndarray, dropout: float) -> bool:
     """Whether a bundle can train this way: its corpus is small enough, and no mask is drawn from a host's random stream."""
     dtype = DTYPES.get(tokens.dtype.name)
     return dtype is not None and not dropout and len(tokens) * dtype.itemsize <= MOST_BYTES
+
+
+def keep(tokens: np.ndarray, device: torch.device) -> Tensor:
+    """Tokens on the device, (n,)."""
+    kept = torch.empty(len(tokens), dtype=DTYPES[tokens.dtype.name], device=device)
+    for start in range(0, len(tokens), CHUNK):
+        part = np.asarray(tokens[start : start + CHUNK])
+        kept[start : start + CHUNK] = torch.from_numpy(part.astype(np.int32 if part.itemsize > 1 else np.uint8)).to(device)
+    return kept
 
 
 class DeviceSteps:
@@ -53,7 +64,7 @@ class DeviceSteps:
         device, K = model.flat.device, len(trials)
         recipe, self.block_size = trials[0].train, trials[0].shape.block_size
         self.rows = min(recipe.eval_interval, MOST_ROWS)
-        self.tokens = torch.from_numpy(np.asarray(longest)).to(device).to(DTYPES[tokens.dtype.name])
+        self.tokens = keep(longest, device)
         self.reach = torch.arange(self.block_size + 1, device=device)
         self.starts = torch.zeros(self.rows, K, recipe.batch_size, dtype=torch.int64, device=device)
         self.rates = torch.zeros(self.rows, K, device=device)

@@ -31,7 +31,8 @@ from study.samples import draw_samples, sample_steps
 from study.spec import Trial
 
 EVAL_TOKENS = 16_384
-"""Tokens per evaluation batch: large enough to be efficient, small enough to stay in a CPU's cache and any GPU's memory."""
+"""Tokens per evaluation batch (on a CPU it makes no difference from 1,024 up). A GPU takes those of a training batch, if they are more:
+larger batches pay there, and what fits for training fits for this."""
 ANYWHERE = Execution()
 DROPOUT_STREAM = 0x5CA1_AB1E
 """Keeps the dropout masks' stream apart from those of initialization and data."""
@@ -233,6 +234,8 @@ class Bundle:
         """Mean loss of every window under every replica, (K, windows) in float64 on the CPU."""
         self.model.eval()
         size = max(1, EVAL_TOKENS // (self.block_size * len(self.replicas)))
+        if self.device.type != "cpu":
+            size = max(size, self.recipe.batch_size)
         parts = []
         for x, y in zip(tokens.split(size), targets.split(size), strict=True):
             shape = (len(self.replicas), *x.shape)
@@ -348,18 +351,9 @@ class Bundle:
             self.notes.append(f"a checkpoint of trial {self.replicas[0].trial.trial_id} could not be written ({error})")
         if self.characters and any(r.diverged_at is None for r in self.replicas):
             self._collect_samples()
-        ran = Ran(
-            self.step,
-            device_name(self.device),
-            self.model.precision,
-            self.ms_per_step,
-            self.train_s,
-            self.eval_s,
-            self.wall_s,
-            peak_memory_bytes(self.device),
-            self.restarts,
-            len(self.replicas),
-        )
+        times = self.ms_per_step, self.train_s, self.eval_s, self.wall_s
+        memory, size = peak_memory_bytes(self.device), len(self.replicas)
+        ran = Ran(self.step, device_name(self.device), self.model.precision, *times, memory, self.restarts, size)
         return [
             Outcome(finished_row(replica, ran, self.vocab_size, len(tokens)), replica.curve, replica.samples)
             for replica, tokens in zip(self.replicas, self.train_tokens, strict=True)

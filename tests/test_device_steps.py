@@ -25,10 +25,13 @@ def without_the_host(*trials: Trial) -> Bundle:
     return whole
 
 
-def test_windows_cut_on_the_device_are_those_of_the_data() -> None:
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_windows_cut_on_the_device_are_those_of_the_data(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("study.device_steps.CHUNK", 5000)  # copied in several parts, the last one shorter
     specs = [trial(3), trial(4, unique_tokens=2000)]
-    steps, tokens = without_the_host(*specs).device_steps, corpus()[0]
-    assert steps
+    tokens = corpus()[0].astype(dtype)
+    whole = bundle(*specs)
+    steps = DeviceSteps(whole.model, whole.optimizer, specs, tokens)
     steps._lay_down(17, 3, ())
     for step in range(17, 20):
         found = steps.windows()
