@@ -31,6 +31,8 @@ SHAPES = {
     "12x256": (12, 256, 8, 256, 4, 1),
     "6x384": (6, 384, 8, 256, 4, 1),
 }
+HEADS = {f"6x256h{n_head}": (6, 256, n_head, 256, 4, 2) for n_head in (4, 8, 16, 32)}
+"""What heads cost at equal parameters; measured on demand."""
 VOCABULARY = 75
 EVAL_WINDOWS = 256
 
@@ -93,7 +95,7 @@ def evaluation_ms(shape: tuple[int, ...]) -> tuple[float, float]:
 
 def row_for(name: str, repeats: int, peaks: dict[str, float]) -> dict[str, Any]:
     """All figures of one shape."""
-    shape = SHAPES[name]
+    shape = (SHAPES | HEADS)[name]
     times = measure(contestants(shape), shape[-1], repeats)
     middle = {who: statistics.median(values) for who, values in times.items()}
     best = min(("float32", "bf16"), key=lambda who: middle[who])
@@ -119,7 +121,7 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES | HEADS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     peaks = {"float32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
