@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from models.config import Shape
+from study.architecture import ShapeSearch, most_expensive, suggest, unfold
 from study.bracket import Decision, Found, Point, Probe, decide, noise_of, optimum, predict_rate, rate_law, rounded
-from study.search_settings import WHOLE, SearchSettings
+from study.search_settings import WHOLE, SearchSettings, ShapeSettings
 from study.spec import RECIPE_VERSION, Study, TrainConfig, Trial, changed, expand
 from study.sweeps import Sweep, parse_sweep
 
@@ -93,11 +94,15 @@ class Searches:
     sizes: list[SizeSearch]
     transfers: dict[str, list[Trial]]
     """by sweep: trials (first seed) of the sizes that take their learning rate from the law"""
+    shapes: list[ShapeSearch] = field(default_factory=list)
+    """searches over shapes"""
+    rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """what the records say of all trials, by trial_id"""
     replicate_noise: float | None = None
     """difference of two losses that chance makes, nats, where the study's other sweeps have replicates"""
 
     def __bool__(self) -> bool:
-        return bool(self.sizes)
+        return bool(self.sizes or self.shapes)
 
     def see(self, rows: Iterable[Mapping[str, Any]], curves: Mapping[str, Sequence[tuple[int, float]]]) -> None:
         """Read the records anew.
@@ -107,6 +112,7 @@ class Searches:
             curves: (step, val_loss) of each trial.
         """
         rows = list(rows)
+        self.rows = {row["trial_id"]: row for row in rows}
         for size in self.sizes:
             size.probes.clear()
             own = [row for row in rows if (row["n_layer"], row["n_embd"], row["n_head"]) == _shape(size.base)]
@@ -153,12 +159,14 @@ class Searches:
         """The study's trials as far as they are known: other sweeps', the searches' runs so far, tuned and transferred ones; each once."""
         probes = [size.probe(probe.point) for size in self.sizes for probe in size.probes.values()]
         order = {parse_sweep(text).name: i for i, text in enumerate(self.study.sweeps)}
-        known = merged([*self.plain, *probes, *self.tuned(), *self.transferred()])
+        chains = [trial for shapes in self.shapes for trial in unfold(shapes, self.rows)[0] if trial.trial_id in self.rows]
+        known = merged([*self.plain, *probes, *chains, *self.tuned(), *self.transferred()])
         return [dataclasses.replace(t, sweeps=tuple(sorted(t.sweeps, key=lambda name: order.get(name, -1)))) for t in known]
 
     def expected(self) -> list[Trial]:
-        """One trial of each size of the searches and of the law's transfer, at the study's own learning rate."""
-        return [*(size.base for size in self.sizes), *(base for targets in self.transfers.values() for base in targets)]
+        """One trial of each size of the searches and of the law's transfer, at the study's own learning rate; the center of shapes."""
+        carried = [base for targets in self.transfers.values() for base in targets]
+        return [*(size.base for size in self.sizes), *carried, *(shapes.base for shapes in self.shapes)]
 
     def upper_bound(self) -> list[Trial]:
         """Runs that may still come, at made-up learning rates: for a quote, which does not depend on them."""
@@ -171,7 +179,8 @@ class Searches:
                 trials += [size.trial({**size.start, "lr": lr}) for lr in rates]
                 trials += [size.trial({**size.start, "lr": high * 1.01}, seed) for seed in self.study.seeds[1:]]
         waiting = [base for targets in self.transfers.values() for base in targets] if not self.transferred() else []
-        return trials + [dataclasses.replace(base, seed=seed) for base in waiting for seed in self.study.seeds]
+        trials += [dataclasses.replace(base, seed=seed) for base in waiting for seed in self.study.seeds]
+        return trials + [trial for shapes in self.shapes for trial in most_expensive(shapes, self.rows)]
 
     def lines(self) -> list[str]:
         """What a person is told before the run."""
@@ -187,11 +196,14 @@ class Searches:
             status = f"; {len(done)} sizes are searched" if done else ""
             more = f"; the law lr(N) sets {len(self.transfers[name])} sizes more" if self.transfers.get(name) else ""
             told.append(text + early + more + status)
-        return (
-            [*told, f"the quote holds {many} runs that searches may make, and is an upper bound"]
-            if (many := len(self.upper_bound()))
-            else told
-        )
+        for shapes in self.shapes:
+            ranges = ", ".join(f"{key} {low:g} to {high:g}" for key, (low, high) in shapes.settings.ranges.items())
+            limits = "".join(f", {name} at most {limit:g}" for name, limit in shapes.settings.limits.items())
+            told.append(
+                f"search {shapes.name}: {ranges}: loss against {shapes.settings.against}{limits}, {shapes.settings.max_trials} runs"
+            )
+        many = len(self.upper_bound())
+        return [*told, *([f"the quote holds {many} runs that searches may make, and is an upper bound"] if many else [])]
 
 
 def plan(study: Study, data_key: str = "") -> Searches:
@@ -201,15 +213,21 @@ def plan(study: Study, data_key: str = "") -> Searches:
         ValueError: a search has no sizes, names a sweep that is not there, or asks for an impossible shape.
     """
     sweeps = {sweep.name: sweep for sweep in map(parse_sweep, study.sweeps)}
-    sizes, transfers = [], {}
+    sizes, transfers, shapes = [], {}, []
     for sweep in sweeps.values():
-        if sweep.search is not None:
+        if isinstance(sweep.search, ShapeSettings):
+            center = changed(study, {}, sweep.name)
+            shapes.append(ShapeSearch(sweep.name, sweep.search, study, _trial(study, *center, data_key, (sweep.name,))))
+        elif sweep.search is not None:
             own = [_trial(study, shape, train, data_key, names) for (shape, train), names in _sizes(study, sweep, sweeps).items()]
             sizes += [SizeSearch(sweep.name, sweep.search, base) for base in own]
             larger = [changed(study, change, sweep.name) for change in _transfers(sweep)]
             known = {base.shape for base in own}
             transfers[sweep.name] = [_trial(study, shape, train, data_key, ()) for shape, train in larger if shape not in known]
-    return Searches(study, expand(study, data_key), sizes, transfers)
+    for search in shapes:
+        if not suggest(search, []):
+            raise ValueError(f"sweep {search.name!r} has an empty search space: no shape in its ranges is within its limits; widen them")
+    return Searches(study, expand(study, data_key), sizes, transfers, shapes)
 
 
 def read(study: Study, data_key: str, out: Path, data_sha256: str, plain: Sequence[Trial]) -> Searches:
@@ -233,7 +251,7 @@ def refresh(searches: Searches, out: Path, data_sha256: str) -> None:
 
 def _sizes(study: Study, sweep: Sweep, sweeps: Mapping[str, Sweep]) -> dict[tuple[Shape, TrainConfig], tuple[str, ...]]:
     """Shape and recipe (at the study's own learning rate) of each size, with the sweeps of `over` that hold it."""
-    assert sweep.search is not None
+    assert isinstance(sweep.search, SearchSettings)
     wrong = [name for name in sweep.search.over if name not in sweeps or sweeps[name].search]
     if wrong:
         others = [name for name, other in sweeps.items() if not other.search]
@@ -250,7 +268,7 @@ def _sizes(study: Study, sweep: Sweep, sweeps: Mapping[str, Sweep]) -> dict[tupl
 
 
 def _transfers(sweep: Sweep) -> list[dict[str, Any]]:
-    assert sweep.search is not None
+    assert isinstance(sweep.search, SearchSettings)
     given = dict(sweep.search.transfer)
     return dataclasses.replace(sweep, factors=given).changes(Shape()) if given else []
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from study import folder
+from study.architecture import ShapeSearch, unfold
 from study.search import SizeSearch, refresh
 from study.spec import Trial
 
@@ -26,9 +27,10 @@ def search_phase(job: "Job", wanted: Callable[[Trial], bool]) -> str:
     if not searches:
         return ""
     refresh(searches, job.command.out, job.corpus.sha256)
-    open_sizes = [size for size in searches.sizes if wanted(size.base) and searches.found(size) is None]
+    going_on: list[SizeSearch | ShapeSearch] = [s for s in searches.sizes if wanted(s.base) and searches.found(s) is None]
+    going_on += [s for s in searches.shapes if wanted(s.base) and unfold(s, searches.rows)[1]]
     nothing = dataclasses.replace(take_stock(job), missing=())
-    problem = train(job, nothing, open_sizes) if open_sizes else ""
+    problem = train(job, nothing, going_on) if going_on else ""
     refresh(searches, job.command.out, job.corpus.sha256)
     found = take_stock(job)
     part = tuple(trial for trial in found.missing if wanted(trial) and trial.lr_status != "fixed")
@@ -54,8 +56,8 @@ def _with_quote(job: "Job", part: Sequence[Trial]) -> "Job":
     return dataclasses.replace(job, quoted=requote(job.quoted, part, job.command.options) if job.quoted else None)
 
 
-def make_prober(job: "Job", sizes: Sequence[SizeSearch]) -> "Prober":
-    """The search of these sizes, each run with the share of the machine that the plan gave to its size."""
+def make_prober(job: "Job", wanted: "Sequence[SizeSearch | ShapeSearch]") -> "Prober":
+    """The search of these sizes and shapes, each run with the share of the machine that the plan gave to its size."""
     from study import cluster
     from study.overview import flops
     from study.packing import speed_key
@@ -66,7 +68,11 @@ def make_prober(job: "Job", sizes: Sequence[SizeSearch]) -> "Prober":
     planned = job.quoted.plan.bundles if job.quoted else ()
     shares = {speed_key(bundle.trials[0]): (bundle.cpus, bundle.gpus) for bundle in planned}
     usual = (options.cpus_per_trial, cluster.gpus_per_trial(options))
-    return Prober(job.searches, sizes, lambda trial: shares.get(speed_key(trial), usual), lambda trial: flops(trial, vocab_size))
+    sizes = [search for search in wanted if isinstance(search, SizeSearch)]
+    shapes = [search for search in wanted if isinstance(search, ShapeSearch)]
+    largest = max(planned, key=lambda bundle: bundle.memory_bytes, default=None)
+    room = (largest.cpus, largest.gpus) if shapes and largest else usual
+    return Prober(job.searches, sizes, lambda trial: shares.get(speed_key(trial), room), lambda trial: flops(trial, vocab_size), shapes)
 
 
 def session(job: "Job", found: "Survey") -> AbstractContextManager[Any]:

@@ -1,4 +1,4 @@
-"""The settings of a sweep of kind `search`: what is searched, for which sizes, how long, and when a run is given up early.
+"""The settings of a sweep of kind `search`: learning rates of given sizes, or shapes under two objectives; how long, within which limits.
 
 Pure values, read from a sweep's fields and checked once; knows nothing of studies, Ray or Optuna.
 
@@ -13,6 +13,10 @@ from typing import Any
 SEARCHED = ("lr", "weight_decay", "warmup_steps", "batch_size")
 """Fields that may be searched within a size, each on a logarithmic scale."""
 WHOLE = ("warmup_steps", "batch_size")
+SHAPES = ("n_layer", "n_embd")
+COSTS = ("params", "flops", "memory", "ms_per_token")
+"""What a shape may be weighed against: non-embedding parameters, training FLOPs, bytes of its process, measured milliseconds per token."""
+SHAPE_EXAMPLE = "arch:kind=search:against=params:n_layer=1,6:n_embd=16,96:n_head=2,4:max_trials=20"
 EXAMPLE = "lr:kind=search:lr=1e-3,3e-2:n_embd=16,32,64:max_trials=8"
 FEWEST_TRIALS = 3
 """An optimum has a lower and a higher neighbor: fewer trials can never bracket it."""
@@ -47,6 +51,56 @@ class SearchSettings:
     def early_stopping(self) -> bool:
         """Whether runs of a size may be compared on their way: with batches of several sizes equal steps are no equal runs."""
         return self.grace < 1 and "batch_size" not in self.ranges
+
+
+@dataclass(frozen=True)
+class ShapeSettings:
+    """How shapes are searched.
+
+    Args:
+        against: the second objective beside val_loss, one of `COSTS`.
+        ranges: field -> (low, high).
+        heads: numbers of heads to choose from; widths become multiples of them.
+        limits: cost -> largest value allowed.
+        max_trials: runs.
+    """
+
+    against: str
+    ranges: Mapping[str, tuple[float, float]]
+    heads: tuple[int, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
+    max_trials: int = 20
+
+
+def read_shape_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> ShapeSettings:
+    """The settings of a search over shapes.
+
+    Raises:
+        ValueError: an unknown objective or field, an empty search space, or a range or limit that is none.
+    """
+    rest = dict(given)
+    against = str(rest.pop("against")[0])
+    if against not in COSTS:
+        raise ValueError(f"sweep {name!r} has against={against}; allowed are {', '.join(COSTS)}")
+    max_trials = int(_one(name, rest, "max_trials", 20, whole=True))
+    if max_trials < FEWEST_TRIALS:
+        raise ValueError(f"sweep {name!r} has max_trials={max_trials}; a front of two objectives takes {FEWEST_TRIALS} or more")
+    limits = {cost: _limit(name, rest.pop(f"max_{cost}"), cost) for cost in COSTS if f"max_{cost}" in rest}
+    heads = rest.pop("n_head", ())
+    if any(not isinstance(v, int) or v < 1 for v in heads):
+        raise ValueError(f"sweep {name!r}: n_head={_shown(heads)} must be whole numbers to choose from, for example n_head=2,4,8")
+    ranges = {key: _range(name, key, rest.pop(key)) for key in (*SHAPES, *SEARCHED[:2]) if key in rest}
+    if rest:
+        raise ValueError(f"sweep {name!r} cannot search {', '.join(rest)}; over shapes it searches {', '.join((*SHAPES, 'n_head', 'lr'))}")
+    if not set(ranges) & set(SHAPES):
+        raise ValueError(f"sweep {name!r} has an empty search space: give a range of depth or width, for example {SHAPE_EXAMPLE}")
+    return ShapeSettings(against, ranges, tuple(heads), limits, max_trials)
+
+
+def _limit(name: str, values: tuple[Any, ...], cost: str) -> float:
+    if len(values) != 1 or not isinstance(values[0], (int, float)) or not values[0] > 0:
+        raise ValueError(f"sweep {name!r}: max_{cost}={_shown(values)} should be one number above 0, for example max_params=200K")
+    return float(values[0])
 
 
 def read_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> tuple[SearchSettings, dict[str, tuple[Any, ...]]]:
@@ -88,7 +142,7 @@ def _range(name: str, key: str, values: tuple[Any, ...]) -> tuple[float, float]:
         raise ValueError(f"sweep {name!r}: {key}={_shown(values)} must lie above 0: it is searched on a logarithmic scale")
     if low >= high:
         raise ValueError(f"sweep {name!r}: {key}={_shown(values)} is reversed or empty; give the low end first, then the high one")
-    if key in WHOLE and any(v % 1 for v in (low, high)):
+    if key in (*WHOLE, *SHAPES) and any(v % 1 for v in (low, high)):
         raise ValueError(f"sweep {name!r}: {key}={_shown(values)} must be whole numbers")
     return low, high
 

@@ -7,7 +7,7 @@ turns, interruptions and the number of workers change nothing.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import optuna
@@ -15,6 +15,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from study.architecture import ShapeSearch, unfold
 from study.bracket import Found, Point, Probe, Refine, alike, at_common_step, guess, middle, rounded, stops_at
 from study.monitor import Monitor
 from study.search import Searches, SizeSearch
@@ -34,6 +35,7 @@ class Prober:
         sizes: those to search in this run.
         resources: (CPUs, GPUs) of a run.
         cost: what a run of a size takes, in any unit: the most expensive sizes go first.
+        shapes: searches over shapes; their batches come before the sizes.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Prober:
         sizes: Sequence[SizeSearch],
         resources: Callable[[Trial], tuple[float, float]],
         cost: Callable[[Trial], float],
+        shapes: Sequence[ShapeSearch] = (),
     ) -> None:
         self.searches, self.resources = searches, resources
         self.sizes = sorted(sizes, key=lambda size: -cost(size.base))
         self.monitor: Monitor | None = None
-        self.running: dict[str, SizeSearch] = {}
+        self.shapes = list(shapes)
+        self.running: dict[str, SizeSearch | None] = {}
         self.curves: dict[str, dict[int, float]] = {}
 
     # ---- suggestions ----
@@ -54,6 +58,9 @@ class Prober:
     def next(self) -> Bundled | None:
         """A run for a size that has none under way; None where there is nothing to start now."""
         self._collect()
+        for trial in self._shapes():
+            self.running[trial.trial_id] = None
+            return Bundled((trial,), *self.resources(trial))
         for size in self.sizes:
             if size.failed or size in self.running.values():
                 continue
@@ -64,6 +71,12 @@ class Prober:
             self.running[trial.trial_id] = size
             return Bundled((trial,), *self.resources(trial))
         return None
+
+    def _shapes(self) -> Iterator[Trial]:
+        """Trials of the present batches of the searches over shapes that are neither under way nor failed."""
+        for search in self.shapes:
+            pending = unfold(search, self.searches.rows)[1]
+            yield from (trial for trial in pending if trial.trial_id not in self.running and trial.trial_id not in search.failed)
 
     @property
     def done(self) -> bool:
@@ -78,9 +91,19 @@ class Prober:
             if row is None:
                 continue
             del self.running[trial_id]
+            if size is None:
+                self._collect_shape(trial_id, row)
+                continue
             curve = tuple(sorted(self.curves.get(trial_id, {}).items()))
             if not size.see({"val_loss_se": None, **row}, curve):
                 size.failed = str(row.get("reason") or row["status"])
+
+    def _collect_shape(self, trial_id: str, row: dict[str, Any]) -> None:
+        if row["status"] in ("COMPLETED", "DIVERGED"):
+            self.searches.rows[trial_id] = row
+        else:
+            for search in self.shapes:
+                search.failed.add(trial_id)
 
     # ---- early stopping ----
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.config import Shape
-from study.search_settings import SearchSettings, read_settings
+from study.search_settings import SearchSettings, ShapeSettings, read_settings, read_shape_settings
 
 KINDS = ("one_factor", "grid", "matched", "search")
 MATCH_TOLERANCE = 0.02
@@ -36,7 +36,7 @@ class Sweep:
     """matched: n_embd / n_layer"""
     head_dims: tuple[int, ...] = ()
     """matched: n_embd / n_head"""
-    search: SearchSettings | None = None
+    search: SearchSettings | ShapeSettings | None = None
     """search: what is searched at each size; `factors` then spans the sizes"""
 
     def changes(self, centre: Shape) -> list[dict[str, Any]]:
@@ -124,6 +124,8 @@ def parse_sweep(text: str) -> Sweep:
     if empty or not given:
         raise ValueError(f"sweep {name!r} lists no values for {', '.join(empty) or 'any field'}; write it as {example}")
     if kind == "search":
+        if "against" in given:
+            return Sweep(name, kind, search=read_shape_settings(name, given))
         settings, sizes = read_settings(name, given)
         return Sweep(name, kind, sizes, search=settings)
     special = {key: given.pop(key) for key in ("params", "aspects", "head_dims") if kind == "matched" and key in given}

@@ -17,6 +17,7 @@ from study.command import Command, parse_hold_out
 from study.interrupt import Interrupted, Interrupts
 
 if TYPE_CHECKING:
+    from study.architecture import ShapeSearch
     from study.data import Corpus
     from study.folder import Survey
     from study.mirror import Mirror
@@ -71,7 +72,7 @@ def train_in_phases(job: Job, found: "Survey") -> str:
     return ""
 
 
-def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch]" = ()) -> str:
+def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]" = ()) -> str:
     """Train the missing trials, or search sizes; returns why it stopped early, or ""."""
     from study.environment import set_ray_environment
 
