@@ -24,7 +24,9 @@ from study.pipe import until_closed
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     line = argparse.ArgumentParser(prog="python -m analysis", description="What a study's results say, and how sure that is.")
-    line.add_argument("results", type=Path, nargs="+", help="results folder of a study, or a trials.parquet; two are compared")
+    line.add_argument(
+        "results", nargs="+", help="results folder of a study, its s3:// or gs:// address, or a trials.parquet; two are compared"
+    )
     line.add_argument("--out", type=Path, help="folder for fits.json (default: RESULTS/report); the report is built in RESULTS/report")
     line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
@@ -40,6 +42,26 @@ def parser() -> argparse.ArgumentParser:
     return line
 
 
+def _folder(place: str) -> Path:
+    """The results as a folder: an address in an object store is fetched first, and its report is built in the copy here.
+
+    Raises:
+        ValueError: there is no such place, or it cannot be reached.
+    """
+    from study import stores
+
+    if not stores.is_address(place):
+        return Path(place)
+    from study import mirror
+    from study.data import default_cache_dir
+
+    stores.check_address(place)
+    folder = stores.staging(place, default_cache_dir())
+    mirror.fetch(place, folder)
+    print(f"fetched {place} into {folder}")
+    return folder
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     line = parser()
@@ -53,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
     try:
         trees = []
+        given.results = [_folder(place) for place in given.results]
         for results in given.results:
             if given.suggest is not None:
                 print(suggested(results, given.aim or "slope", given.suggest))

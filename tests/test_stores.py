@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from moto.server import ThreadedMotoServer
 
+from analysis import __main__ as analysis
 from study import data, mirror, run, stores
 from study.command import parse
 from study.mirror import Mirror, held, mirrored
@@ -265,6 +266,19 @@ def test_the_mirror_catches_up_when_its_store_is_back(bucket: str, tmp_path: Pat
         assert wait_until(lambda: "row" in contents(f"{bucket}/a"), seconds=30)
         assert wait_until(lambda: "can be reached again" in mine.notes[-1], seconds=5)
     server.stop()
+
+
+def test_the_analysis_fetches_results_from_their_address(
+    bucket: str, synthetic_results: Path, story_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in synthetic_results.glob("*.*"):
+        Store.at(f"{bucket}/a").upload(path, path.name)
+    assert analysis.main([f"{bucket}/a", "--no-report", "--bootstrap", "0"]) == 0
+    said = capsys.readouterr().out
+    assert f"fetched {bucket}/a into" in said
+    assert "depth" in said
+    assert analysis.main(["ftp://host/a", "--no-report"]) == 1
+    assert "is not a place for results" in capsys.readouterr().err
 
 
 # ---- workers ----
