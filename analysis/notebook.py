@@ -121,14 +121,28 @@ def write(evidence: Evidence, path: Path, run: bool = True, limit_s: int = 120) 
     return problem
 
 
-def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int) -> str:
-    """Run the cells in place with this very interpreter as the kernel; returns "" or why it failed."""
+def missing() -> str:
+    """Import what running a notebook needs; returns "" or what is not installed.
+
+    Call it before a thread runs `write` beside matplotlib: both import IPython, and an import half done in another thread fails.
+    """
     try:
-        from jupyter_client.manager import AsyncKernelManager
-        from nbclient import NotebookClient
-        from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+        import IPython  # noqa: F401
+        import jupyter_client.manager  # noqa: F401
+        import nbclient  # noqa: F401
     except ImportError as error:
         return f"{error.name or error} is not installed"
+    return ""
+
+
+def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int) -> str:
+    """Run the cells in place with this very interpreter as the kernel; returns "" or why it failed."""
+    if lacking := missing():
+        return lacking
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
     logging.getLogger("traitlets").setLevel(logging.CRITICAL)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="nb-") as private:
         warnings.simplefilter("ignore")

@@ -28,6 +28,8 @@ def build(results: Path, fits: Mapping[str, Any], out: Path | None = None, run_n
     folder.mkdir(parents=True, exist_ok=True)
     evidence = with_stories(load(results, fits), folder / "fits.json")
     path = folder / "report.html"
+    if run_notebook:
+        notebook.missing()
     with ThreadPoolExecutor(1) as beside:  # the notebook's kernel is a process of its own and keeps another core busy
         written = beside.submit(notebook.write, evidence, folder / "report.ipynb", run_notebook)
         drawn = save_figures(evidence, folder / "figures")
