@@ -135,11 +135,28 @@ def bracket(best: Probe, probes: Sequence[Probe], noise: float) -> tuple[Probe |
 
 
 def is_worse(probe: Probe, best: Probe, noise: float) -> bool:
-    """Whether a run lies above the best one by more than the noise, compared at the last step that both have seen."""
+    """Whether a run lies above the best one by more than the noise: at the end, or, where it was stopped, as it would have ended."""
     if probe.status == "DIVERGED":
         return True
-    pair = at_common_step([probe, best])
-    return pair is not None and pair[0] - pair[1] > noise
+    above = excess(dict(probe.curve), dict(best.curve), best.curve[-1][0])
+    return above is not None and above > noise
+
+
+def excess(curve: Mapping[int, float], other: Mapping[int, float], end: int) -> float | None:
+    """How far a loss curve lies above another at their last common step, nats; None without one.
+
+    Before the decay of the schedule a higher rate looks worse than it will end (LOG 2026-11-22): an excess that shrinks between the last
+    two common steps is carried on to the end in a straight line, one that grows counts as it is.
+    """
+    common = sorted(set(curve) & set(other))
+    if not common:
+        return None
+    step = common[-1]
+    now = curve[step] - other[step]
+    if step >= end or len(common) < 2 or common[-2] == 0:
+        return now
+    before = curve[common[-2]] - other[common[-2]]
+    return min(now, now + (now - before) * (end - step) / (step - common[-2]))
 
 
 def at_common_step(probes: Sequence[Probe]) -> list[float] | None:
@@ -162,15 +179,13 @@ def parabola(best: Probe, probes: Sequence[Probe]) -> tuple[float, float] | None
     """Learning rate at the vertex of the parabola in ln lr through the best run and its two neighbors, and the loss below the best there.
 
     Returns:
-        (lr, gain in nats); the vertex is kept between the neighbors. None where a neighbor is lacking or diverged, or nothing curves up.
+        (lr, gain in nats); the vertex is kept between the neighbors. None where a neighbor is lacking or did not run to its end (halfway,
+        lower rates look better than they are), or nothing curves up.
     """
-    lower = max((p for p in probes if p.lr < best.lr and not _same(p.lr, best.lr)), key=lambda p: p.lr, default=None)
-    upper = min((p for p in probes if p.lr > best.lr and not _same(p.lr, best.lr)), key=lambda p: p.lr, default=None)
-    if lower is None or upper is None or "DIVERGED" in (lower.status, upper.status):
+    lower, upper = neighbors(best, probes)
+    if lower is None or upper is None or {lower.status, upper.status} != {"COMPLETED"}:
         return None
-    losses = at_common_step([lower, best, upper])
-    if losses is None:
-        return None
+    losses = [lower.loss, best.loss, upper.loss]
     x0, x2 = math.log(lower.lr / best.lr), math.log(upper.lr / best.lr)
     y0, y2 = losses[0] - losses[1], losses[2] - losses[1]
     # y = a x^2 + b x through (x0, y0), (0, 0), (x2, y2)
@@ -182,10 +197,25 @@ def parabola(best: Probe, probes: Sequence[Probe]) -> tuple[float, float] | None
     return best.lr * math.exp(vertex), -(a * vertex**2 + b * vertex)
 
 
+def neighbors(best: Probe, probes: Sequence[Probe]) -> tuple[Probe | None, Probe | None]:
+    """The nearest tried rates below and above the best."""
+    apart = [p for p in probes if not _same(p.lr, best.lr)]
+    lower = max((p for p in apart if p.lr < best.lr), key=lambda p: p.lr, default=None)
+    return lower, min((p for p in apart if p.lr > best.lr), key=lambda p: p.lr, default=None)
+
+
 def guess(settings: SearchSettings, bounds: Refine, probes: Sequence[Probe]) -> Point | None:
-    """The parabola's vertex, where the rate alone is searched and it lies apart from every run; None leaves the choice to a sampler."""
+    """Where the rate alone is searched: halfway to a neighbor that did not run to its end, else the parabola's vertex.
+
+    None, where the vertex has been run or there is none, leaves the choice to a sampler.
+    """
     best = min(probes, key=lambda p: p.loss)
-    fitted = parabola(best, probes) if len(settings.ranges) == 1 else None
+    if len(settings.ranges) > 1:
+        return None
+    for near in neighbors(best, probes):
+        if near and near.status != "COMPLETED" and abs(math.log(near.lr / best.lr)) > 2 * math.log(NARROW):
+            return {**best.point, "lr": rounded(math.sqrt(near.lr * best.lr))}
+    fitted = parabola(best, probes)
     point = {**best.point, "lr": rounded(fitted[0])} if fitted else best.point
     return point if bounds.low < point["lr"] < bounds.high and not any(alike(point, p.point) for p in probes) else None
 
@@ -232,17 +262,19 @@ def stops_at(
     """The step at which a run is given up: asynchronous successive halving (Li et al. 2020) among runs of one size only; None to go on.
 
     At each rung (grace, then `reduction` times as many steps) a run goes on while it is among the best 1/reduction of the runs that have
-    been there, or within the noise of the best. Runs of other sizes are never compared.
+    been there, or within the noise of the best, or is catching up with it (see `excess`). Runs of other sizes are never compared.
 
     Args:
         curve: step -> val_loss of the run so far.
         others: the size's earlier runs.
     """
     for step in rungs(settings, train):
-        seen = sorted(losses[step] for p in others if step in (losses := dict(p.curve)))
+        seen = sorted(((losses[step], p) for p in others if step in (losses := dict(p.curve))), key=lambda pair: pair[0])
         if step in curve and seen:
-            keep = seen[max(0, math.ceil(len(seen) / settings.reduction) - 1)]
-            if curve[step] > keep and curve[step] - seen[0] > noise:
+            keep = seen[max(0, math.ceil(len(seen) / settings.reduction) - 1)][0]
+            so_far = {at: loss for at, loss in curve.items() if at <= step}
+            above = excess(so_far, dict(seen[0][1].curve), train.n_steps)
+            if curve[step] > keep and above is not None and above > noise:
                 return step
     return None
 

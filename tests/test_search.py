@@ -134,13 +134,30 @@ def test_a_run_is_stopped_only_at_a_rung_and_only_where_it_is_worse_than_the_bes
     settings, train = SearchSettings({"lr": (1e-3, 3e-2)}, grace=0.5, reduction=2), TrainConfig(n_steps=1000, eval_interval=200)
     others = [Probe({"lr": 1e-2}, "COMPLETED", ((400, 2.2), (600, 2.0), (1000, 1.5))), Probe({"lr": 2e-2}, "COMPLETED", ((600, 2.1),))]
     assert bracket.rungs(settings, train) == [600]
-    assert stops_at(settings, train, {400: 9.0}, others, NOISE) is None
-    assert stops_at(settings, train, {400: 9.0, 600: 2.5}, others, NOISE) == 600
+    assert stops_at(settings, train, {400: 2.5}, others, NOISE) is None
+    assert stops_at(settings, train, {400: 2.5, 600: 2.5}, others, NOISE) == 600
     assert stops_at(settings, train, {600: 2.5, 800: 1.0}, others, NOISE) == 600  # a rung passed before an interruption still counts
     assert stops_at(settings, train, {600: 2.0 + NOISE / 2}, others, NOISE) is None
     assert stops_at(settings, train, {600: 2.5}, [], NOISE) is None
     assert stops_at(dataclasses.replace(settings, grace=1), train, {600: 2.5}, others, NOISE) is None
     assert stops_at(SearchSettings({"lr": (1, 2), "batch_size": (4, 8)}), train, {600: 2.5}, others, NOISE) is None
+
+
+def test_a_higher_rate_that_catches_up_before_the_decay_is_neither_stopped_nor_called_worse() -> None:
+    settings, train = SearchSettings({"lr": (1e-3, 3e-2)}), TrainConfig(n_steps=1500, eval_interval=250)
+    best = Probe({"lr": 7e-3}, "COMPLETED", ((500, 2.19), (750, 1.984), (1500, 1.585)))
+    catching_up, falling_behind = ((500, 2.283), (750, 2.022)), ((500, 2.338), (750, 2.216))
+    assert stops_at(settings, train, dict(catching_up), [best], 0.025) is None
+    assert stops_at(settings, train, dict(falling_behind), [best], 0.025) == 750
+    assert not bracket.is_worse(Probe({"lr": 2e-2}, "STOPPED", catching_up), best, 0.025)
+    assert bracket.is_worse(Probe({"lr": 2e-2}, "STOPPED", falling_behind), best, 0.025)
+
+
+def test_a_neighbor_that_was_given_up_makes_no_parabola_but_a_run_halfway_to_it() -> None:
+    settings = SearchSettings({"lr": (1e-3, 3e-2)})
+    probes = [*made([(2e-3, 1.2), (6e-3, 1.0)]), Probe({"lr": 2.4e-2}, "STOPPED", ((50, 2.0),))]
+    assert bracket.parabola(probes[1], probes) is None
+    assert guess(settings, Refine(2e-3, 2.4e-2), probes) == {"lr": 1.2e-2}
 
 
 def test_the_law_of_rates_is_recovered_and_needs_three_sizes() -> None:
