@@ -99,6 +99,14 @@ def processor() -> str:
         return platform.processor() or platform.machine()
 
 
+def room_bytes(execution: Execution, device: torch.device) -> int:
+    """Bytes of a GPU's memory that this process may take; 0 elsewhere."""
+    if device.type != "cuda":
+        return 0
+    total = torch.cuda.get_device_properties(device).total_memory
+    return int(total * (execution.memory_fraction or 1.0))
+
+
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory of the device's allocator (CUDA) or of this process since it started (elsewhere)."""
     if device.type == "cuda":

@@ -21,7 +21,8 @@ from study.optimizer import clip, group_pairs, norm_limits
 from study.spec import Trial
 
 MOST_BYTES = 4 << 30
-"""Largest corpus kept on a device; a larger one is read on the host, step by step."""
+MOST_SHARE = 0.25
+"""Largest corpus kept on a device, in bytes and as a part of the memory this process may take; a larger one is read on the host."""
 MOST_ROWS = 500
 """Steps that tables are laid down for at a time."""
 WARM_UP = 3
@@ -32,14 +33,31 @@ DTYPES = {"uint8": torch.uint8, "uint16": torch.int32}
 """Of tokens on the device: torch indexes no uint16."""
 
 
-def fits(tokens: np.ndarray, dropout: float) -> bool:
-    """Whether a bundle can train this way: its corpus is small enough, and no mask is drawn from a host's random stream."""
+def fits(tokens: np.ndarray, dropout: float, room: int) -> bool:
+    """Whether a bundle can train this way: its corpus is small enough, and no mask is drawn from a host's random stream.
+
+    Args:
+        room: bytes of the device's memory that this process may take.
+    """
     dtype = DTYPES.get(tokens.dtype.name)
-    return dtype is not None and not dropout and len(tokens) * dtype.itemsize <= MOST_BYTES
+    return dtype is not None and not dropout and len(tokens) * dtype.itemsize <= min(MOST_BYTES, MOST_SHARE * room)
+
+
+_kept: list[tuple[np.ndarray, torch.device, Tensor]] = []
+"""The corpus that this process last kept on a device: a trunk, its branches and the worker's next bundle share it."""
 
 
 def keep(tokens: np.ndarray, device: torch.device) -> Tensor:
-    """Tokens on the device, (n,)."""
+    """Tokens on the device, (n,); of the corpus kept last, or of a longer part of it, no second copy is made."""
+    for host, where, kept in _kept:
+        if host.ctypes.data == tokens.ctypes.data and host.dtype == tokens.dtype and len(host) >= len(tokens) and where == device:
+            return kept[: len(tokens)]
+    kept = _copy(tokens, device)
+    _kept[:] = [(tokens, device, kept)]  # holding the host's array keeps its address from being given to another
+    return kept
+
+
+def _copy(tokens: np.ndarray, device: torch.device) -> Tensor:
     kept = torch.empty(len(tokens), dtype=DTYPES[tokens.dtype.name], device=device)
     for start in range(0, len(tokens), CHUNK):
         part = np.asarray(tokens[start : start + CHUNK])

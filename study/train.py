@@ -23,7 +23,16 @@ from torch import Tensor
 
 from models.transformer import Transformer
 from study import checkpoint, data, device_steps
-from study.device import Execution, choose_device, choose_precision, device_name, peak_memory_bytes, prepare_process, synchronize
+from study.device import (
+    Execution,
+    choose_device,
+    choose_precision,
+    device_name,
+    peak_memory_bytes,
+    prepare_process,
+    room_bytes,
+    synchronize,
+)
 from study.device_steps import DeviceSteps
 from study.optimizer import clip, group_pairs, make_optimizer, norm_limits
 from study.outcome import Outcome, Ran, Replica, finished_row
@@ -74,7 +83,7 @@ class Bundle:
         self.model = Transformer(trials[0].model(vocab_size), [t.seed for t in trials], self.recipe.dropout, str(self.device))
         self.model.precision = choose_precision(execution.precision, self.device, shape.n_embd)
         recipes = [trial.train for trial in trials]
-        resident = self.device.type == "cuda" and device_steps.fits(train_tokens, self.recipe.dropout)
+        resident = device_steps.fits(train_tokens, self.recipe.dropout, room_bytes(execution, self.device))
         self.optimizer = make_optimizer(self.model, recipes, resident)
         self.device_steps = DeviceSteps(self.model, self.optimizer, trials, train_tokens) if resident else None
         self.norm_limits = norm_limits(recipes, self.device)

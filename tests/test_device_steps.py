@@ -8,7 +8,7 @@ import torch
 
 from study import data
 from study.device import Execution
-from study.device_steps import DeviceSteps, fits
+from study.device_steps import DeviceSteps, fits, keep
 from study.optimizer import make_optimizer
 from study.spec import Trial
 from study.train import Bundle
@@ -57,12 +57,23 @@ def test_steps_without_the_host_have_the_losses_of_steps_with_it(monkeypatch: py
 
 def test_a_corpus_too_large_for_the_device_and_dropout_stay_with_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens = corpus()[0]
-    assert fits(tokens, 0.0)
-    assert fits(tokens.astype(np.uint16), 0.0)
-    assert not fits(tokens, 0.1)
-    assert not fits(tokens.astype(np.float32), 0.0)
+    assert fits(tokens, 0.0, 1 << 34)
+    assert fits(tokens.astype(np.uint16), 0.0, 1 << 34)
+    assert not fits(tokens, 0.1, 1 << 34)
+    assert not fits(tokens, 0.0, room=3 * len(tokens))  # a quarter of what the process may take, at most
+    assert not fits(tokens, 0.0, room=0)  # no GPU
+    assert not fits(tokens.astype(np.float32), 0.0, 1 << 34)
     monkeypatch.setattr("study.device_steps.MOST_BYTES", len(tokens) - 1)
-    assert not fits(tokens, 0.0)
+    assert not fits(tokens, 0.0, 1 << 34)
+
+
+def test_a_corpus_is_kept_once_for_all_bundles_of_a_process() -> None:
+    tokens, device = corpus()[0], torch.device("cpu")
+    kept = keep(tokens, device)
+    assert torch.equal(kept, torch.from_numpy(tokens))
+    assert keep(tokens[:500], device).data_ptr() == kept.data_ptr()
+    other = keep(tokens.copy(), device)
+    assert other.data_ptr() != kept.data_ptr()
 
 
 def on_gpu(trials: Sequence[Trial], precision: str = "float32") -> Bundle:
