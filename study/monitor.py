@@ -6,7 +6,8 @@ Only the driver writes tables, and a trial that was retried appears in them once
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -151,7 +152,8 @@ class Monitor(tune.Callback):
         if "refused" in result:
             self._cut_off(running, "FAILED", printable(result["refused"]))
         for outcome in result.pop("outcomes", []):
-            row = self.recorder.ended(outcome, running.where())
+            with _or_stop():
+                row = self.recorder.ended(outcome, running.where())
             self._show_end(row, outcome["samples"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -188,7 +190,8 @@ class Monitor(tune.Callback):
     def interrupted(self, reason: str) -> None:
         """Record what was running as INTERRUPTED: the same command continues it."""
         for running in self.running.values():
-            self._cut_off(running, "INTERRUPTED", reason)
+            with suppress(StoreLost):  # the disk may be full: the checkpoints that are there continue the trial without its row
+                self._cut_off(running, "INTERRUPTED", reason)
         self.running.clear()
 
     def close(self) -> None:
@@ -200,7 +203,8 @@ class Monitor(tune.Callback):
             if trial.trial_id in self.recorder.rows:  # a bundle's other trial
                 continue
             steps = running.curves.get(trial.trial_id, {})
-            row = self.recorder.cut_off(trial.trial_id, status, reason, [steps[step] for step in sorted(steps)], running.where())
+            with _or_stop():
+                row = self.recorder.cut_off(trial.trial_id, status, reason, [steps[step] for step in sorted(steps)], running.where())
             self._show_end(row, [])
 
     def _show_end(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
@@ -252,7 +256,16 @@ class OutOfBudget(BaseException):
 
 
 class StoreLost(BaseException):
-    """The object store that results go to has been away for too long, or belongs to another run now."""
+    """Results cannot be kept: the disk is full, say, or their object store has been away for too long or belongs to another run now."""
+
+
+@contextmanager
+def _or_stop() -> Iterator[None]:
+    """End the run where a row cannot be written: Ray Tune would turn an OSError into a traceback of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreLost(f"results cannot be written ({error.strerror or error})") from error
 
 
 def failure(trial: Any) -> str:

@@ -121,7 +121,7 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
             monitor.interrupted(f"the budget of {options.budget} was used up")
             return f"the budget of {options.budget} is used up"
         except StoreLost as lost:
-            monitor.interrupted("the results store was lost")
+            monitor.interrupted("results could not be kept")
             return str(lost)
         finally:
             job.interrupts.deferred = False

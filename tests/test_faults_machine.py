@@ -1,0 +1,68 @@
+"""Faults of the machine on a real Ray: a read-only disk, a clock that jumps, a full object store."""
+
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from study import run
+from tests.running import checkpoints, rows, tables, tiny, wait_until
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own with room for the tiny study and little more."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this system does not let a test mount a file system: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_read_only_file_system_is_refused_before_anything_starts(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert run.main(tiny(small_disk / "out")) == 1
+    said = capsys.readouterr().err.strip()
+    assert "results cannot be written to" in said
+    assert "Read-only file system" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_clock_that_is_set_back_in_mid_run_neither_stalls_a_trial_nor_turns_its_times_around(
+    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_time, back = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: true_time() - back[0])
+
+    def set_back() -> None:
+        wait_until(lambda: checkpoints(tmp_path, 40))
+        back[0] = 7200.0
+        wait_until(lambda: checkpoints(tmp_path, 100))
+        back[0] = -7200.0  # and forward, far beyond what counts as a stall
+
+    clock = threading.Thread(target=set_back)
+    clock.start()
+    code = run.main(tiny(tmp_path, "--no-report", "--stall-minutes", "20"))
+    clock.join()
+    assert code == 0
+    assert tables(tmp_path) == tables(undisturbed)
+    assert all(row["restarts"] == 0 for row in rows(tmp_path))
+    assert all(0 < row["wall_s"] < 3600 for row in rows(tmp_path))
+    assert all(row["started_at"] <= row["finished_at"] for row in rows(tmp_path))
+
+
+def test_an_object_store_full_of_other_things_is_no_obstacle(undisturbed: Path, tmp_path: Path) -> None:
+    import ray
+
+    held = [ray.put(np.zeros(24 << 20, dtype=np.uint8)) for _ in range(6)]  # 144 MiB of 100: Ray moves some of it to disk
+    assert run.main(tiny(tmp_path, "--no-report")) == 0
+    assert len(held) == 6
+    assert tables(tmp_path) == tables(undisturbed)
