@@ -27,6 +27,7 @@ from analysis import (
     diagnostics,
     fit_blocks,
     forecasts,
+    front,
     rates,
     replicates,
     returns,
@@ -175,6 +176,7 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         "timing": speed.timing(study.table.trials, cells, study.sweeps),
         "overfitting": training.overfitting(cells),
         "learning_rates": _json(rates.learning_rates(study.table, noise)),
+        "fronts": front.fronts(study.table),
     }
 
 

@@ -14,6 +14,7 @@ from analysis.cells import is_refused, part_of, reason_of, value_of
 from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty, sentence, several
 from analysis.evidence import Evidence
 from analysis.figures import slug, sweep_levels
+from analysis.front_section import front_section
 from analysis.listings import (
     contrasts_listing,
     conventions_listing,
@@ -43,6 +44,7 @@ def sections(evidence: Evidence) -> list[Section]:
         sweeps_section(fits),
         shape_section(fits),
         rates_section(evidence),
+        *front_section(fits),
         forecasts_section(fits),
         speed_section(evidence),
         overfitting_section(evidence),

@@ -1,5 +1,6 @@
 """Learning rates in the report: optima and brackets, the law lr(N), slopes with and without tuning, importances of what was searched."""
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import importance, rates, rates_section, replicates
+from analysis import front, front_section, importance, rates, rates_section, replicates
 from analysis.evidence import Evidence
 from analysis.figures_rates import draw_rate_law, has_rate_law
 from analysis.table import Table, load
@@ -158,6 +159,24 @@ def test_the_section_lists_optima_slopes_and_runs_each_traced_to_its_place(tmp_p
     assert "bracketed at 6 of 6 shapes" in section.prose[0].text
     assert has_rate_law(fits)
     assert len(draw_rate_law(fits).collections) == len(SHAPES)
+
+
+def test_the_front_of_a_search_over_shapes_marks_dominated_trials_and_those_beyond_a_limit(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    rows = [
+        {**synthetic_row(shape, 1, rng), "val_loss": loss, "sweeps": ["arch"]}
+        for shape, loss in (((1, 16, 2), 2.0), ((1, 32, 2), 1.8), ((2, 24, 2), 1.9), ((2, 64, 4), 1.5), ((4, 96, 4), 1.2))
+    ]
+    stored(tmp_path, rows)
+    line = "arch:kind=search:against=params:n_layer=1,4:n_embd=16,96:max_params=200K"
+    (tmp_path / "study.json").write_text(json.dumps({"study": {"sweeps": ["width:n_embd=16,32", line]}}))
+    (found,) = front.fronts(load(tmp_path))
+    verdicts = {(row["n_layer"], row["n_embd"]): row["verdict"] for row in found["rows"]}
+    on, off = "on the front", "dominated"
+    assert verdicts == {(1, 16): on, (1, 32): on, (2, 24): off, (2, 64): on, (4, 96): "beyond a limit"}
+    (section,) = front_section.front_section({"fronts": [found]})
+    assert len(section.listings[0].rows) == 5
+    assert front_section.front_section({}) == []
 
 
 def test_importances_find_the_field_that_matters_and_are_refused_without_enough_runs() -> None:
