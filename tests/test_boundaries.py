@@ -79,7 +79,12 @@ def test_models_know_nothing_of_studies() -> None:
 def test_analysis_reads_files_only(module: str) -> None:
     found = imported_by(module)
     assert not found & {"torch", "ray", "tyro"}
-    assert {name for name in found if name.startswith("study.")} <= {"study.records", "study.stories", "study.bracket", "study.search_settings"}
+    assert {name for name in found if name.startswith("study.")} <= {
+        "study.records",
+        "study.stories",
+        "study.bracket",
+        "study.search_settings",
+    }
 
 
 def test_importing_files_in_packages_is_all_there_is_to_do() -> None:
