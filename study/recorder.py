@@ -62,7 +62,7 @@ class Recorder:
             The whole row as written.
         """
         row = {**self._facts(outcome["row"]["trial_id"]), **_place(where), **outcome["row"]}
-        row["reason"] = row["reason"] or where.remark or None
+        row["reason"] = row.get("reason") or where.remark or None
         self._write(row, outcome["curve"], outcome["samples"])
         if row["status"] != "INTERRUPTED":
             shutil.rmtree(self.out / "checkpoints" / row["trial_id"], ignore_errors=True)
