@@ -31,7 +31,7 @@ def draw_shares(fits: Fits, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
+def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 30) -> Axes:
     """Structural effects as parameter-equivalents: what factor on the parameter count has the same effect on loss (1 = none).
 
     Intervals run out of the axes at a factor of WIDEST.
@@ -54,7 +54,7 @@ def draw_contrasts(fits: Fits, ax: Axes | None = None, limit: int = 14) -> Axes:
         low, high = style.pad_limits([1.0, *[v for v in map(value_of, ends) if v is not None]], 0.1)
         ax.set_xlim(max(low, 1 / WIDEST), min(high, WIDEST))
         style.log_axis(ax, "x")
-        ax.set_xlabel("parameter-equivalent (1 = acts its size)")
+        ax.set_xlabel("parameter-equivalent (1 = acts its size)", loc="right")
     return ax
 
 
