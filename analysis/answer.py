@@ -201,12 +201,27 @@ def heads(tree: Tree) -> str:
     """Effect of heads at equal size on loss and on time per step."""
     sweep = next((s for s in tree["sweeps"] if s["factor"] == "n_head" and len(s["levels"]) > 1), None)
     if sweep is None:
-        return "The number of heads was not varied by itself, so nothing is said about heads."
+        return _heads_of_equal_shapes(tree)
     few, many = sweep["levels"][0], sweep["levels"][-1]
     structure = tree["structure"]
     rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "heads"]
     start = f"Going from {few['value']} to {many['value']} heads at equal size"
     return f"{start} {_heads_effect(rows[0]) if rows else _raw_effect(few, many, sweep['verdict'])}{_slowdown(tree)}."
+
+
+def _heads_of_equal_shapes(tree: Tree) -> str:
+    """What contrasts between models of one depth and width and different heads say, where no sweep varies the heads."""
+    structure = tree["structure"]
+    rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "matched" and r["p"] is not None]
+    rows = [row for row in rows if len({label.partition("h")[0] for label in str(row["name"]).split(" vs ")}) == 1]
+    if not rows:
+        return "The number of heads was not varied by itself, so nothing is said about heads."
+    clear = sum(row["p_adjusted"] <= 0.05 for row in rows)
+    most = max(abs(row["delta"]) for row in rows)
+    return (
+        f"Other heads at equal depth and width differ by more than noise in {clear} of {_times(rows)}, by {most:.3f} nats at most; their "
+        "cost in time was not compared."
+    )
 
 
 def _heads_effect(row: Mapping[str, Any]) -> str:

@@ -38,7 +38,8 @@ def rates_section(evidence: Evidence) -> Section:
         caption = (
             "Best learning rate of each shape against parameters; bars reach to the nearest rates that are worse by more than the noise."
         )
-        pictures.append(Picture("rate_law", caption, str(found.get("sentence") or caption)))
+        alt = f"Best learning rate of {len(rows)} shapes against parameters, with brackets and the fitted line {law['equation']}"
+        pictures.append(Picture("rate_law", caption, alt))
     prose = [Cell(str(found["sentence"]), f"{place}/sentence")] if found.get("sentence") else []
     listings = [_optima(rows)] if rows else []
     if isinstance(slopes, Mapping) and not is_refused(slopes):

@@ -9,13 +9,12 @@ Figures go to results/bundle.csv.
 
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.gpu_shapes import VOCABULARY, Setting, model_of, random_text, setting, warm_bundle
-from benchmarks.machine import describe, write_csv
+from benchmarks.gpu_shapes import VOCABULARY, Setting, keep, model_of, random_text, say, setting, warm_bundle
+from benchmarks.machine import describe
 from benchmarks.peer import PeerLoop, matmul_peak
 from study.device import synchronize
 
@@ -58,9 +57,7 @@ def bundle_rows(name: str, shape: tuple[int, ...], how: Setting, peak: float) ->
             "peer_ms_per_step": peer, "ratio_to_peer": rate / (tokens / peer * 1e3), "share_of_peak": rate * flops / peak,
             "captured": bool(bundle.device_steps and bundle.device_steps.graph), "notes": "; ".join(bundle.notes),
         })  # fmt: skip
-        print(
-            "  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in rows[-1].items()), flush=True
-        )
+        say(rows[-1])
         del bundle
     return rows
 
@@ -73,10 +70,7 @@ def main() -> None:
     peak = matmul_peak(dtype, device=how.device)
     print(f"measured {str(dtype).removeprefix('torch.')} matmul peak: {peak / 1e12:.3g} TFLOP/s; {VOCABULARY} characters")
     rows = [row for name, shape in how.shapes.items() for row in bundle_rows(name, shape, how, peak)]
-    if how.rehearsed:
-        print("rehearsed on a CPU: the code runs, the figures mean nothing and are not kept")
-        return
-    write_csv(Path(__file__).parent / "results" / "bundle.csv", rows)
+    keep("bundle", rows, how)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,13 @@
 
 import argparse
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.machine import write_csv
 from models.config import ModelConfig, Shape
 from study.device import Execution
 from study.spec import DataConfig, TrainConfig, Trial
@@ -56,6 +59,19 @@ def setting(doc: str | None) -> Setting:
         parser.error("there is no GPU on this machine; add --rehearse to run a tiny shape on the CPU")
     sizes = (1, *(size for size in sorted(args.sizes) if size > 1))
     return Setting("cuda", {name: ORIGINAL[name] for name in args.shapes}, sizes, args.steps)
+
+
+def say(row: dict[str, Any]) -> None:
+    """Print a row of figures."""
+    print("  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in row.items()), flush=True)
+
+
+def keep(name: str, rows: list[dict[str, Any]], how: Setting) -> None:
+    """Write a benchmark's table, unless it was rehearsed."""
+    if how.rehearsed:
+        print("rehearsed on a CPU: the code runs, the figures mean nothing and are not kept")
+        return
+    write_csv(Path(__file__).parent / "results" / f"{name}.csv", rows)
 
 
 def random_text() -> np.ndarray:

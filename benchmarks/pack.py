@@ -11,11 +11,10 @@ import queue
 import statistics
 import time
 from multiprocessing.synchronize import Barrier
-from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu_shapes import Setting, setting, warm_bundle
-from benchmarks.machine import describe, write_csv
+from benchmarks.gpu_shapes import Setting, keep, say, setting, warm_bundle
+from benchmarks.machine import describe
 
 REPEATS = 3
 PATIENCE_S = 300.0
@@ -85,9 +84,7 @@ def pack_rows(name: str, shape: tuple[int, ...], how: Setting) -> list[dict[str,
             "shape": name, "trials": size, "serial_tokens_per_s": serial, "processes_tokens_per_s": apart, "bundled_tokens_per_s": bundled,
             "processes_over_serial": apart / serial, "bundled_over_serial": bundled / serial, "bundled_over_processes": bundled / apart,
         })  # fmt: skip
-        print(
-            "  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in rows[-1].items()), flush=True
-        )
+        say(rows[-1])
     return rows
 
 
@@ -96,10 +93,7 @@ def main() -> None:
     how = setting(__doc__)
     print(describe())
     rows = [row for name, shape in how.shapes.items() for row in pack_rows(name, shape, how)]
-    if how.rehearsed:
-        print("rehearsed on a CPU: the code runs, the figures mean nothing and are not kept")
-        return
-    write_csv(Path(__file__).parent / "results" / "pack.csv", rows)
+    keep("pack", rows, how)
 
 
 if __name__ == "__main__":

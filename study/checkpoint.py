@@ -9,9 +9,8 @@ something else is renamed to `*.bad`, named, and passed over.
 import json
 import os
 import shutil
-import threading
 import uuid
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -45,37 +44,8 @@ def save(folder: Path, trial_id: str, step: int, tensors: dict[str, Tensor], fac
         shutil.rmtree(folder / trial_id / f"step-{old:08d}", ignore_errors=True)
 
 
-class Writer:
-    """Writes in a thread of its own while training goes on, one thing at a time; what went wrong is raised by the next call."""
-
-    def __init__(self) -> None:
-        self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
-
-    def start(self, write: Callable[[], None]) -> None:
-        """Run `write` beside the caller, after what was started before. It must own all that it reads."""
-        self.wait()
-        self._thread = threading.Thread(target=self._run, args=(write,), name="checkpoint")
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Return when all is written.
-
-        Raises:
-            Exception: what stopped the last write, once.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _run(self, write: Callable[[], None]) -> None:
-        try:
-            write()
-        except BaseException as error:  # raised again where the caller waits
-            self._error = error
+beside = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+"""Writes while training goes on, one checkpoint after the other; a future's `result` raises what stopped its write."""
 
 
 def steps(folder: Path, trial_id: str) -> list[int]:

@@ -12,6 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,7 +75,7 @@ def _check_study(command: Command) -> None:
 
 
 def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
-    from study import data, folder, mirror, overview, scope, timing
+    from study import data, folder, mirror
     from study.provenance import provenance
     from study.spec import expand
     from study.training import Job, train_in_phases
@@ -86,38 +87,20 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     else:
         corpus = data.prepare(study.data)
     vocab_size = corpus.vocab_size if corpus else TINYSTORIES_CHARACTERS
-    key = data.data_key(study.data)
-    trials = expand(study, key)
+    trials = expand(study, data.data_key(study.data))
     if corpus:
         for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:
             data.check_lengths(corpus, block_size, unique_tokens)
     if command.options.dry_run:
         if is_address(command.options.out):
             mirror.fetch(command.options.out, out)
-        about, searches = _scope(command, trials, key, corpus.sha256 if corpus else "")
-        found = about.asked_for(folder.survey(out, about.trials, corpus.sha256 if corpus else "", set_aside=False))
-        if command.options.timing == "exclusive":
-            found = timing.with_timing(found, about.trials)
-        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
-        lines = [*searches.lines(), *lines]
-        if quoted and command.options.timing == "exclusive":
-            quoted, said = timing.quote_timing(quoted, found, about.trials)
-            lines.append(said)
-        print("\n".join([overview.overview(command.study_name, study, about.trials, found, corpus, vocab_size, quoted), *lines]))
+        print(_prepare(command, trials, corpus, vocab_size).text)
         return 0
     assert corpus is not None
     with mirror.held(command.options.out, out) as store:
-        about, searches = _scope(command, trials, key, corpus.sha256)
-        trials = about.trials
-        found = about.asked_for(folder.survey(out, trials, corpus.sha256))
-        if command.options.timing == "exclusive":
-            found = timing.with_timing(found, trials)
-        found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
-        lines = [*searches.lines(), *lines]
-        if quoted and command.options.timing == "exclusive":
-            quoted, said = timing.quote_timing(quoted, found, trials)
-            lines.append(said)
-        print("\n".join([overview.overview(command.study_name, study, trials, found, corpus, vocab_size, quoted), *lines]), flush=True)
+        ready = _prepare(command, trials, corpus, vocab_size)
+        about, searches, found, quoted, trials = ready.about, ready.searches, ready.found, ready.quoted, ready.about.trials
+        print(ready.text, flush=True)
         origin = provenance()
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
         facts["suggested"] = about.suggested
@@ -132,6 +115,35 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
             score = _score(quoted, trials, out, time.monotonic() - began)
             folder.write_json(out / "study.json", folder.read_json(out / "study.json") | {"quote_score": score})
         return code
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a run is about to do, and what is said of it."""
+
+    about: "Scope"
+    searches: "Searches"
+    found: "Survey"
+    quoted: "Quote | None"
+    text: str
+
+
+def _prepare(command: Command, trials: "list[Trial]", corpus: "Corpus | None", vocab_size: int) -> _Ready:
+    """Survey the results, choose within the budget and quote; a dry run sets nothing aside."""
+    from study import data, folder, overview, scope, timing
+
+    options, sha256 = command.options, corpus.sha256 if corpus else ""
+    about, searches = _scope(command, trials, data.data_key(command.study.data), sha256)
+    found = about.asked_for(folder.survey(command.out, about.trials, sha256, set_aside=not options.dry_run))
+    if options.timing == "exclusive":
+        found = timing.with_timing(found, about.trials)
+    found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
+    lines = [*searches.lines(), *lines]
+    if quoted and options.timing == "exclusive":
+        quoted, said = timing.quote_timing(quoted, found, about.trials)
+        lines.append(said)
+    text = overview.overview(command.study_name, command.study, about.trials, found, corpus, vocab_size, quoted)
+    return _Ready(about, searches, found, quoted, "\n".join([text, *lines]))
 
 
 def _scope(command: Command, trials: "list[Trial]", key: str, data_sha256: str) -> "tuple[Scope, Searches]":

@@ -12,6 +12,7 @@ one bit for bit on a CPU.
 import math
 import time
 from collections.abc import Container, Sequence
+from concurrent.futures import Future
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,7 @@ class Bundle:
         self.train_s, self.eval_s, self.wall_s, self.step_ms = 0.0, 0.0, 0.0, list[float]()
         self.block_size = shape.block_size
         self.sample_at = sample_steps(self.recipe)
-        self.writer = checkpoint.Writer()
+        self.writing: Future[None] | None = None
 
     # ---- progress ----
 
@@ -285,13 +286,16 @@ class Bundle:
             for trial_id, tensors, facts in named:
                 checkpoint.save(folder, trial_id, step, tensors, facts)
 
-        self.writer.start(write)
+        self.settle()
+        self.writing = checkpoint.beside.submit(write)
         if not beside:
             self.settle()
 
     def settle(self) -> None:
         """Wait for a checkpoint that is being written; raises what stopped it."""
-        self.writer.wait()
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
 
     def states(self) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
         """Each replica's tensors (views) and facts: all that its future depends on; valid between calls of `advance`."""

@@ -7,7 +7,7 @@ Reads the corpus and the survey of the results folder; everything that is writte
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,8 +80,6 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
     set_ray_environment(on_cluster=bool(options.address or os.environ.get("RAY_ADDRESS")))
     from study import cluster
     from study import trial as tune_side
-    from study.monitor import OutOfBudget, StoreLost
-    from study.quote import learn_memory
     from study.search_phase import make_prober
 
     with cluster.ray_session(options) as on_cluster:
@@ -108,26 +106,34 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
             monitor.note(cluster.describe_nodes())
         if warning:
             monitor.note(warning)
-        job.interrupts.deferred = True
-        try:
-            if prober:
-                prober.monitor = monitor
-            tune_side.run_bundles(work, options, out, monitor, prober)
-            job.interrupts.check()
-        except Interrupted:
-            monitor.interrupted("Ctrl-C" if job.interrupts.exit_code == 130 else "SIGTERM")
-            return "stopped"
-        except OutOfBudget:
-            monitor.interrupted(f"the budget of {options.budget} was used up")
-            return f"the budget of {options.budget} is used up"
-        except StoreLost as lost:
-            monitor.interrupted("results could not be kept")
-            return str(lost)
-        finally:
-            job.interrupts.deferred = False
-            monitor.close()
-            if job.quoted:
-                learn_memory(job.quoted, monitor.recorder.trials, monitor.recorder.rows.values())
+        if prober:
+            prober.monitor = monitor
+        return _until_the_end(job, monitor, lambda: tune_side.run_bundles(work, options, out, monitor, prober))
+
+
+def _until_the_end(job: Job, monitor: "Monitor", run: Callable[[], None]) -> str:
+    """Run what Ray Tune runs; interruptions are recorded and said, as is a budget's end."""
+    from study.monitor import OutOfBudget, StoreLost
+    from study.quote import learn_memory
+
+    job.interrupts.deferred = True
+    try:
+        run()
+        job.interrupts.check()
+    except Interrupted:
+        monitor.interrupted("Ctrl-C" if job.interrupts.exit_code == 130 else "SIGTERM")
+        return "stopped"
+    except OutOfBudget:
+        monitor.interrupted(f"the budget of {job.command.options.budget} was used up")
+        return f"the budget of {job.command.options.budget} is used up"
+    except StoreLost as lost:
+        monitor.interrupted("results could not be kept")
+        return str(lost)
+    finally:
+        job.interrupts.deferred = False
+        monitor.close()
+        if job.quoted:
+            learn_memory(job.quoted, monitor.recorder.trials, monitor.recorder.rows.values())
     return ""
 
 

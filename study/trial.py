@@ -6,6 +6,7 @@ disposable, so a run is always "what is missing, from its newest whole checkpoin
     with ray_session(options): run_bundles(work, options, out, callback)   # see study.cluster
 """
 
+import contextlib
 import shutil
 import socket
 import tempfile
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 from ray import tune
+from safetensors import SafetensorError
 
 from study.branches import lengths
 from study.memory import memory_cap
@@ -171,8 +173,11 @@ class BundleTrainable(tune.Trainable):
             self.bundle.notes.append(f"a checkpoint could not be {how} {self.work.store.address} ({reason(error)}); training goes on")
 
     def cleanup(self) -> None:
-        """Let go of the model and of checkpoints that only this process knows."""
-        self.bundle = None
+        """Let go of the model and of checkpoints that only this process knows; the last one of the others is whole when this returns."""
+        bundle, self.bundle = self.bundle, None
+        if bundle is not None:
+            with contextlib.suppress(OSError, SafetensorError):  # without it, whoever continues begins one checkpoint earlier
+                bundle.settle()
         shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
 
 

@@ -165,6 +165,12 @@ class Trunk:
         if self.branch:
             self.branch.save(folder, beside)
 
+    def settle(self) -> None:
+        """Wait for checkpoints that are being written; raises what stopped one."""
+        for bundle in (self.trunk, self.branch):
+            if bundle:
+                bundle.settle()
+
     def restore(self, folder: Path) -> bool:
         """Continue from checkpoints; False where there are none that help.
 

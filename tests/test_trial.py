@@ -43,6 +43,7 @@ def test_a_worker_continues_where_its_predecessor_saved_and_hands_over_the_whole
     (tmp_path / "study.json").write_text("{}")
     first = worker(tmp_path)
     assert [first.step()["rows"][0]["step"] for _ in range(3)] == [0, 20, 40]
+    first.cleanup()  # as Ray Tune does with a worker that it stops
     second = worker(tmp_path)
     results = [second.step()]
     while not results[-1]["done"]:
