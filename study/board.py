@@ -25,8 +25,8 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from study.event_file import EventFile
 from study.live import printable
 from study.provenance import ROOT
 from study.spec import Trial
@@ -64,7 +64,7 @@ class Board:
     def __init__(self, folder: Path, trials: Sequence[Trial], vocab_size: int) -> None:
         self.folder, self.vocab_size = folder, vocab_size
         self.trials = {trial.trial_id: trial for trial in trials}
-        self.writers: dict[str, EventFileWriter] = {}
+        self.writers: dict[str, EventFile] = {}
         self.steps: dict[str, int] = {}
         self.painter: subprocess.Popen[bytes] | None = None
         self.painted_at, self.pause_s, self.n_new = time.monotonic(), MIN_PAUSE_S, 0
@@ -91,7 +91,7 @@ class Board:
             writer = self._writer(trial_id, row)
             self.steps[trial_id] = row["step"]
             values = [Summary.Value(tag=tag, simple_value=row[name]) for tag, name in SCALARS.items() if row.get(name) is not None]
-            writer.add_event(Event(wall_time=time.time(), step=row["tokens"], summary=Summary(value=values)))
+            writer.add(Event(wall_time=time.time(), step=row["tokens"], summary=Summary(value=values)))
 
     def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         """Stories, the end of the session, and the file is closed: hundreds of trials keep no file open."""
@@ -103,7 +103,7 @@ class Board:
         for step in sorted({sample["step"] for sample in samples}):
             texts = [sample for sample in samples if sample["step"] == step]
             value = text_value("stories", "\n\n".join(map(story_markdown, texts[:STORIES_PER_STEP])))
-            writer.add_event(Event(wall_time=time.time(), step=step * tokens_per_step, summary=Summary(value=[value])))
+            writer.add(Event(wall_time=time.time(), step=step * tokens_per_step, summary=Summary(value=[value])))
         status = api_pb2.STATUS_SUCCESS if row["status"] == "COMPLETED" else api_pb2.STATUS_FAILURE
         info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
         self._add_hparams(writer, metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
@@ -137,19 +137,19 @@ class Board:
 
     # ---- files ----
 
-    def _writer(self, trial_id: str, row: Mapping[str, Any]) -> EventFileWriter:
+    def _writer(self, trial_id: str, row: Mapping[str, Any]) -> EventFile:
         """The run's file: made anew for a trial from its start, continued for one from a checkpoint."""
         if trial_id not in self.writers:
             folder = self.folder / run_name(self.trials[trial_id])
             if row["step"] == 0:
                 shutil.rmtree(folder, ignore_errors=True)
-            writer = self.writers[trial_id] = EventFileWriter(str(folder))
+            writer = self.writers[trial_id] = EventFile(folder)
             if row["step"]:  # later points of an earlier file are void
-                writer.add_event(Event(wall_time=time.time(), step=row["tokens"], session_log=SessionLog(status=SessionLog.START)))
+                writer.add(Event(wall_time=time.time(), step=row["tokens"], session_log=SessionLog(status=SessionLog.START)))
             self._start_session(writer, trial_id)
         return self.writers[trial_id]
 
-    def _start_session(self, writer: EventFileWriter, trial_id: str) -> None:
+    def _start_session(self, writer: EventFile, trial_id: str) -> None:
         """The hparams of a run. Without an experiment record TensorBoard finds columns and ranges by itself, from all runs there are."""
         trial = self.trials[trial_id]
         start = plugin_data_pb2.SessionStartInfo(group_name=run_name(trial), start_time_secs=time.time())
@@ -157,11 +157,11 @@ class Board:
             start.hparams[name].number_value = value
         self._add_hparams(writer, metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
 
-    def _add_hparams(self, writer: EventFileWriter, tag: str, data: plugin_data_pb2.HParamsPluginData) -> None:
+    def _add_hparams(self, writer: EventFile, tag: str, data: plugin_data_pb2.HParamsPluginData) -> None:
         data.version = metadata.PLUGIN_DATA_VERSION
         plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
         value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
-        writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[value])))
+        writer.add(Event(wall_time=time.time(), summary=Summary(value=[value])))
 
 
 def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
@@ -172,10 +172,10 @@ def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
         images: name -> PNG file.
         tokens: x position: training tokens of all trials that the figures show.
     """
-    writer = EventFileWriter(str(folder / STUDY_RUN))
+    writer = EventFile(folder / STUDY_RUN)
     names = {name: "0_loss" if name == "loss" else name for name in images}  # the figure that answers the question comes first
     values = [image_value(f"plots/{names[name]}", png) for name, png in sorted(images.items())]
-    writer.add_event(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
+    writer.add(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
     writer.close()
 
 

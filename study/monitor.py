@@ -5,6 +5,8 @@ Only the driver writes tables, and a trial that was retried appears in them once
     run_bundles(work, options, out, Monitor(recorder, views, interrupts, bundles))
 """
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +24,9 @@ from study.overview import flops
 from study.recorder import Recorder, Where
 from study.spec import Trial
 from study.trial import Bundled, request
+
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""How a failed trial's traceback names a full disk."""
 
 
 class Upstream(Protocol):
@@ -165,6 +170,9 @@ class Monitor(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle failed and will be tried again."""
         names = ", ".join(t.trial_id for t in self.bundles[trial.config["bundle"]].trials)
+        if any(full in _newest_failure(trial) for full in DISK_FULL):  # ours, or one of another machine
+            with _or_stop():
+                self.recorder.probe()
         if said := self._grow(trial):
             self.note(f"{names} {said}")
         else:
@@ -189,8 +197,8 @@ class Monitor(tune.Callback):
 
     def interrupted(self, reason: str) -> None:
         """Record what was running as INTERRUPTED: the same command continues it."""
-        for running in self.running.values():
-            with suppress(StoreLost):  # the disk may be full: the checkpoints that are there continue the trial without its row
+        with suppress(StoreLost):  # the disk may be full: the checkpoints that are there continue the trials without their rows
+            for running in self.running.values():
                 self._cut_off(running, "INTERRUPTED", reason)
         self.running.clear()
 

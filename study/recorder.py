@@ -5,6 +5,7 @@ Runs on the driver. Every file is written whole or not at all, the trial's row l
     Recorder(out, "quick", code_version, columns, trials, vocab_size).ended(outcome, where)
 """
 
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,9 @@ from study.spec import RECIPE_VERSION, Trial
 
 PATIENCE_S = (0.2, 1.0, 4.0)
 """Pauses before a failed write is tried again: a network folder may be away for a moment."""
+
+PROBE_BYTES = 1 << 16
+"""A trial's row, curve and some texts."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -80,6 +84,18 @@ class Recorder:
         if status == "STOPPED":  # nothing continues it
             shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
         return row
+
+    def probe(self) -> None:
+        """Write as much as a small row into the results folder and take it back.
+
+        Raises:
+            OSError: there is no room for it.
+        """
+        path = self.out / f".probe-{os.getpid()}"
+        try:
+            path.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            path.unlink(missing_ok=True)
 
     def _facts(self, trial_id: str) -> dict[str, Any]:
         """Columns that follow from the trial itself."""

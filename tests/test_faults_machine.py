@@ -1,4 +1,4 @@
-"""Faults of the machine on a real Ray: a read-only disk, a clock that jumps, a full object store."""
+"""Faults of the machine on a real Ray: a full disk, a read-only disk, a clock that jumps, a full object store."""
 
 import subprocess
 import threading
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from study import run
-from tests.running import checkpoints, rows, tables, tiny, wait_until
+from tests.running import checkpoints, rows, start, tables, tiny, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -25,6 +25,36 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip(f"this system does not let a test mount a file system: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Take all that is left."""
+    filler = disk / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 10, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    return filler
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_the_same_command_continues_when_there_is_space(
+    undisturbed: Path, small_disk: Path, tmp_path: Path
+) -> None:
+    out, log = small_disk / "out", tmp_path / "log"
+    process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    fill(small_disk)
+    assert process.wait(300) == 1, log.read_text()
+    said = log.read_text()
+    assert "the disk is full" in said
+    assert "the same command continues" in said
+    assert "Traceback" not in said
+    (small_disk / "filler").unlink()
+    assert run.main(tiny(out, "--no-report")) == 0
+    assert tables(out) == tables(undisturbed)
 
 
 def test_a_read_only_file_system_is_refused_before_anything_starts(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
