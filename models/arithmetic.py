@@ -39,9 +39,9 @@ class _BlockedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor) -> Tensor:
+    def forward(ctx: Any, qkv: Tensor, scale: float) -> Tensor:
         N, T, _, H, D = qkv.shape
-        ctx.scale = 1 / math.sqrt(D)
+        ctx.scale = scale
         q, k, v = qkv.permute(2, 0, 3, 1, 4).contiguous().view(3, N * H, T, D).unbind(0)
         q = q * ctx.scale
         future = torch.full((BLOCK, BLOCK), -math.inf, dtype=qkv.dtype).triu(1)
@@ -56,7 +56,7 @@ class _BlockedAttention(torch.autograd.Function):
         return torch.cat(out, 1).view(N, H, T, D).transpose(1, 2).contiguous()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         q, k, v, *probabilities = ctx.saved_tensors
         N, T, H, D = grad.shape
         grad = grad.transpose(1, 2).contiguous().view(N * H, T, D)
@@ -71,7 +71,7 @@ class _BlockedAttention(torch.autograd.Function):
         out = torch.empty((N, T, 3, H, D), dtype=grad.dtype)
         for i, part in enumerate((grad_q.mul_(ctx.scale), grad_k, grad_v)):
             out[:, :, i] = part.view(N, H, T, D).transpose(1, 2)
-        return out
+        return out, None
 
 
 def attention_dtype(device: torch.device, precision: Precision, T: int, dropout: float) -> torch.dtype:
@@ -81,9 +81,9 @@ def attention_dtype(device: torch.device, precision: Precision, T: int, dropout:
     return torch.bfloat16 if precision == "bf16" and (blocked or device.type == "cuda") else torch.float32
 
 
-def causal_attention(qkv: Tensor, dropout: float = 0.0) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v with a causal mask, (N, T, 3, H, D) -> (N, T, H, D); bf16 on a CPU is computed in blocks."""
+def causal_attention(qkv: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+    """softmax(scale q k^T) v with a causal mask, (N, T, 3, H, D) -> (N, T, H, D); bf16 on a CPU is computed in blocks."""
     if qkv.device.type == "cpu" and qkv.dtype == torch.bfloat16:
-        return _BlockedAttention.apply(qkv)
+        return _BlockedAttention.apply(qkv, scale)
     q, k, v = qkv.transpose(1, 3).unbind(2)  # each (N, H, T, D)
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True).transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scale).transpose(1, 2)

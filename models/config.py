@@ -5,7 +5,10 @@ Reads nothing, writes nothing, imports neither torch nor ray, so that a study ca
     ModelConfig(n_layer=6, n_head=8, n_embd=256, block_size=256, vocab_size=228).params_total   # 4_845_824
 """
 
+import math
 from dataclasses import dataclass, fields
+
+_MAY_BE_ZERO = ("base_width", "base_head_dim")
 
 
 @dataclass(frozen=True)
@@ -23,10 +26,16 @@ class Shape:
     """attention heads per block; divides n_embd"""
     block_size: int = 64
     """context length in tokens (characters)"""
+    base_width: int = 0
+    """0: standard parametrization; else muP (Yang et al. 2022), which equals the standard one at this width"""
+    base_head_dim: int = 0
+    """muP: head width at which attention is scaled as usual; 0 scales it as usual at every head width"""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in _MAY_BE_ZERO and value == 0 and not isinstance(value, bool):
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{field.name}={value!r} is not a positive whole number; choose 1 or more")
         if self.n_embd % self.n_head:
@@ -36,6 +45,8 @@ class Shape:
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; "
                 f"choose n_head={nearest}, or a multiple of {self.n_head} for n_embd"
             )
+        if self.base_head_dim and not self.base_width:
+            raise ValueError(f"base_head_dim={self.base_head_dim} belongs to muP; give base_width too, or leave it 0")
 
     @property
     def d_ff(self) -> int:
@@ -46,6 +57,17 @@ class Shape:
     def head_dim(self) -> int:
         """Width of one attention head."""
         return self.n_embd // self.n_head
+
+    @property
+    def width_ratio(self) -> float:
+        """m of muP (Yang et al. 2022, section B.1): width over base width; 1 under the standard parametrization."""
+        return self.n_embd / self.base_width if self.base_width else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor of q k^T: 1 / sqrt(D), or sqrt(base_head_dim) / D under muP (Yang et al. 2022, definition 4.1)."""
+        usual = 1 / math.sqrt(self.head_dim)
+        return usual * math.sqrt(self.base_head_dim / self.head_dim) if self.base_head_dim else usual
 
     @property
     def aspect(self) -> float:

@@ -22,6 +22,8 @@ from models.config import ModelConfig
 INIT_STD = 0.02
 """nanoGPT's standard deviation; projections into the residual stream have INIT_STD / sqrt(2 n_layer) (GPT-2 report, section 2.3)."""
 
+EMBEDDINGS = ("wte", "wpe")
+
 
 def norm(x: Tensor, scale: Tensor) -> Tensor:
     """Layer norm without bias (Ba et al. 2016), (K, M, C) with a scale of (K, C)."""
@@ -76,12 +78,16 @@ class Transformer(nn.Module):
         """Draw every replica's weights from its own generator on the CPU, so that all devices start alike.
 
         embeddings, qkv, up: normal(0, 0.02); projections into the residual stream: normal(0, 0.02 / sqrt(2 L)); norm scales: 1.
+        Under muP the matrices between channels have 1 / sqrt(width_ratio) of that.
         """
+        hidden_std = INIT_STD / math.sqrt(self.config.width_ratio)
         for replica, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             for name in self.names:
                 target = getattr(self, name)[replica]
-                std = INIT_STD / math.sqrt(2 * self.config.n_layer) if name.startswith(("proj", "down")) else INIT_STD
+                std = INIT_STD if name in EMBEDDINGS else hidden_std
+                if name.startswith(("proj", "down")):
+                    std /= math.sqrt(2 * self.config.n_layer)
                 if name.startswith("norm"):
                     target.fill_(1.0)
                 else:
@@ -97,7 +103,8 @@ class Transformer(nn.Module):
         if cache:
             cache.length += T
         # The head stays in float32: it is cheap at a character vocabulary, and logits rounded to bf16 would coarsen the loss.
-        return linear(norm(x, self.norm_f), self.wte, "float32").view(K, B, T, -1)
+        ratio = self.config.width_ratio
+        return linear(norm(x, self.norm_f if ratio == 1 else self.norm_f / ratio), self.wte, "float32").view(K, B, T, -1)
 
     def embed(self, tokens: Tensor, start: int = 0) -> Tensor:
         """Token plus position embeddings, (K, B, T) -> (K, B*T, C); `start` is the position of the first token."""
@@ -117,18 +124,20 @@ class Transformer(nn.Module):
         dropout = self.dropout if self.training else 0.0
         dtype = attention_dtype(x.device, self.precision, 0 if cache else T, dropout)
         qkv = linear(x, getattr(self, f"qkv_{layer}"), self.precision, dtype).view(K * B, T, 3, H, D)
-        y = self.cached_attention(qkv, layer, cache) if cache else causal_attention(qkv, dropout)  # (K*B, T, H, D)
+        scale = self.config.attention_scale
+        y = self.cached_attention(qkv, layer, cache, scale) if cache else causal_attention(qkv, scale, dropout)  # (K*B, T, H, D)
         return linear(y.reshape(K, B * T, H * D), getattr(self, f"proj_{layer}"), self.precision)
 
     @staticmethod
-    def cached_attention(qkv: Tensor, layer: int, cache: Cache) -> Tensor:
+    def cached_attention(qkv: Tensor, layer: int, cache: Cache, scale: float) -> Tensor:
         """Attention of new tokens to all so far, (K*B, T, 3, H, D) -> (K*B, T, H, D): either the first tokens, or one token at a time."""
         q, k, v = qkv.transpose(1, 3).unbind(2)  # each (K*B, H, T, D)
         start, end = cache.length, cache.length + q.shape[2]
         assert start == 0 or end == start + 1, "a cache is filled by one prompt, then token by token"
         cache.keys[layer, :, :, start:end], cache.values[layer, :, :, start:end] = k, v
         keys, values = cache.keys[layer, :, :, :end], cache.values[layer, :, :, :end]
-        return F.scaled_dot_product_attention(q, keys.to(q.dtype), values.to(q.dtype), is_causal=start == 0).transpose(1, 2)
+        keys, values = keys.to(q.dtype), values.to(q.dtype)
+        return F.scaled_dot_product_attention(q, keys, values, is_causal=start == 0, scale=scale).transpose(1, 2)
 
     def new_cache(self, B: int) -> Cache:
         """An empty cache for B sequences per replica."""
@@ -169,6 +178,11 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return matrices | scales | {"norm_f": (C,)}
 
 
+def count_embeddings(config: ModelConfig) -> int:
+    """Elements of the flat buffer that are embeddings; they come first."""
+    return sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if name in EMBEDDINGS)
+
+
 def count_decayed(config: ModelConfig) -> int:
-    """Elements of the flat buffer that take weight decay: its matrices, which come first."""
+    """Elements of the flat buffer that take weight decay: its matrices, embeddings among them, which come before the norm scales."""
     return sum(math.prod(shape) for shape in parameter_shapes(config).values() if len(shape) == 2)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from models.transformer import Transformer
 from study import data
-from study.optimizer import clip, group_pairs, norm_limits
+from study.optimizer import clip, groups_by_replica, norm_limits
 from study.spec import Trial
 
 MOST_BYTES = 4 << 30
@@ -131,8 +131,9 @@ class DeviceSteps:
     def _program(self) -> None:
         """One optimizer step of every replica at the cursor, which moves on. No value leaves the device."""
         rates = self.rates.index_select(0, self.cursor).squeeze(0)
-        for k, (matrices, _) in enumerate(group_pairs(self.optimizer)):
-            matrices["lr"].copy_(rates[k])  # the tensor that both groups of the replica hold
+        for k, groups in enumerate(groups_by_replica(self.optimizer)):
+            for group in {id(group["lr"]): group for group in groups}.values():  # groups of one rate hold the same tensor
+                torch.mul(rates[k], group["rate"], out=group["lr"])
         self.model.flat_grad.zero_()
         losses = self.model.loss(*self.windows())
         losses.sum().backward()

@@ -1,6 +1,9 @@
-"""AdamW for a bundle: two parameter groups per replica, each one flat tensor, so that every scalar of the recipe may differ by replica.
+"""AdamW for a bundle: a few parameter groups per replica, each one flat tensor, so that every scalar of the recipe may differ by replica.
 
-optimizer = make_optimizer(model, [trial.train for trial in trials]); pairs = group_pairs(optimizer)
+Matrices take weight decay, norm scales do not. Under muP (Yang et al. 2022, table 8, Adam) the matrices between channels are a group of
+their own, whose learning rate falls with width; their decay per step, learning rate times weight decay, does not.
+
+optimizer = make_optimizer(model, [trial.train for trial in trials]); replicas = groups_by_replica(optimizer)
 """
 
 import math
@@ -11,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.transformer import Transformer, count_decayed
+from models.config import ModelConfig
+from models.transformer import Transformer, count_decayed, count_embeddings
 from study.spec import TrainConfig
 
 # A bundle's gradients are rows of one buffer on purpose; torch remarks once on their strides.
@@ -21,22 +25,26 @@ Groups = dict[str, Any]
 
 
 def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device: bool = False) -> torch.optim.AdamW:
-    """Fused AdamW: matrices with weight decay, norm scales without.
+    """Fused AdamW. Each group has, beside torch's entries, a `name` and its `rate`: its learning rate over that of the recipe.
 
     Args:
         model: K replicas.
         recipes: one per replica.
         on_device: keep learning rates and step counters in tensors beside the weights, so that a step needs nothing from the host.
     """
-    decayed = count_decayed(model.config)
     device = model.flat.device
+    parts = _parts(model.config)
     groups: list[Groups] = []
     for index, recipe in enumerate(recipes):
-        rate = torch.full((), recipe.lr, device=device) if on_device else recipe.lr
-        for part, decay in ((slice(0, decayed), recipe.weight_decay), (slice(decayed, None), 0.0)):
+        tensors = {rate: torch.full((), recipe.lr * rate, device=device) for _, _, rate, _ in parts}
+        for name, part, rate, decays in parts:
             weights = model.flat[index, part]
             weights.grad = model.flat_grad[index, part]
-            groups.append({"params": [weights], "weight_decay": decay, "betas": (recipe.beta1, recipe.beta2), "lr": rate})
+            lr = tensors[rate] if on_device else recipe.lr * rate
+            decay = recipe.weight_decay / rate if decays else 0.0
+            groups.append(
+                {"params": [weights], "weight_decay": decay, "betas": (recipe.beta1, recipe.beta2), "lr": lr, "name": name, "rate": rate}
+            )
     optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), capturable=on_device and device.type == "cuda")
     for group in groups:  # made here, not at the first step, so that a checkpoint can be read into them
         weights = group["params"][0]
@@ -45,10 +53,24 @@ def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device
     return optimizer
 
 
-def group_pairs(optimizer: torch.optim.AdamW) -> list[tuple[Groups, Groups]]:
-    """(matrices, scales) parameter groups of each replica."""
-    groups = optimizer.param_groups
-    return list(zip(groups[::2], groups[1::2], strict=True))
+def _parts(config: ModelConfig) -> list[tuple[str, slice, float, bool]]:
+    """Name, place in the flat buffer, learning rate over the recipe's, and whether weight decays, of each group of a replica."""
+    embeddings, decayed = count_embeddings(config), count_decayed(config)
+    scales = ("scales", slice(decayed, None), 1.0, False)
+    if not config.base_width:
+        return [("matrices", slice(0, decayed), 1.0, True), scales]
+    hidden = ("hidden", slice(embeddings, decayed), 1 / config.width_ratio, True)
+    return [("embeddings", slice(0, embeddings), 1.0, True), hidden, scales]
+
+
+def groups_by_replica(optimizer: torch.optim.AdamW) -> list[list[Groups]]:
+    """The parameter groups of each replica; norm scales are the last of each."""
+    found: list[list[Groups]] = [[]]
+    for group in optimizer.param_groups:
+        found[-1].append(group)
+        if group["name"] == "scales":
+            found.append([])
+    return found[:-1]
 
 
 def norm_limits(recipes: Sequence[TrainConfig], device: torch.device) -> Tensor:

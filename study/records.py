@@ -54,6 +54,8 @@ _TRIALS = [
     _field("sweeps", pa.list_(_str), "", "sweeps of the study that hold this trial's configuration"),
     _field("d_ff", _int, "channels", "hidden width of each MLP"),
     _field("block_size", _int, "tokens", "context length"),
+    _field("base_width", _int, "channels", "width at which muP equals the standard parametrization; 0 is the standard one"),
+    _field("base_head_dim", _int, "channels", "muP: head width at which attention is scaled as usual; 0: at every one"),
     _field("vocab_size", _int, "tokens", "characters and special tokens"),
     _field("params_embedding", _int, "parameters", "token embedding"),
     _field("params_position", _int, "parameters", "position embedding"),

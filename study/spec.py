@@ -19,7 +19,7 @@ from study.sweeps import Sweep, parse_sweep
 RECIPE_VERSION = 1
 """Raise it when the training code's numerics change: stored rows of an older version are then stale, never mixed in."""
 
-_ADDED_LATER: dict[str, Any] = {}
+_ADDED_LATER: dict[str, Any] = {"shape.base_width": 0, "shape.base_head_dim": 0}
 """Fields added after the first release with the value that means "as before": left out of the identity when they have it,
 so that adding a field does not re-address every stored trial."""
 
@@ -185,11 +185,18 @@ class Study:
     """lr = train.lr * (params_non_embedding / lr_reference) ** lr_exponent; 0 gives every size the same lr"""
     lr_reference: int = 0
     """params_non_embedding at which train.lr holds; 0 means the centre's"""
+    parametrization: Literal["standard", "mup"] = "standard"
+    """mup (Yang et al. 2022): initialization, learning rates and multipliers follow the width from the centre's (or
+    model.base_width), so that one lr suits all widths"""
     model: Shape = field(default_factory=Shape)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
+        self._check_parametrization()
+        if self.parametrization == "mup" and not self.model.base_width:
+            base = replace(self.model, base_width=self.model.n_embd, base_head_dim=self.model.base_head_dim or self.model.head_dim)
+            object.__setattr__(self, "model", base)
         _require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
         _require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
         _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
@@ -197,6 +204,18 @@ class Study:
         _require(len(set(names)) == len(names), f"sweeps {names} share a name; give each its own")
         _require(abs(self.lr_exponent) <= 5, f"lr_exponent={self.lr_exponent} must lie between -5 and 5; -0.15 is usual, 0 turns it off")
         _require(self.lr_reference >= 0, f"lr_reference={self.lr_reference} must be 0 (the centre's) or a number of parameters")
+
+    def _check_parametrization(self) -> None:
+        name = self.parametrization
+        _require(name in ("standard", "mup"), f"parametrization={name!r} is not one of standard, mup")
+        _require(
+            name == "mup" or not self.model.base_width,
+            f"model.base_width={self.model.base_width} belongs to muP; give --parametrization mup too, or leave it out",
+        )
+        _require(
+            name == "standard" or not self.lr_exponent,
+            f"lr_exponent={self.lr_exponent} and parametrization=mup both change the learning rate with size; set lr_exponent to 0",
+        )
 
 
 def expand(study: Study, data_key: str = "") -> list[Trial]:

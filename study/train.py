@@ -35,7 +35,7 @@ from study.device import (
     synchronize,
 )
 from study.device_steps import DeviceSteps
-from study.optimizer import clip, group_pairs, make_optimizer, norm_limits
+from study.optimizer import clip, groups_by_replica, make_optimizer, norm_limits
 from study.outcome import Outcome, Ran, Replica, finished_row
 from study.samples import draw_samples, sample_steps
 from study.spec import Trial
@@ -180,8 +180,10 @@ class Bundle:
         losses = self.model.loss(tokens, targets)
         losses.sum().backward()
         norms = clip(self.model.flat_grad, self.norm_limits)
-        for replica, (matrices, scales) in zip(self.replicas, group_pairs(self.optimizer), strict=True):
-            matrices["lr"] = scales["lr"] = 0.0 if replica.diverged_at is not None else replica.trial.train.lr_at(self.step)
+        for replica, groups in zip(self.replicas, groups_by_replica(self.optimizer), strict=True):
+            rate = 0.0 if replica.diverged_at is not None else replica.trial.train.lr_at(self.step)
+            for group in groups:
+                group["lr"] = rate * group["rate"]
         self.optimizer.step()
         return losses.detach(), norms
 
@@ -337,11 +339,10 @@ class Bundle:
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """Views of everything that one replica's future depends on."""
-        matrices, scales = group_pairs(self.optimizer)[index]
         state = {"weights": self.model.flat[index]}
-        for part, group in (("matrices", matrices), ("scales", scales)):
+        for group in groups_by_replica(self.optimizer)[index]:
             for moment in ("exp_avg", "exp_avg_sq"):
-                state[f"{part}.{moment}"] = self.optimizer.state[group["params"][0]][moment]
+                state[f"{group['name']}.{moment}"] = self.optimizer.state[group["params"][0]][moment]
         return state
 
     def _to_device(self, array: np.ndarray) -> Tensor:

@@ -1,0 +1,127 @@
+"""muP: equal to the standard parametrization at its base width, and beyond it neither movement nor the best learning rate follow width."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.mup import best_rate, coordinates, family, growth, losses
+from models.config import ModelConfig, Shape
+from models.transformer import Transformer, count_decayed, count_embeddings
+from study import data
+from study.device import Execution
+from study.optimizer import groups_by_replica, make_optimizer
+from study.spec import DataConfig, Study, Trial, expand
+from study.train import Bundle
+
+CPU = Execution("cpu", "float32")
+BASE = 32
+
+
+@pytest.fixture(scope="module")
+def corpus() -> data.Corpus:
+    return data.prepare(DataConfig(train_chars=300_000))
+
+
+def curve(corpus: data.Corpus, *trials: Trial) -> list[float]:
+    bundle = Bundle(trials, corpus.train, corpus.val, corpus.vocab_size, None, CPU)
+    while not bundle.done:
+        bundle.advance()
+    return [row["val_loss"] for replica in bundle.replicas for row in replica.curve]
+
+
+def test_at_its_base_width_it_is_the_standard_parametrization_bit_for_bit(corpus: data.Corpus) -> None:
+    standard, mup = (family(name, BASE, BASE, 30) for name in ("standard", "mup"))
+    assert mup.shape.base_width == BASE
+    assert mup.trial_id != standard.trial_id
+    assert curve(corpus, mup) == curve(corpus, standard)
+
+
+def test_beyond_it_initialization_rates_and_multipliers_follow_the_width() -> None:
+    config = ModelConfig(n_layer=2, n_embd=128, n_head=4, block_size=16, vocab_size=64, base_width=32, base_head_dim=8)
+    model, standard = Transformer(config), Transformer(replace(config, base_width=0, base_head_dim=0))
+    for name, smaller in (("wte", 1.0), ("wpe", 1.0), ("qkv_0", 2.0), ("up_1", 2.0), ("down_0", 2.0), ("proj_1", 2.0)):
+        torch.testing.assert_close(getattr(model, name) * smaller, getattr(standard, name))  # 1 / sqrt(128 / 32)
+    assert config.attention_scale == pytest.approx(math.sqrt(8) / 32)
+    tokens = torch.arange(16).view(1, 1, 16)
+    with torch.no_grad():
+        for name in standard.names:
+            getattr(model, name).copy_(getattr(standard, name))
+        assert not torch.allclose(model(tokens) * 4, standard(tokens), rtol=1e-3)  # attention differs, too
+        for layer in range(2):
+            getattr(model, f"qkv_{layer}")[:, :128] *= 2.0  # queries: what 1 / D takes away from 1 / sqrt(D)
+        torch.testing.assert_close(model(tokens) * 4, standard(tokens))
+    recipe = family("mup", 128, 32, 10).train
+    groups = {group["name"]: group for group in groups_by_replica(make_optimizer(model, [recipe]))[0]}
+    assert {name: group["lr"] / recipe.lr for name, group in groups.items()} == {"embeddings": 1, "hidden": 0.25, "scales": 1}
+    for name in ("embeddings", "hidden"):  # the decay of a step is that of the base width
+        assert groups[name]["lr"] * groups[name]["weight_decay"] == pytest.approx(recipe.lr * recipe.weight_decay)
+    assert [len(groups[name]["params"][0]) for name in groups] == [
+        count_embeddings(config),
+        count_decayed(config) - count_embeddings(config),
+        5 * 128,
+    ]
+
+
+def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    trial = family("mup", 2 * BASE, BASE, 20)
+    trials = [replace(trial, seed=seed, train=replace(trial.train, eval_interval=10, lr=lr)) for seed, lr in ((1, 2e-3), (2, 8e-3))]
+    together = curve(corpus, *trials)
+    np.testing.assert_allclose(together, curve(corpus, trials[0]) + curve(corpus, trials[1]), rtol=1e-5)
+    first, second = (Bundle(trials, corpus.train, corpus.val, corpus.vocab_size, None, CPU) for _ in range(2))
+    for _ in range(2):
+        first.advance()
+    first.save(tmp_path)
+    assert second.restore(tmp_path)
+    while not second.done:
+        second.advance()
+    assert [row["val_loss"] for replica in second.replicas for row in replica.curve] == together
+
+
+def test_what_training_moves_does_not_depend_on_width_under_mup_and_does_otherwise(corpus: data.Corpus) -> None:
+    widths = (32, 64, 128, 256)
+    found = {}
+    for name in ("standard", "mup"):
+        moved = [coordinates(corpus, family(name, width, 64, 100), (1, 2), n_steps=6, lr=8e-3) for width in widths]
+        found[name] = {what: growth(widths, [row[what] for row in moved]) for what in ("logits", "block")}
+    assert all(abs(value) < 0.2 for value in found["mup"].values()), found
+    assert all(value > 0.4 for value in found["standard"].values()), found
+
+
+def test_the_best_learning_rate_moves_less_across_widths_than_under_the_standard_parametrization(corpus: data.Corpus) -> None:
+    rates, found = tuple(5e-4 * 2**k for k in range(5)), {}
+    for name in ("standard", "mup"):
+        best = []
+        for width in (32, 128):  # half and twice the base, where the two are the same
+            trial = family(name, width, 64, 100, n_layer=1)
+            shape, train = replace(trial.shape, block_size=16), replace(trial.train, batch_size=16, eval_windows=512)
+            best.append(best_rate(rates, losses(corpus, replace(trial, shape=shape, train=train), rates, (1, 2))))
+        found[name] = growth((32, 128), best)
+    assert abs(found["mup"]) < 0.6 * abs(found["standard"]), found
+
+
+def test_a_study_takes_its_base_from_its_center_and_says_what_does_not_go_together() -> None:
+    study = Study(parametrization="mup", model=Shape(n_layer=2, n_embd=64, n_head=4), sweeps=("width:n_embd=32,64,128",))
+    assert [(t.shape.base_width, t.shape.base_head_dim, t.shape.width_ratio) for t in expand(study)[:3]] == [
+        (64, 16, 0.5),
+        (64, 16, 1.0),
+        (64, 16, 2.0),
+    ]
+    given = Study(parametrization="mup", model=Shape(n_embd=64, n_head=4, base_width=32))
+    assert (given.model.base_width, given.model.base_head_dim) == (32, 0)
+    with pytest.raises(ValueError, match="both change the learning rate with size; set lr_exponent to 0"):
+        Study(parametrization="mup", lr_exponent=-0.15)
+    with pytest.raises(ValueError, match="belongs to muP; give --parametrization mup too"):
+        Study(model=Shape(base_width=32))
+    with pytest.raises(ValueError, match="is not one of standard, mup"):
+        Study(parametrization="mu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="give base_width too"):
+        Shape(base_head_dim=8)
+
+
+def test_identities_of_trials_without_it_are_what_they_were() -> None:
+    trial = expand(Study(model=Shape(n_layer=2, n_embd=64, n_head=4)), "stories-v1")[0]
+    assert "shape.base_width" not in trial._identity()
+    assert replace(trial, shape=replace(trial.shape, base_width=64)).trial_id != trial.trial_id
