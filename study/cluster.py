@@ -12,6 +12,7 @@ from pathlib import Path
 
 import ray
 
+from study import head
 from study.command import Options
 
 OBJECT_STORE_BYTES = 100 * 2**20
@@ -61,7 +62,8 @@ def ray_session(options: Options) -> Iterator[bool]:
     for name in ("ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
-        yield bool(address)
+        with head.watched(ray.get_runtime_context().gcs_address):
+            yield bool(address)
     finally:
         ray.shutdown()
 
@@ -164,14 +166,17 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
 
     probe = ray.remote(num_cpus=0)(_versions)
     asked = {
-        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node["NodeManagerHostname"]
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
         for node in ray.nodes()
         if node["Alive"]
     }
-    for answer, host in asked.items():
+    for answer, node in asked.items():
+        host = node["NodeManagerHostname"]
         try:
             found = ray.get(answer, timeout=timeout_s)
         except (ray.exceptions.RayError, TimeoutError) as error:
+            if _is_gone(node["NodeID"]):  # a spot machine that was taken away in this moment
+                continue
             raise ValueError(f"node {host} cannot run a task of this program: {_first_sentence(error)}") from None
         for name, theirs in found.items():
             # A build's local part (+cpu, +cu130) may differ: a CPU head drives GPU workers.
@@ -179,6 +184,10 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
                 raise ValueError(
                     f"node {host} has {name} {theirs or 'not installed'}, this driver has {version(name)}; install the same on all"
                 )
+
+
+def _is_gone(node_id: str) -> bool:
+    return not any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def _versions() -> dict[str, str]:

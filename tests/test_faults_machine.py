@@ -1,5 +1,7 @@
-"""Faults of the machine on a real Ray: a full disk, a read-only disk, a clock that jumps, a full object store."""
+"""Faults of the machine on a real Ray: a full or read-only disk, a clock that jumps, a full object store, lost heads, signals."""
 
+import os
+import signal
 import subprocess
 import threading
 import time
@@ -9,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.scale import below
 from study import run
-from tests.running import checkpoints, rows, start, tables, tiny, wait_until
+from tests.running import checkpoints, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
 
@@ -96,3 +99,51 @@ def test_an_object_store_full_of_other_things_is_no_obstacle(undisturbed: Path, 
     assert run.main(tiny(tmp_path, "--no-report")) == 0
     assert len(held) == 6
     assert tables(tmp_path) == tables(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_run_whose_ray_lost_its_head_leaves_no_worker_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    pids = workers(process.pid)
+    (head,) = [pid for pid in below(process.pid) if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]]
+    os.kill(head, signal.SIGKILL)
+    assert process.wait(120) == 1, log.read_text()
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), seconds=60)
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert "the same command continues" in said
+    assert run.main(tiny(out, "--no-report")) == 0
+    assert tables(out) == tables(undisturbed)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_whole_process_group_exits_143_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    os.killpg(process.pid, signal.SIGTERM)  # as a batch system ends a job
+    assert process.wait(60) == 143
+    assert "Traceback" not in log.read_text()
+    assert run.main(tiny(out, "--no-report")) == 0
+    assert tables(out) == tables(undisturbed)
+
+
+@pytest.mark.slow
+def test_ctrl_c_again_and_again_ends_at_once_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "out", tmp_path / "log"
+    process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+
+    def strike() -> bool:
+        os.killpg(process.pid, signal.SIGINT)
+        return process.poll() is not None
+
+    assert wait_until(strike, seconds=60), log.read_text()
+    assert process.returncode == 130
+    said = log.read_text()
+    assert "stopped at once; the same command continues" in said
+    assert "Traceback" not in said
+    assert run.main(tiny(out, "--no-report")) == 0
+    assert tables(out) == tables(undisturbed)
