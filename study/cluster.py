@@ -5,6 +5,7 @@ with ray_session(options) as on_cluster: check_nodes(on_cluster)
 
 import logging
 import os
+import shutil
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import ray
 
-from study import head
+from study import environment, head
 from study.command import Options
 
 OBJECT_STORE_BYTES = 100 * 2**20
 """On one machine tokens are memory-mapped files, so Ray's store holds small things only; a /dev/shm of 64 MB (Docker) is no obstacle."""
+
+LEAST_ROOM_BYTES = 16 * 2**20
+"""A session's logs and sockets take about 1 MiB at first."""
 
 LAUNCHED = "ray_bootstrap_config.yaml"
 """Where `ray up` leaves the cluster file, in the head's home."""
@@ -49,6 +53,7 @@ def ray_session(options: Options) -> Iterator[bool]:
                 logging_level=logging.ERROR,
             )
         else:
+            check_room()
             ray.init(
                 address="local",
                 include_dashboard=False,
@@ -66,6 +71,20 @@ def ray_session(options: Options) -> Iterator[bool]:
             yield bool(address)
     finally:
         ray.shutdown()
+
+
+def check_room() -> None:
+    """Look at the disk that Ray's processes start on: without room they wait half a minute for a file and do not say why.
+
+    Raises:
+        ValueError: it is full.
+    """
+    try:
+        free = shutil.disk_usage(environment.temporary_folder()).free
+    except OSError:
+        return  # Ray makes the folder, or says why not
+    if free < LEAST_ROOM_BYTES:
+        raise ValueError(environment.no_room())
 
 
 def _check_reachable(address: str) -> None:

@@ -4,6 +4,8 @@ set_ray_environment(); import ray
 """
 
 import os
+import shutil
+from pathlib import Path
 
 SETTINGS = {
     # No boxes on the terminal, no log files of its own, no phoning home.
@@ -33,3 +35,15 @@ def set_ray_environment(on_cluster: bool = False) -> None:
         os.environ.setdefault(name, value)
     if len(os.environ.get("TMPDIR", "")) > LONGEST_TMPDIR:
         os.environ.setdefault("RAY_TMPDIR", "/tmp")
+
+
+def temporary_folder() -> Path:
+    """Where a Ray on this machine keeps its logs, sockets and errors."""
+    return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+
+def no_room() -> str:
+    """What a person is told where Ray's temporary folder is full."""
+    folder = temporary_folder()
+    free = shutil.disk_usage(folder).free >> 20
+    return f"the disk of Ray's temporary folder {folder} has {free} MiB left; free some space there or name another folder with RAY_TMPDIR"

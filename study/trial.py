@@ -7,6 +7,8 @@ disposable, so a run is always "what is missing, from its newest whole checkpoin
 """
 
 import contextlib
+import errno
+import os
 import shutil
 import socket
 import tempfile
@@ -23,6 +25,7 @@ from ray import tune
 from safetensors import SafetensorError
 
 from study.branches import lengths
+from study.environment import no_room
 from study.memory import memory_cap
 from study.spec import Trial
 from study.stores import Store, get_checkpoints, put_checkpoints, reason
@@ -213,6 +216,7 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
 
     Raises:
         Interrupted: the callback acted upon a signal.
+        ValueError: there is no room for what Ray Tune writes of its own.
     """
     shutil.rmtree(out / "ray", ignore_errors=True)
     bundles = work.bundles
@@ -236,7 +240,12 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise ValueError(f"{no_room()}; what is done is kept, and the same command continues") from None
+        raise
 
 
 def request(bundled: Bundled) -> tune.PlacementGroupFactory:

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -12,22 +13,23 @@ import numpy as np
 import pytest
 
 from benchmarks.scale import below
-from study import run
-from tests.running import checkpoints, rows, start, tables, tiny, wait_until, workers
+from study import cluster, run
+from tests.running import checkpoints, kill_one_worker, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk() -> Iterator[Path]:
     """A file system of its own with room for the tiny study and little more."""
-    place = tmp_path / "disk"
-    place.mkdir()
+    place = Path(tempfile.mkdtemp(prefix="disk-"))  # not below tmp_path: a socket's path may have 107 bytes
     done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], capture_output=True, text=True, check=False)
     if done.returncode:
+        place.rmdir()
         pytest.skip(f"this system does not let a test mount a file system: {done.stderr.strip()}")
     yield place
     subprocess.run(["umount", "-l", str(place)], check=True)
+    place.rmdir()
 
 
 def fill(disk: Path) -> Path:
@@ -56,6 +58,36 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_the_same_command_
     assert "the same command continues" in said
     assert "Traceback" not in said
     (small_disk / "filler").unlink()
+    assert run.main(tiny(out, "--no-report")) == 0
+    assert tables(out) == tables(undisturbed)
+
+
+def test_ray_is_not_started_where_its_temporary_folder_has_no_room(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(small_disk.parent))
+    cluster.check_room()
+    monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
+    fill(small_disk)
+    with pytest.raises(ValueError, match=f"temporary folder {small_disk} has 0 MiB left; free some space"):
+        cluster.check_room()
+
+
+@pytest.mark.slow
+def test_a_temporary_folder_that_fills_up_ends_a_run_that_needs_it_in_one_sentence(
+    undisturbed: Path, small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run(["mount", "-o", "remount,size=32m", str(small_disk)], check=True)
+    out, log = tmp_path / "out", tmp_path / "log"
+    with monkeypatch.context() as there:
+        there.setenv("RAY_TMPDIR", str(small_disk))
+        process = start(tiny(out, "--no-report"), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    fill(small_disk)
+    kill_one_worker(process.pid)  # Ray Tune writes down why before it tries again
+    assert process.wait(120) == 1, log.read_text()
+    said = log.read_text()
+    assert f"temporary folder {small_disk} has 0 MiB left" in said
+    assert "the same command continues" in said
+    assert "Traceback" not in said
     assert run.main(tiny(out, "--no-report")) == 0
     assert tables(out) == tables(undisturbed)
 
