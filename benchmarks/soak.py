@@ -1,8 +1,8 @@
 """A soak: many small trials on three local nodes while something fails every few seconds; none lost, none doubled, memory flat.
 
 The faults, drawn at random: kill -9 of a trial's worker, kill -9 of a whole node (raylet and workers; another one comes up), kill -9 of the
-driver and a stopped worker. After the driver's death the same command continues. At the end each trial has exactly one COMPLETED row, equal
-losses for equal trials, and no two rows of one (trial, step).
+driver and a stopped worker. After the driver's death the same command continues. At the end each trial has exactly one COMPLETED row, no
+two rows of one (trial, step), and the first trials have the curves that they have in a run without faults.
 
     make soak ARGS="--trials 40 --every 6"
 """
@@ -29,6 +29,8 @@ STORE = 100 * 2**20
 FAULTS = {"worker killed": 5, "worker stopped": 1, "node lost": 2, "driver killed": 1}
 """What may happen, with its weight."""
 MOST_S = 3600.0
+CALM = 6
+"""Trials that are trained once more without faults."""
 
 
 def main() -> None:
@@ -50,7 +52,7 @@ def soak(folder: Path, n_trials: int, every_s: float, n_steps: int, seed: int) -
     """Run a study under faults; returns the figures.
 
     Raises:
-        AssertionError: a trial was lost or doubled, or two equal trials differ.
+        AssertionError: a trial was lost or doubled, or differs from the same trial without faults.
     """
     environment.set_ray_environment(on_cluster=True)
     rng, began = random.Random(seed), time.monotonic()
@@ -63,14 +65,19 @@ def soak(folder: Path, n_trials: int, every_s: float, n_steps: int, seed: int) -
             time.sleep(0.2)
             assert time.monotonic() - began < MOST_S, study.log.read_text()[-2000:]
             study.look()
-            if time.monotonic() > next_at and (what := strike(rng, study, nodes)):
-                happened[what] += 1
+            if time.monotonic() > next_at:
+                happened[strike(rng, study, nodes)] += 1
                 next_at = time.monotonic() + rng.expovariate(1 / every_s)
         assert code == 0, study.log.read_text()[-3000:]
+        wall_s = time.monotonic() - began
+        calm = Study(folder / "calm", min(n_trials, CALM), n_steps, nodes.cluster.address)
+        assert calm.process.wait(MOST_S) == 0, calm.log.read_text()[-3000:]
     finally:
         study.kill()
         nodes.cluster.shutdown()
-    return check(study, n_trials) | {"wall_s": time.monotonic() - began, **{name.replace(" ", "_"): happened[name] for name in FAULTS}}
+    figures = check(study, n_trials)
+    compare(study, calm)
+    return figures | {"wall_s": wall_s, **{name.replace(" ", "_"): happened[name] for name in FAULTS}}
 
 
 def strike(rng: random.Random, study: "Study", nodes: "Nodes") -> str:
@@ -106,6 +113,7 @@ class Study:
     """The study's driver, as a process of its own that may be killed and started again."""
 
     def __init__(self, folder: Path, n_trials: int, n_steps: int, address: str) -> None:
+        folder.mkdir(exist_ok=True)
         self.out, self.log = folder / "out", folder / "log"
         widths, seeds = "width:n_embd=16,24", [str(seed) for seed in range(1, (n_trials + 1) // 2 + 1)]
         recipe = ["--train.n_steps", str(n_steps), "--train.eval_interval", "20", "--train.eval_windows", "8", "--precision", "float32"]
@@ -147,7 +155,7 @@ def trial_workers() -> list[int]:
     named = []
     for pid in below(os.getpid()):
         try:
-            if (Path("/proc") / str(pid) / "cmdline").read_bytes().startswith(b"ray::BundleTrainable"):
+            if (Path("/proc") / str(pid) / "cmdline").read_bytes().startswith((b"ray::BundleTrainable", b"ray::ResourceTrainable")):
                 named.append(pid)
         except OSError:
             continue
@@ -170,6 +178,17 @@ def check(study: Study, n_trials: int) -> dict[str, Any]:
     second, last = (sorted(part)[len(part) // 2] for part in (study.memory[quarter : 2 * quarter], study.memory[-quarter:]))
     print(f"{len(ids)} trials, each once; {sum(row['restarts'] for row in rows)} resumptions; driver {second:.0f} then {last:.0f} MiB")
     return {"n_trials": len(ids), "resumptions": sum(row["restarts"] for row in rows), "driver_mib_early": second, "driver_mib_late": last}
+
+
+def compare(study: Study, calm: Study) -> None:
+    """The calm run's curves, bit for bit."""
+
+    def losses(of: Study) -> dict[tuple[str, int], tuple[float, float]]:
+        return {(row["trial_id"], row["step"]): (row["val_loss"], row["train_loss"]) for row in records.read(of.out, "curves").to_pylist()}
+
+    disturbed, undisturbed = losses(study), losses(calm)
+    assert undisturbed
+    assert {key: disturbed[key] for key in undisturbed} == undisturbed
 
 
 if __name__ == "__main__":
