@@ -37,6 +37,7 @@ class Ran:
     device: str
     precision: str
     ms_per_step: float | None
+    cpu_ms_per_step: float | None
     train_s: float
     eval_s: float
     wall_s: float
@@ -56,7 +57,10 @@ def finished_row(replica: Replica, ran: Ran, vocab_size: int, unique_tokens: int
     counts = ("params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token", "d_ff")
     shape = ("n_layer", "n_embd", "n_head", "block_size", "base_width", "base_head_dim", "vocab_size")
     recipe = ("batch_size", "lr", "weight_decay", "dropout", "schedule")
-    how = ("ms_per_step", "device", "precision", "peak_memory_bytes", "train_s", "eval_s", "wall_s", "restarts", "bundle_size")
+    how = (
+        "ms_per_step", "cpu_ms_per_step", "device", "precision", "peak_memory_bytes", "train_s", "eval_s", "wall_s", "restarts",
+        "bundle_size",
+    )  # fmt: skip
     return {
         "trial_id": trial.trial_id,
         "config_id": trial.config_id,

@@ -77,6 +77,10 @@ class Plan:
 # ---- time ----
 
 
+SPEEDS_VERSION = 2
+"""Of the cache file: since 2 the times of one thread are processor times. An older file is not read."""
+
+
 def speed_key(trial: Trial, bundle: int = 1) -> str:
     """What a step's time depends on, apart from the device."""
     shape = trial.shape
@@ -101,6 +105,8 @@ class Speeds:
         path = folder / "speed.json"
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
+            if body.get("version") != SPEEDS_VERSION:
+                return cls(path)
             return cls(path, body["seen"], body["places"], body.get("factors", {}))
         except (OSError, ValueError, KeyError, TypeError):
             return cls(path)
@@ -112,7 +118,8 @@ class Speeds:
         scratch = self.path.with_name(f".speed-{uuid.uuid4().hex[:8]}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            scratch.write_text(json.dumps({"seen": self.seen, "places": self.places, "factors": self.factors}, indent=1), encoding="utf-8")
+            body = {"version": SPEEDS_VERSION, "seen": self.seen, "places": self.places, "factors": self.factors}
+            scratch.write_text(json.dumps(body, indent=1), encoding="utf-8")
             os.replace(scratch, self.path)
         except OSError:
             scratch.unlink(missing_ok=True)

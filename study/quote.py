@@ -19,6 +19,9 @@ from study.memory import GROWTH, PROCESS_BYTES, is_out_of_memory
 from study.packing import Choice, Machine, Plan, Speeds, make_plan, to_probe
 from study.spec import Trial
 
+WORTH_SAYING = 0.3
+"""Cores held by other work from which the quote says so."""
+
 
 @dataclass(frozen=True)
 class Quote:
@@ -30,6 +33,8 @@ class Quote:
     vocab_size: int
     price_per_hour: float = 0.0
     currency: str = ""
+    busy_cores: float = 0.0
+    """cores that other work held when the quote was made; the quote is for a machine without it"""
 
     @property
     def seconds_by_configuration(self) -> dict[str, float]:
@@ -50,6 +55,10 @@ class Quote:
             f"memory: up to {max(b.memory_bytes for b in plan.bundles) / 2**30:.1f} GiB per process; "
             f"slots busy {plan.utilisation:.0%} of the time",
         ]
+        if self.machine.kind == "cpu" and self.busy_cores > WORTH_SAYING:
+            lines.append(
+                f"other work holds about {self.busy_cores:.1f} of {self.machine.cpus:g} cores now; the quote is for a machine without it"
+            )
         if saved := saved_share([trial for bundle in plan.bundles for trial in bundle.trials]):
             lines.append(f"WSD branches share their trunks: {saved:.0%} of the steps are saved")
         if self.price_per_hour:
@@ -88,7 +97,7 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options) -> Qu
     machine, precision = _measure(trials, vocab_size, options, speeds, threads)
     choice = Choice(options.cpus_per_trial, options.gpus_per_trial, options.bundle or None, options.max_concurrent)
     plan = make_plan(trials, vocab_size, machine, speeds, choice, precision)
-    return Quote(plan, machine, precision, vocab_size, price, currency)
+    return Quote(plan, machine, precision, vocab_size, price, currency, busy_cores())
 
 
 def requote(quoted: Quote, trials: Sequence[Trial], options: Options) -> Quote:
@@ -123,12 +132,16 @@ def _place(options: Options, threads: int) -> str:
 
 
 def learn(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Remember what real trials took per step: the next quote starts from it."""
+    """Remember what real trials took per step: the next quote starts from it.
+
+    Processor time where it was taken: what else the machine did then is no property of the trial.
+    """
     speeds = Speeds.load(default_cache_dir())
     for row in rows:
         if row["status"] == "COMPLETED" and row["ms_per_step"] and row["trial_id"] in trials:
             trial = trials[row["trial_id"]]
-            speeds.note(quoted.machine.name, trial, quoted.vocab_size, row["ms_per_step"], real=True, bundle=row["bundle_size"] or 1)
+            ms = row["cpu_ms_per_step"] or row["ms_per_step"]
+            speeds.note(quoted.machine.name, trial, quoted.vocab_size, ms, real=True, bundle=row["bundle_size"] or 1)
     speeds.save()
 
 
@@ -145,6 +158,25 @@ def learn_memory(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapp
         if trial and needed > PROCESS_BYTES["cuda"]:
             speeds.note_memory(quoted.machine.name, trial, quoted.vocab_size, quoted.precision, needed, size)
     speeds.save()
+
+
+def busy_cores(seconds: float = 0.2) -> float:
+    """Cores that others keep busy while this process sleeps; 0 where the system does not tell."""
+    try:
+        before = _core_times()
+        time.sleep(seconds)
+        after = _core_times()
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    idle, whole = after[0] - before[0], after[1] - before[1]
+    return (os.cpu_count() or 1) * (1 - idle / whole) if whole > 0 else 0.0
+
+
+def _core_times() -> tuple[int, int]:
+    """Idle and all ticks of all cores since the start of the machine (proc(5), /proc/stat)."""
+    with open("/proc/stat", encoding="ascii") as file:
+        ticks = [int(value) for value in file.readline().split()[1:9]]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def moment(seconds_from_now: float) -> str:

@@ -77,6 +77,7 @@ _TRIALS = [
     _field("best_val_loss", _float, "nats/token", "lowest val_loss of the curve"),
     _field("loss_floor", _float, "nats/token", "entropy of the validation text where it is known"),
     _field("ms_per_step", _float, "ms", "median time of one optimizer step, evaluation excluded"),
+    _field("cpu_ms_per_step", _float, "ms", "median processor time of one optimizer step of one thread: what other work does not slow"),
     _field("tokens_per_s", _float, "tokens/s", "training tokens over training time, evaluation excluded; a shared trunk's time in full"),
     _field("exclusive_timing", _bool, "", "the trial had its device to itself"),
     _field("peak_memory_bytes", _int, "bytes", "peak memory of the device (CUDA) or of the process"),

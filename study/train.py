@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Container, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from study.device import (
 from study.device_steps import DeviceSteps
 from study.optimizer import clip, groups_by_replica, make_optimizer, norm_limits
 from study.outcome import Outcome, Ran, Replica, finished_row
+from study.pace import Pace
 from study.samples import draw_samples, sample_steps
 from study.spec import Trial
 
@@ -91,7 +93,7 @@ class Bundle:
         self.val_windows = self._windows(val_tokens)
         self.train_windows = self._windows(self.train_tokens[0])
         self.step, self.restarts, self.notes = 0, 0, list[str]()
-        self.train_s, self.eval_s, self.wall_s, self.step_ms = 0.0, 0.0, 0.0, list[float]()
+        self.pace = Pace(one_thread=self.device.type == "cpu" and torch.get_num_threads() == 1)
         self.block_size = shape.block_size
         self.sample_at = sample_steps(self.recipe)
         self.writing: Future[None] | None = None
@@ -117,11 +119,9 @@ class Bundle:
         trained = time.perf_counter()
         rows = self._evaluate(batch_loss, grad_norm, trained - began)
         self._sample_on_the_way()
-        self.eval_s += time.perf_counter() - trained
-        self.train_s += trained - began
-        self.wall_s += time.perf_counter() - began
+        self.pace.add(train_s=trained - began, eval_s=time.perf_counter() - trained)
         for row in rows:
-            row["wall_s"] = self.wall_s
+            row["wall_s"] = self.pace.wall_s
         return rows
 
     def _train_until(self, goal: int) -> tuple[Tensor, Tensor]:
@@ -132,13 +132,12 @@ class Bundle:
         if self.device_steps:
             return self._train_on_device(self.device_steps, goal)
         while self.step < goal:
-            began = time.perf_counter()
-            loss, norm = self._train_step()
+            with self.pace.step() if self.device.type == "cpu" else nullcontext():  # a GPU's steps end after their launch
+                loss, norm = self._train_step()
             losses.append(loss)
             norms.append(norm)
             self.step += 1
             if self.device.type == "cpu":
-                self.step_ms.append((time.perf_counter() - began) * 1e3)
                 self._note_divergence(loss, self.step - 1)
                 if self.done:
                     break
@@ -161,15 +160,16 @@ class Bundle:
         return losses.mean(0), norms.mean(0)
 
     def time_steps(self, count: int) -> float:
-        """Milliseconds per step of the next `count` steps, without evaluation or record."""
-        began = time.perf_counter()
+        """Milliseconds per step of the next `count` steps, without evaluation or record; processor time where one thread does it all."""
+        clock = time.thread_time if self.pace.one_thread else time.perf_counter
+        began = clock()
         if self.device_steps:
             self._train_on_device(self.device_steps, self.step + count)
         for _ in range(0 if self.device_steps else count):
             self._train_step()
             self.step += 1
         synchronize(self.device)
-        return (time.perf_counter() - began) / count * 1e3
+        return (clock() - began) / count * 1e3
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step of every replica; returns losses and gradient norms before clipping, (K,) each."""
@@ -232,7 +232,7 @@ class Bundle:
                 "lr": replica.trial.train.lr_at(max(0, self.step - 1)),
                 "grad_norm": float(grad_norm[index]) if grad_norm is not None else None,
                 "tokens_per_s": steps * tokens_per_step / seconds if steps and seconds else None,
-                "wall_s": self.wall_s,
+                "wall_s": self.pace.wall_s,
             }
             if not math.isfinite(val_loss):
                 replica.diverged_at = self.step
@@ -301,8 +301,7 @@ class Bundle:
 
     def states(self) -> list[tuple[dict[str, Tensor], dict[str, Any]]]:
         """Each replica's tensors (views) and facts: all that its future depends on; valid between calls of `advance`."""
-        seconds = {"train": self.train_s, "eval": self.eval_s, "wall": self.wall_s}
-        shared = {"restarts": self.restarts, "seconds": seconds, "ms_per_step": self.ms_per_step}
+        shared = {"restarts": self.restarts, **self.pace.state()}
         return [
             (self._tensors(index), {"curve": r.curve, "samples": r.samples, "diverged_at": r.diverged_at, **shared})
             for index, r in enumerate(self.replicas)
@@ -334,8 +333,7 @@ class Bundle:
             state["step"].fill_(step)
         facts = states[0][1]
         self.step, self.restarts = step, facts["restarts"] + 1
-        self.train_s, self.eval_s, self.wall_s = (facts["seconds"][name] for name in ("train", "eval", "wall"))
-        self.step_ms = [facts["ms_per_step"]] if facts["ms_per_step"] else []
+        self.pace.adopt(facts)
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """Views of everything that one replica's future depends on."""
@@ -350,13 +348,6 @@ class Bundle:
 
     # ---- end ----
 
-    @property
-    def ms_per_step(self) -> float | None:
-        """Median time of an optimizer step (CPU), or the mean between evaluations (GPU)."""
-        if self.step_ms:
-            return float(np.median(self.step_ms))
-        return self.train_s / self.step * 1e3 if self.step else None
-
     def finish(self) -> list[Outcome]:
         """Generate the final texts and return what each trial leaves, in the order given."""
         try:
@@ -365,7 +356,8 @@ class Bundle:
             self.notes.append(f"a checkpoint of trial {self.replicas[0].trial.trial_id} could not be written ({error})")
         if self.characters and any(r.diverged_at is None for r in self.replicas):
             self._collect_samples()
-        times = self.ms_per_step, self.train_s, self.eval_s, self.wall_s
+        ms_per_step = self.pace.ms_per_step or (self.pace.train_s / self.step * 1e3 if self.step else None)
+        times = ms_per_step, self.pace.cpu_ms_per_step, self.pace.train_s, self.pace.eval_s, self.pace.wall_s
         memory, size = peak_memory_bytes(self.device), len(self.replicas)
         ran = Ran(self.step, device_name(self.device), self.model.precision, *times, memory, self.restarts, size)
         return [

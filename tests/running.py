@@ -14,8 +14,8 @@ from study import records
 
 ROOT = Path(__file__).parent.parent
 TIMES = {
-    "ms_per_step", "tokens_per_s", "wall_s", "train_s", "eval_s", "started_at", "finished_at", "peak_memory_bytes", "restarts", "host",
-    "exclusive_timing", "mfu", "git_commit", "git_dirty",
+    "ms_per_step", "cpu_ms_per_step", "tokens_per_s", "wall_s", "train_s", "eval_s", "started_at", "finished_at", "peak_memory_bytes",
+    "restarts", "host", "exclusive_timing", "mfu", "git_commit", "git_dirty",
 }  # fmt: skip
 """Columns that differ between two runs of the same trial."""
 

@@ -256,7 +256,7 @@ def test_a_familys_trials_share_the_time_of_the_trunk_and_add_up_to_all_of_it() 
         together.advance()
         outcomes += together.outcomes
         if together.ended:
-            train_s += together.ended.train_s
+            train_s += together.ended.pace.train_s
     on_trunk = sum(16 * 2 / row["tokens_per_s"] * 8 for row in outcomes[1].curve if 0 < row["step"] <= 24)
     short, long = (outcome.row for outcome in outcomes)
     assert short["train_s"] + long["train_s"] == pytest.approx(train_s - on_trunk, rel=1e-3)  # step 0 costs microseconds, too

@@ -1,14 +1,19 @@
 """The plan follows from memory and time: bundles fit, fractions pack, the quote is what the schedule takes."""
 
 import json
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from models.config import Shape
+from study.pace import Pace
 from study.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, step_flops, to_probe
 from study.probe import ProbeError, ask
+from study.quote import Quote, busy_cores, learn
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 
 STUDY = Study(sweeps=("depth:n_layer=1,2,4", "width:n_embd=32,64,128"), seeds=(1, 2, 3))
@@ -80,6 +85,45 @@ def test_what_real_trials_took_replaces_a_probe_and_survives_on_disk(tmp_path: P
     assert Speeds.load(tmp_path).seen == {}
     with pytest.raises(ValueError, match="probe comes first"):
         Speeds().ms_per_step("cpu", trial, 64)
+
+
+def test_the_next_quote_starts_from_processor_time_so_that_a_busy_machine_does_not_raise_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path))
+    trials = expand(STUDY)[:2]
+    quoted = Quote(make_plan([], 64, Machine(), Speeds(), Choice()), Machine(), "float32", 64)
+    times = {"status": "COMPLETED", "bundle_size": 1, "ms_per_step": 80.0}
+    seen = zip(trials, (10.0, None), strict=True)
+    rows = [{**times, "trial_id": trial.trial_id, "cpu_ms_per_step": ms} for trial, ms in seen]
+    learn(quoted, {trial.trial_id: trial for trial in trials}, rows)
+    assert [Speeds.load(tmp_path).ms_per_step(Machine().name, trial, 64) for trial in trials] == [10.0, 80.0]
+    old = json.loads((tmp_path / "speed.json").read_text())
+    (tmp_path / "speed.json").write_text(json.dumps({name: value for name, value in old.items() if name != "version"}))
+    assert Speeds.load(tmp_path).seen == {}  # of a version that learned wall times
+
+
+def test_waiting_counts_as_wall_time_and_not_as_processor_time() -> None:
+    pace = Pace(one_thread=True)
+    with pace.step():
+        time.sleep(0.05)
+    assert pace.ms_per_step is not None
+    assert pace.cpu_ms_per_step is not None
+    assert pace.ms_per_step >= 50 > 10 > pace.cpu_ms_per_step
+    later = Pace(one_thread=False)
+    later.adopt(pace.state())
+    assert (later.ms_per_step, later.cpu_ms_per_step) == (pace.ms_per_step, None)
+
+
+def test_what_other_work_holds_is_seen_and_said() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        time.sleep(0.3)
+        held = busy_cores()
+        other.kill()
+    assert held > 0.5
+    quoted = Quote(make_plan(expand(STUDY), 64, Machine(), speeds_for("cpu"), Choice()), Machine(), "float32", 64, busy_cores=held)
+    assert sum("other work holds about" in line for line in quoted.lines()) == 1
+    assert not any("other work" in line for line in replace(quoted, busy_cores=0.1).lines())
 
 
 def test_larger_steps_are_predicted_to_take_longer() -> None:
