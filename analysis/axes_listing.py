@@ -1,6 +1,6 @@
-"""The tables of a sweep in which a field of the recipe varies at fixed shapes: mean losses, and the gain of each step.
+"""The tables of a sweep in which not the size is the question: a field of the recipe varied at fixed shapes, or shapes at equal sizes.
 
-Reads the block that `analysis.axes.describe` made; each cell knows its place in `fits.json`.
+Reads the blocks that `analysis.axes.describe` and `analysis.shapes.describe` made; each cell knows its place in `fits.json`.
 """
 
 from collections.abc import Mapping
@@ -47,3 +47,23 @@ def _steps(name: str, axis: Mapping[str, Any], source: str) -> Listing:
     note = "Differences between trials of equal shape and seed, averaged over shapes; 95 % intervals, pooled within shapes."
     title = "What repeated text costs" if repeated else f"What each step in {axis['word']} bought"
     return Listing(f"axis_steps_{slug(name)}", title, columns, rows, note)
+
+
+def shapes_listing(sweep: Mapping[str, Any], source: str) -> Listing:
+    """One row per shape, by size; how far each is behind the best of its size."""
+    rows = []
+    for i, size in enumerate(sweep["shapes"]["sizes"]):
+        for j, row in enumerate(size["shapes"]):
+            here = f"{source}/shapes/sizes/{i}/shapes/{j}"
+            params = row["params_non_embedding"]
+            rows.append([
+                Cell(short_count(float(params)), f"{here}/params_non_embedding", plain(params), True),
+                Cell(shape_name(row), here),
+                Cell(plain(row["aspect"], 3), f"{here}/aspect", numeric=True),
+                span_cell(row, ("mean", "low", "high"), here),
+                span_cell(row, ("behind", "behind_low", "behind_high"), here),
+                Cell(content.visible(str(row["verdict"])), f"{here}/verdict"),
+            ])  # fmt: skip
+    columns = ["parameters", "shape", "width / depth", "loss (nats)", "behind the best of its size", "verdict"]
+    note = "By size, and within a size from shallow and wide to deep and narrow. The best was chosen by its loss, which flatters it."
+    return Listing(f"shapes_{slug(sweep['name'])}", f"The {sweep['name']} sweep: shapes of equal size", columns, rows, note)

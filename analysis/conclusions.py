@@ -32,6 +32,7 @@ from analysis import (
     replicates,
     returns,
     selection,
+    shapes,
     shares,
     speed,
     structure,
@@ -153,7 +154,8 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         own = next((f for f in study.fits if f.sweep == sweep["name"]), None)
         sweep["slope"] = blocks[own.fit_id]["slope"] if own else None
         sweep["axis"] = axes.describe(cells, next(s for s in study.sweeps if s.name == sweep["name"]))
-        sweep["sentence"] = sweep["axis"]["sentence"] if sweep["axis"] else sweep["sentence"]
+        sweep["shapes"] = shapes.describe(cells, next(s for s in study.sweeps if s.name == sweep["name"]), noise)
+        sweep["sentence"] = (sweep["axis"] or sweep["shapes"] or sweep)["sentence"]
         sweep["unit_below_noise_from"] = returns.unit_below_noise(own, sweep, noise) if own else None
     contrasts = structure.contrasts(study.joint, _sweep_fits(study), sweeps.find_sweeps(study.joint), noise)
     shape: dict[str, Any] = {

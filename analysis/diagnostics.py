@@ -18,7 +18,7 @@ from analysis.laws import Power
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Noise, f_p_value, t_p_value, t_quantile
 from analysis.resampling import distinct_points
-from analysis.verdicts import SAME_SIZE
+from analysis.table import SAME_SIZE
 from analysis.wording import p_text
 
 Floats = NDArray[np.float64]

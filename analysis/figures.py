@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from analysis import style
 from analysis.cells import Fits, Row, is_refused, value_of
 from analysis.figures_rates import draw_rate_law, has_rate_law
-from analysis.figures_shape import draw_contrasts, draw_forecasts, draw_shares
+from analysis.figures_shape import draw_contrasts, draw_forecasts, draw_shapes, draw_shares
 from analysis.figures_training import draw_gap, draw_learning_curves, draw_learning_rates, draw_memory
 from analysis.style import AXIS_LABELS, BLUE, CONVENTIONS, FACTOR_COLUMNS, INK, LETTERS, LOSS, MUTED
 
@@ -172,7 +172,9 @@ def draw_residuals(fits: Fits, ax: Axes | None = None, fit_id: str | None = None
 
 
 def draw_sweep(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
-    """Loss of one sweep against what it varies: every seed, the mean and its interval."""
+    """Loss of one sweep against what it varies: every seed, the mean and its interval; of shapes at equal sizes, by width over depth."""
+    if any(sweep["name"] == name and sweep.get("shapes") for sweep in fits.get("sweeps") or []):
+        return draw_shapes(fits, name, ax)
     return _draw_sweep(fits, name, ax, _loss_panel, LOSS)
 
 
@@ -243,7 +245,7 @@ def slug(name: object) -> str:
 
 def has_panel(sweep: Row) -> bool:
     """Whether a sweep compares its levels: configurations of no sweep are kept under "other" and only shown."""
-    return sweep.get("name") != "other" and 0 < len(sweep.get("levels") or []) <= MOST_LEVELS
+    return sweep.get("name") != "other" and (bool(sweep.get("shapes")) or 0 < len(sweep.get("levels") or []) <= MOST_LEVELS)
 
 
 MOST_LEVELS = 30
@@ -285,6 +287,7 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
         found["residuals"] = lambda: draw_residuals(fits)
     for name in [s["name"] for s in fits.get("sweeps") or [] if has_panel(s)]:
         found[f"sweep_{slug(name)}"] = partial(draw_sweep, fits, name)
+    for name in [s["name"] for s in fits.get("sweeps") or [] if has_panel(s) and not s.get("shapes")]:
         found[f"speed_{slug(name)}"] = partial(draw_sweep_speed, fits, name)
     for name, draw in (("shares", draw_shares), ("contrasts", draw_contrasts)):
         if structure.get(name) and not is_refused(structure[name]):

@@ -1,13 +1,14 @@
-"""Figures of size against shape: variance shares, parameter-equivalents, exponents by convention, forecasts against outcomes.
+"""Figures of size against shape: shapes of equal size, variance shares, parameter-equivalents, forecasts against outcomes.
 
 Reads the conclusions (the dict of `fits.json`); writes nothing. Every function takes and returns an `ax`.
 """
 
+import numpy as np
 from matplotlib.axes import Axes
 
 from analysis import style
 from analysis.cells import Fits, is_refused, value_of
-from analysis.style import BLUE, CONVENTIONS, INK, VERMILLION
+from analysis.style import BLUE, CONVENTIONS, INK, LOSS, VERMILLION, short_count
 from analysis.wording import WIDEST, contrast_label
 
 
@@ -76,6 +77,38 @@ def draw_forecasts(fits: Fits, ax: Axes | None = None) -> Axes:
         style.log_axis(ax, "y")
         ax.set_xlabel(CONVENTIONS["params_non_embedding"])
         ax.set_ylabel("validation loss (nats)")
+    return ax
+
+
+def draw_shapes(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
+    """Loss against width over depth, one line per size (dark is large) through its means; dots are configurations."""
+    with style.look():
+        ax = ax or style.new_axes(4.2, 3.2)
+        sweep = next(s for s in fits["sweeps"] if s["name"] == name)
+        sizes, ends, drawn, taken = sweep["shapes"]["sizes"], [], [], list[tuple[float, float]]()
+        for place, size in enumerate(sizes):
+            color = style.shade(place / max(len(sizes) - 1, 1))
+            by_aspect: dict[float, list[float]] = {}
+            for row in size["shapes"]:
+                by_aspect.setdefault(row["aspect"], []).append(row["mean"])
+                if value_of(row["low"]) is not None:
+                    ax.plot([row["aspect"]] * 2, [row["low"], row["high"]], color=color, lw=1.0, alpha=0.6, label="_interval")
+                drawn += [row["aspect"]]
+            points = [(aspect, float(np.mean(losses))) for aspect, losses in sorted(by_aspect.items())]
+            ax.plot(*zip(*points, strict=True), color=color, lw=1.4, label=f"{short_count(float(size['params_non_embedding']))} parameters")
+            dots = [(row["aspect"], row["mean"]) for row in size["shapes"]]
+            ax.scatter([x for x, _ in dots], [y for _, y in dots], s=16, color=color, lw=0, zorder=3, label="_configurations")
+            ends.append((*points[-1], short_count(float(size["params_non_embedding"])), INK))
+            aspects = np.geomspace(points[0][0], points[-1][0], 25)
+            taken += zip(aspects, np.interp(np.log(aspects), np.log([a for a, _ in points]), [y for _, y in points]), strict=True)
+            taken += [(row["aspect"], y) for row in size["shapes"] for y in row["losses"]]
+        low, high = style.pad_limits(drawn, 0.06)
+        ax.set_xlim(low, high * (high / low) ** 0.14)
+        ax.set_ylim(style.pad_limits([y for line in ax.lines for y in np.atleast_1d(line.get_ydata())], 0.06, log=False))
+        style.log_axis(ax, "x")
+        ax.set_xlabel("width over depth")
+        ax.set_ylabel(LOSS)
+        style.label_points(ax, ends, avoid=taken)
     return ax
 
 

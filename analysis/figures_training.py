@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 
 from analysis import style
 from analysis.cells import Row, value_of
-from analysis.style import BLUE, CONVENTIONS, INK, LOSS, SHADES
+from analysis.style import BLUE, CONVENTIONS, INK, LOSS
 
 LINES, POINTS = 120, 60
 """A figure of learning curves draws at most this many lines of this many points: more is ink, not information."""
@@ -26,7 +26,7 @@ def draw_learning_curves(curves: Sequence[Row], trials: Sequence[Row], ax: Axes 
         bounds = np.log([min(sizes.values(), default=1), max(sizes.values(), default=1)])
         for trial, points in by_trial.items():
             shade = float((np.log(sizes[trial]) - bounds[0]) / max(bounds[1] - bounds[0], 1e-9))
-            ax.plot(*zip(*points, strict=True), color=_shade(shade), lw=1.0, label=trial)
+            ax.plot(*zip(*points, strict=True), color=style.shade(shade), lw=1.0, label=trial)
         everything = [p for points in by_trial.values() for p in points]
         low, high = style.pad_limits([p[0] for p in everything], 0.03)
         ax.set_xlim(low, high * (high / low) ** 0.2)
@@ -64,11 +64,6 @@ def _thinned(curves: Sequence[Row], sizes: Mapping[str, float]) -> dict[str, lis
 def _at_most(items: list[Any], most: int) -> list[Any]:
     """The first, the last, and evenly between."""
     return items if len(items) <= most else [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
-
-
-def _shade(position: float) -> str:
-    """Light to dark blue; position in [0, 1]."""
-    return SHADES[min(len(SHADES) - 1, int(position * len(SHADES)))]
 
 
 def draw_gap(trials: Sequence[Row], ax: Axes | None = None) -> Axes:
@@ -113,8 +108,8 @@ def draw_learning_rates(trials: Sequence[Row], ax: Axes | None = None) -> Axes:
         for (n_layer, n_embd, n_head), rows in shapes.items():
             shade = float((np.log(rows[0]["params_non_embedding"]) - min(sizes)) / max(max(sizes) - min(sizes), 1e-9))
             means = {lr: float(np.mean([r["val_loss"] for r in rows if r["lr"] == lr])) for lr in sorted({r["lr"] for r in rows})}
-            ax.plot(list(means), list(means.values()), color=_shade(shade), lw=1.2, label=f"{n_layer} x {n_embd}, {n_head} heads")
-            ax.scatter([r["lr"] for r in rows], [r["val_loss"] for r in rows], s=10, color=_shade(shade), lw=0, label="_seeds")
+            ax.plot(list(means), list(means.values()), color=style.shade(shade), lw=1.2, label=f"{n_layer} x {n_embd}, {n_head} heads")
+            ax.scatter([r["lr"] for r in rows], [r["val_loss"] for r in rows], s=10, color=style.shade(shade), lw=0, label="_seeds")
         rates = [float(r["lr"]) for rows in shapes.values() for r in rows]
         ax.set_xlim(style.pad_limits(rates, 0.08))
         ax.set_ylim(style.pad_limits([float(r["val_loss"]) for rows in shapes.values() for r in rows], 0.08))

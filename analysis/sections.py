@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis import content
-from analysis.axes_listing import axis_listings
+from analysis.axes_listing import axis_listings, shapes_listing
 from analysis.cells import is_refused, part_of, reason_of, value_of
-from analysis.content import Cell, Picture, Section, escape_pointer, plain, pretty, sentence, several
+from analysis.content import Cell, Listing, Picture, Section, escape_pointer, plain, pretty, sentence, several
 from analysis.evidence import Evidence
 from analysis.figures import slug, sweep_levels
 from analysis.front_section import front_section
@@ -143,6 +143,8 @@ def sweeps_section(fits: Fits) -> Section:
     for s in found:
         name, word = s["name"], str(s["name"])
         seeds = "Small dots: seeds; open markers: means with 95 % intervals."
+        if s.get("shapes"):
+            seeds = "One line per size, through the mean of each depth and width; dots: configurations (heads differ) with 95 % intervals."
         pictures.append(
             Picture(f"sweep_{slug(name)}", f"Loss in the {word} sweep. {seeds}", f"Loss in the {word} sweep. {s.get('sentence', '')}", True)
         )
@@ -157,8 +159,14 @@ def sweeps_section(fits: Fits) -> Section:
     listings = []
     for i, s in enumerate(found):
         if s["name"] != "other":
-            listings += axis_listings(s, f"/sweeps/{i}") if s.get("axis") else [sweep_listing(s, f"/sweeps/{i}")]
+            listings += _sweep_listings(s, f"/sweeps/{i}")
     return Section("sweeps", "Sweeps", prose or [Cell("The study holds no one-factor sweep.", "/sweeps")], pictures, listings)
+
+
+def _sweep_listings(sweep: Mapping[str, Any], source: str) -> list[Listing]:
+    if sweep.get("axis"):
+        return axis_listings(sweep, source)
+    return [shapes_listing(sweep, source) if sweep.get("shapes") else sweep_listing(sweep, source)]
 
 
 def shape_section(fits: Fits) -> Section:

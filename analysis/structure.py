@@ -21,7 +21,8 @@ from analysis.fitted import Fitted, mean_variance
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Configurations, Noise, t_p_value, t_quantile
 from analysis.sweeps import NAMES, SHAPE, Sweep
-from analysis.verdicts import SAME_SIZE, sizes
+from analysis.table import SAME_SIZE
+from analysis.verdicts import sizes
 from analysis.wording import count, effect_text, in_words, nats_text, p_text
 
 UNDECIDED = "undecided: the noise between seeds is not measured"

@@ -112,6 +112,11 @@ def tick_values(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(k * step, 10) for k in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
 
 
+def shade(position: float) -> str:
+    """Light to dark blue; position in [0, 1]."""
+    return SHADES[min(len(SHADES) - 1, int(position * len(SHADES)))]
+
+
 def log_axis(ax: Axes, which: str, counts: bool = False, values: Sequence[float] | None = None) -> None:
     """Make one axis logarithmic with a few readable labels at round numbers and no minor labels.
 

@@ -13,21 +13,18 @@ from analysis.fits import FitResult, FitStatus
 from analysis.intervals import Interval
 from analysis.refusals import Code, Refusal
 from analysis.replicates import Configurations
+from analysis.table import distinct_sizes
 
 MIN_SIZES = 5
 MIN_DF = 2
 MIN_DECADES = 1.5
 MAX_RATIO = 2.0
 """An exponent whose interval spans more than this factor is not determined."""
-SAME_SIZE = 0.05
-"""Relative step of N up to which configurations have the same size: shapes matched to 2 % on either side of a target differ by 4.1 %. What
-such a difference is worth is taken off along the curve before shapes are compared."""
 
 
 def sizes(cells: Configurations, column: str = "params_non_embedding") -> int:
     """Number of distinct sizes: values of N that differ by more than SAME_SIZE."""
-    values = np.sort(cells.columns[column])
-    return int(1 + np.sum(np.diff(np.log(values)) > math.log1p(SAME_SIZE))) if len(values) else 0
+    return distinct_sizes(cells.columns[column])
 
 
 def decades(cells: Configurations, column: str = "params_non_embedding") -> float:

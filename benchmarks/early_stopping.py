@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from analysis import conclusions, intervals, replicates, selection
 from analysis import table as tables
 from analysis.fitted import Fitted, observations
-from analysis.verdicts import SAME_SIZE
+from analysis.table import SAME_SIZE
 
 SIZE = "params_non_embedding"
 

@@ -58,7 +58,7 @@ class Instant(tune.Trainable):
 
     def _outcome(self, row: dict[str, Any]) -> dict[str, Any]:
         one = self.bundled.trials[0]
-        ran = Ran(one.train.n_steps, "cpu (none)", "float32", 1.0, 0.1, 0.1, 0.2, 1 << 20, 0, 1)
+        ran = Ran(one.train.n_steps, "cpu (none)", "float32", 1.0, 1.0, 0.1, 0.1, 0.2, 1 << 20, 0, 1)
         outcome = Outcome(finished_row(Replica(one, [row]), ran, self.work.vocab_size, 1000), [row], [])
         return {"row": outcome.row, "curve": outcome.curve, "samples": outcome.samples}
 

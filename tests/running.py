@@ -1,6 +1,7 @@
 """Helpers of the tests that run studies: a tiny study's command line, running it, and comparing what it left."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,7 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from study import records
+from study.command import parse
+from study.recorder import Recorder, Where
+from study.spec import Trial, expand
 
 ROOT = Path(__file__).parent.parent
 TIMES = {
@@ -104,3 +110,25 @@ def facts(results: Path) -> dict[str, Any]:
     """study.json."""
     found: dict[str, Any] = json.loads((results / "study.json").read_text())
     return found
+
+
+def write_study(
+    out: Path, preset: str, loss_of: Callable[[Trial], float], noise_sd: float = 0.015, unique_tokens: int = 4_000_000, **changes: Any
+) -> dict[str, Trial]:
+    """Results of a preset as its own recorder writes them: half the variance of seeds belongs to the trunk that lengths share."""
+    rng = np.random.default_rng(3)
+    arguments = [word for name, value in changes.items() for word in (f"--{name}", *value)]
+    trials = {t.trial_id: t for t in expand(parse([preset, *arguments]).study)}
+    columns = {"data_name": "stories", "data_sha256": "x", "loss_floor": 0.2, "unique_tokens": unique_tokens}
+    recorder = Recorder(out, preset, "0", columns, trials, 64)
+    trunks: dict[Any, float] = {}
+    for trial_id, trial in trials.items():
+        trunk = trunks.setdefault((trial.shape, trial.train.unique_tokens, trial.seed), float(rng.normal()))
+        loss = loss_of(trial) + noise_sd * (trunk + float(rng.normal())) / math.sqrt(2)
+        row = {"trial_id": trial_id, "status": "COMPLETED", "n_steps": trial.train.n_steps, "n_tokens": trial.n_tokens, "val_loss": loss}
+        recorder.ended({"row": {**row, "ms_per_step": 5.0}, "curve": [], "samples": []}, Where(1.79e9, exclusive=True))
+    for name in records.PER_TRIAL:
+        records.compact(out, name, preset)
+    facts = {"name": preset, "question": "What does it buy?", "trial_ids": list(trials)}
+    (out / "study.json").write_text(json.dumps(facts))
+    return trials

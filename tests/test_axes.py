@@ -1,6 +1,5 @@
 """Text, repetition and context as axes: gains equal the truth, and intervals hold for branches that share a trunk."""
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from analysis.fit_blocks import Options
 from analysis.replicates import average
 from analysis.sections import sweeps_section
 from analysis.sweeps import find_sweeps
-from study import records
-from study.command import parse
-from study.recorder import Recorder, Where
-from study.spec import Trial, expand
+from study.spec import Trial
+from tests.running import write_study
 
 ALL_TOKENS = 4_000_000
 
@@ -32,23 +29,7 @@ def true_loss(trial: Trial) -> float:
 
 
 def write_results(out: Path, preset: str, noise_sd: float = 0.015, **changes: Any) -> dict[str, Trial]:
-    """Results of a preset as its own recorder writes them: half the variance of seeds belongs to the trunk that lengths share."""
-    rng = np.random.default_rng(3)
-    arguments = [word for name, value in changes.items() for word in (f"--{name}", *value)]
-    trials = {t.trial_id: t for t in expand(parse([preset, *arguments]).study)}
-    columns = {"data_name": "stories", "data_sha256": "x", "loss_floor": 0.2, "unique_tokens": ALL_TOKENS}
-    recorder = Recorder(out, preset, "0", columns, trials, 64)
-    trunks: dict[Any, float] = {}
-    for trial_id, trial in trials.items():
-        trunk = trunks.setdefault((trial.shape, trial.train.unique_tokens, trial.seed), float(rng.normal()))
-        loss = true_loss(trial) + noise_sd * (trunk + float(rng.normal())) / math.sqrt(2)
-        row = {"trial_id": trial_id, "status": "COMPLETED", "n_steps": trial.train.n_steps, "n_tokens": trial.n_tokens, "val_loss": loss}
-        recorder.ended({"row": {**row, "ms_per_step": 5.0}, "curve": [], "samples": []}, Where(1.79e9, exclusive=True))
-    for name in records.PER_TRIAL:
-        records.compact(out, name, preset)
-    facts = {"name": preset, "question": "What does text buy?", "trial_ids": list(trials)}
-    (out / "study.json").write_text(json.dumps(facts))
-    return trials
+    return write_study(out, preset, true_loss, noise_sd, unique_tokens=ALL_TOKENS, **changes)
 
 
 def concluded(out: Path) -> dict[str, Any]:
