@@ -49,24 +49,38 @@ class Tally:
     began: float = field(default_factory=time.monotonic)
     latest: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     """last evaluation of each running trial"""
-    ended: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """rows of trials that have ended"""
+    ended: set[str] = field(default_factory=set)
+    statuses: Counter[str] = field(default_factory=Counter)
+    """of trials that have ended"""
+    finished: dict[str, tuple[Mapping[str, Any], int, float]] = field(default_factory=dict)
+    """by config_id: the first completed row, completed trials, sum of their losses"""
+    flops_done: float = 0.0
+
+    def end(self, row: Mapping[str, Any]) -> None:
+        """Count a trial that has ended; the cost of this does not grow with the study."""
+        self.latest.pop(row["trial_id"], None)
+        if row["trial_id"] in self.ended:
+            return
+        self.ended.add(row["trial_id"])
+        self.statuses[row["status"]] += 1
+        self.flops_done += self.flops.get(row["trial_id"], 0.0)
+        if row["status"] == "COMPLETED":
+            first, n, total = self.finished.get(row["config_id"], (row, 0, 0.0))
+            self.finished[row["config_id"]] = first, n + 1, total + row["val_loss"]
 
     def counts(self) -> dict[str, int]:
         """Trials by state."""
-        ends = Counter(row["status"] for row in self.ended.values())
         return {
-            "done": ends["COMPLETED"] + self.done_before,
+            "done": self.statuses["COMPLETED"] + self.done_before,
             "running": len(self.latest),
-            "failed": ends["FAILED"] + ends["DIVERGED"],
+            "failed": self.statuses["FAILED"] + self.statuses["DIVERGED"],
             "all": len(self.trials) + self.done_before,
         }
 
     def share(self) -> float:
         """Share of this run's FLOPs that is done, from 0 to 1."""
         total = sum(self.flops.values())
-        done = sum(self.flops[i] for i in self.ended if i in self.flops)
-        done += sum(self.flops[i] * row["step"] / self.trials[i].train.n_steps for i, row in self.latest.items())
+        done = self.flops_done + sum(self.flops[i] * row["step"] / self.trials[i].train.n_steps for i, row in self.latest.items())
         return done / total if total else 1.0
 
     def seconds_left(self) -> float | None:
@@ -85,12 +99,8 @@ class Tally:
 
     def configurations(self) -> list[tuple[str, int, float]]:
         """(shape, trials, mean val_loss) of finished configurations, largest first."""
-        groups: dict[str, list[Mapping[str, Any]]] = {}
-        for row in self.ended.values():
-            if row["status"] == "COMPLETED":
-                groups.setdefault(row["config_id"], []).append(row)
-        ordered = sorted(groups.values(), key=lambda rows: -rows[0]["params_non_embedding"])
-        return [(shape_name(rows[0]), len(rows), sum(row["val_loss"] for row in rows) / len(rows)) for rows in ordered]
+        ordered = sorted(self.finished.values(), key=lambda group: -group[0]["params_non_embedding"])
+        return [(shape_name(first), n, total / n) for first, n, total in ordered]
 
 
 def shape_name(row: Mapping[str, Any]) -> str:
@@ -124,8 +134,7 @@ class Plain:
 
     def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         """Say how a trial ended."""
-        self.tally.latest.pop(row["trial_id"], None)
-        self.tally.ended[row["trial_id"]] = row
+        self.tally.end(row)
         self._say_end(row)
 
     def _say_end(self, row: Mapping[str, Any]) -> None:
