@@ -3,7 +3,7 @@
 Prints and writes benchmarks/results/step.csv: CPU milliseconds per step (median of repeats), ratios to the peer with torch's fused
 attention and with written-out attention, share of the measured matmul peak, and a trial with evaluation against the peer with its habit.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.step [--repeats 5] [--shapes 2x64 6x256]
+    OMP_NUM_THREADS=1 python -m benchmarks.step [--repeats 5] [--shapes 2x64 6x256] [--compiled]
 """
 
 import argparse
@@ -37,7 +37,7 @@ VOCABULARY = 75
 EVAL_WINDOWS = 256
 
 
-def contestants(shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
+def contestants(shape: tuple[int, ...], compiled: bool = False) -> dict[str, Callable[[], Any]]:
     """One callable per contestant that takes one optimizer step."""
     n_layer, n_embd, n_head, block_size, batch_size, _ = shape
     tokens = np.random.default_rng(0).integers(VOCABULARY, size=200_000).astype(np.uint8)
@@ -55,7 +55,24 @@ def contestants(shape: tuple[int, ...]) -> dict[str, Callable[[], Any]]:
             bundle.step += 1
 
         steps[precision] = step
+    if compiled:
+        steps["compiled"], seconds = compiled_step(spec, tokens)
+        print(f"torch.compile took {seconds:.1f} s", flush=True)
     return steps
+
+
+def compiled_step(spec: Trial, tokens: np.ndarray) -> tuple[Callable[[], Any], float]:
+    """Our step in bf16 with forward and backward pass compiled, and the wall seconds until its first step is done."""
+    bundle = Bundle([spec], tokens, tokens, VOCABULARY, None, Execution(device="cpu", precision="bf16", n_threads=1))
+    began = time.perf_counter()
+    bundle.model.loss = torch.compile(bundle.model.loss)  # type: ignore[method-assign]
+    bundle._train_step()
+
+    def step() -> None:
+        bundle._train_step()
+        bundle.step += 1
+
+    return step, time.perf_counter() - began
 
 
 def measure(calls: dict[str, Callable[[], Any]], count: int, repeats: int) -> dict[str, list[float]]:
@@ -93,10 +110,10 @@ def evaluation_ms(shape: tuple[int, ...]) -> tuple[float, float]:
     return statistics.median(times["peer"]) * 10, statistics.median(times["ours"])
 
 
-def row_for(name: str, repeats: int, peaks: dict[str, float]) -> dict[str, Any]:
+def row_for(name: str, repeats: int, peaks: dict[str, float], compiled: bool = False) -> dict[str, Any]:
     """All figures of one shape."""
     shape = (SHAPES | HEADS)[name]
-    times = measure(contestants(shape), shape[-1], repeats)
+    times = measure(contestants(shape, compiled), shape[-1], repeats)
     middle = {who: statistics.median(values) for who, values in times.items()}
     best = min(("float32", "bf16"), key=lambda who: middle[who])
     config = ModelConfig(n_layer=shape[0], n_embd=shape[1], n_head=shape[2], block_size=shape[3], vocab_size=VOCABULARY)
@@ -107,13 +124,14 @@ def row_for(name: str, repeats: int, peaks: dict[str, float]) -> dict[str, Any]:
     def ratio(base: str, who: str) -> float:
         return statistics.median(b / w for b, w in zip(times[base], times[who], strict=True))
 
+    more = {"ratio_of_compiled": ratio("bf16", "compiled")} if compiled else {}
     return {
         "shape": name, "peer_ms": middle["peer"], "peer_written_out_ms": middle["peer_written_out"],
         "float32_ms": middle["float32"], "bf16_ms": middle["bf16"], "best": best,
         "ratio_to_peer": ratio("peer", best), "ratio_to_written_out": ratio("peer_written_out", best),
         "ratio_float32_to_peer": ratio("peer", "float32"), "share_of_peak": flops / (middle[best] / 1e3) / peaks[best],
         "share_of_peak_peer": flops / (middle["peer"] / 1e3) / peaks["float32"], "trial_with_evaluation_ratio": whole,
-        "evaluation_share": our_eval / (EVAL_EVERY * middle[best] + our_eval), "repeats": repeats,
+        "evaluation_share": our_eval / (EVAL_EVERY * middle[best] + our_eval), "repeats": repeats, **more,
     }  # fmt: skip
 
 
@@ -122,6 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES), choices=list(SHAPES | HEADS))
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as a further contestant, beside our step in bf16")
     args = parser.parse_args()
     torch.set_num_threads(1)
     peaks = {"float32": matmul_peak(torch.float32), "bf16": matmul_peak(torch.bfloat16)}
@@ -129,7 +148,7 @@ def main() -> None:
     print("measured matmul peak, one thread: " + ", ".join(f"{name} {value / 1e9:.0f} GFLOP/s" for name, value in peaks.items()))
     rows = []
     for name in args.shapes:
-        rows.append(row_for(name, args.repeats, peaks))
+        rows.append(row_for(name, args.repeats, peaks, args.compiled))
         print(
             "  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in rows[-1].items()), flush=True
         )
