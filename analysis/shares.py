@@ -148,18 +148,19 @@ def _shapley(explained: dict[tuple[int, ...], Floats], i: int, n: int) -> Floats
 def _rows(point: dict[str, Floats], resampled: dict[str, Floats] | None, names: list[str], has_seeds: bool) -> list[dict[str, Any]]:
     tail = (1 - LEVEL) / 2
 
-    def ends(values: Floats | None) -> dict[str, float | None]:
+    def ends(values: Floats | None, value: float) -> dict[str, float | None]:
         if values is None:
             return {"low": None, "high": None}
+        # Noise adds to a share and never takes from it, so that resamples of a share near 0 all lie above it.
         low, high = np.quantile(values, [tail, 1 - tail])
-        return {"low": float(low), "high": float(high)}
+        return {"low": min(float(low), value), "high": max(float(high), value)}
 
     rows: list[dict[str, Any]] = [
         {
             "factor": name,
             "sequential": float(point["sequential"][0, i]),
             "shapley": float(point["shapley"][0, i]),
-            **ends(None if resampled is None else resampled["shapley"][:, i]),
+            **ends(None if resampled is None else resampled["shapley"][:, i], float(point["shapley"][0, i])),
         }
         for i, name in enumerate(names)
     ]
@@ -167,5 +168,7 @@ def _rows(point: dict[str, Floats], resampled: dict[str, Floats] | None, names: 
         if key == "rest" or has_seeds:
             value = float(point[key][0])
             label = label if has_seeds else "lack of fit and seed (one seed: not separable)"
-            rows.append({"factor": label, "sequential": value, "shapley": value, **ends(None if resampled is None else resampled[key])})
+            rows.append(
+                {"factor": label, "sequential": value, "shapley": value, **ends(None if resampled is None else resampled[key], value)}
+            )
     return rows
