@@ -2,11 +2,14 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from analysis import conclusions, table
+from analysis.fit_blocks import Options
 from benchmarks.mup import best_rate, coordinates, family, growth, losses
 from models.config import ModelConfig, Shape
 from models.transformer import Transformer, count_decayed, count_embeddings
@@ -15,6 +18,7 @@ from study.device import Execution
 from study.optimizer import groups_by_replica, make_optimizer
 from study.spec import DataConfig, Study, Trial, expand
 from study.train import Bundle
+from tests.running import write_study
 
 CPU = Execution("cpu", "float32")
 BASE = 32
@@ -65,7 +69,7 @@ def test_beyond_it_initialization_rates_and_multipliers_follow_the_width() -> No
     ]
 
 
-def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path: Path) -> None:
     trial = family("mup", 2 * BASE, BASE, 20)
     trials = [replace(trial, seed=seed, train=replace(trial.train, eval_interval=10, lr=lr)) for seed, lr in ((1, 2e-3), (2, 8e-3))]
     together = curve(corpus, *trials)
@@ -119,6 +123,16 @@ def test_a_study_takes_its_base_from_its_center_and_says_what_does_not_go_togeth
         Study(parametrization="mu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give base_width too"):
         Shape(base_head_dim=8)
+
+
+def test_the_report_says_what_one_rate_under_mup_does_not_settle(tmp_path: Path) -> None:
+    def loss(trial: Trial) -> float:
+        return 0.5 + (trial.shape.params_non_embedding / 1e4) ** -0.2
+
+    write_study(tmp_path, "quick", loss, parametrization=["mup"], lr_exponent=["0"])
+    rates = conclusions.conclude(table.load(tmp_path), Options(n_bootstrap=0))["learning_rates"]
+    assert "at one learning rate (0.007) under muP (base width 64)" in rates["refused"]["reason"]
+    assert "may still be confounded" in rates["refused"]["reason"]
 
 
 def test_identities_of_trials_without_it_are_what_they_were() -> None:
