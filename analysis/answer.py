@@ -149,7 +149,7 @@ def depth_and_width(tree: Tree) -> str:
     structure = tree["structure"]
     if is_refused(structure):
         return f"Depth and width cannot be separated here: {structure['refused']['reason']}."
-    rows = [row for row in structure["contrasts"] if row["kind"] in ("curve", "matched")]
+    rows = [row for row in structure["contrasts"] if row["kind"] in ("curve", "matched") and not _heads_only(row)]
     if not rows:
         return _cannot_separate(tree)
     decided = [row for row in rows if row["p"] is not None]
@@ -213,7 +213,7 @@ def _heads_of_equal_shapes(tree: Tree) -> str:
     """What contrasts between models of one depth and width and different heads say, where no sweep varies the heads."""
     structure = tree["structure"]
     rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "matched" and r["p"] is not None]
-    rows = [row for row in rows if len({label.partition("h")[0] for label in str(row["name"]).split(" vs ")}) == 1]
+    rows = [row for row in rows if _heads_only(row)]
     if not rows:
         return "The number of heads was not varied by itself, so nothing is said about heads."
     clear = sum(row["p_adjusted"] <= 0.05 for row in rows)
@@ -222,6 +222,11 @@ def _heads_of_equal_shapes(tree: Tree) -> str:
         f"Other heads at equal depth and width differ by more than noise in {clear} of {_times(rows)}, by {most:.3f} nats at most; their "
         "cost in time was not compared."
     )
+
+
+def _heads_only(row: Mapping[str, Any]) -> bool:
+    """Whether the two models of a contrast, named LAYERSxWIDTHhHEADS, have one depth and one width."""
+    return len({label.partition("h")[0] for label in str(row["name"]).split(" vs ")}) == 1
 
 
 def _heads_effect(row: Mapping[str, Any]) -> str:

@@ -57,6 +57,14 @@ def test_one_sentence_says_how_much_shape_does_and_where_the_best_lies(tree: dic
     assert "at 0 of 5 sizes" in nothing["sentence"] or "at 1 of 5 sizes" in nothing["sentence"]
 
 
+def test_the_answer_counts_heads_alone_apart_from_depth_against_width(tree: dict[str, Any]) -> None:
+    _, shape, heads = tree["answer"]
+    assert len(tree["structure"]["contrasts"]) == 25
+    assert "At equal size depth against width matters in" in shape
+    assert "of 22 comparisons" in shape
+    assert "of 3 comparisons" in heads
+
+
 def test_a_sweep_in_which_size_changes_at_every_step_is_told_as_before(tmp_path: Path) -> None:
     found = concluded(tmp_path / "quick", 0.02, preset="quick")["sweeps"]
     assert [(sweep["name"], sweep["shapes"]) for sweep in found] == [("depth", None), ("width", None), ("heads", None)]
