@@ -206,14 +206,13 @@ def heads(tree: Tree) -> str:
     structure = tree["structure"]
     rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "heads"]
     start = f"Going from {few['value']} to {many['value']} heads at equal size"
-    return f"{start} {_heads_effect(rows[0]) if rows else _raw_effect(few, many, sweep['verdict'])}{_slowdown(tree)}."
+    text = f"{start} {_heads_effect(rows[0]) if rows else _raw_effect(few, many, sweep['verdict'])}{_slowdown(tree)}."
+    return f"{text} {_heads_of_equal_shapes(tree)}" if _heads_alone(tree) else text
 
 
 def _heads_of_equal_shapes(tree: Tree) -> str:
     """What contrasts between models of one depth and width and different heads say, where no sweep varies the heads."""
-    structure = tree["structure"]
-    rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "matched" and r["p"] is not None]
-    rows = [row for row in rows if _heads_only(row)]
+    rows = _heads_alone(tree)
     if not rows:
         return "The number of heads was not varied by itself, so nothing is said about heads."
     clear = sum(row["p_adjusted"] <= 0.05 for row in rows)
@@ -222,6 +221,13 @@ def _heads_of_equal_shapes(tree: Tree) -> str:
         f"Other heads at equal depth and width differ by more than noise in {clear} of {_times(rows)}, by {most:.3f} nats at most; their "
         "cost in time was not compared."
     )
+
+
+def _heads_alone(tree: Tree) -> list[Any]:
+    """Contrasts of a sweep of equal sizes between models of one depth and width."""
+    structure = tree["structure"]
+    rows = [] if is_refused(structure) else [r for r in structure["contrasts"] if r["kind"] == "matched" and r["p"] is not None]
+    return [row for row in rows if _heads_only(row)]
 
 
 def _heads_only(row: Mapping[str, Any]) -> bool:

@@ -23,6 +23,8 @@ RECIPE = (
     "n_steps",
     "batch_size",
     "block_size",
+    "base_width",
+    "base_head_dim",
     "vocab_size",
     "lr",
     "weight_decay",

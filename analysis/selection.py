@@ -19,7 +19,7 @@ from analysis.fits import FitResult
 from analysis.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE, SEPARABLE_DATA, Law, with_aspect, with_head_dim
 from analysis.replicates import Configurations
 
-RECIPE = ("batch_size", "weight_decay", "dropout", "schedule", "block_size", "base_width", "unique_tokens", "data_sha256")
+RECIPE = ("batch_size", "weight_decay", "dropout", "schedule", "block_size", "base_width", "base_head_dim", "unique_tokens", "data_sha256")
 TUNED = ("tuned", "transferred", "at_edge")
 SIZE = "params_non_embedding"
 RANK_STARTS = 6

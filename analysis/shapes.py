@@ -45,7 +45,7 @@ def _sizes(cells: Configurations, sweep: Sweep) -> list[list[int]]:
     members = sorted(sweep.members, key=lambda i: float(cells.columns[SIZE][i]))
     groups: list[list[int]] = []
     for i in members:
-        near = groups and cells.columns[SIZE][i] <= cells.columns[SIZE][groups[-1][-1]] * (1 + SAME_SIZE)
+        near = groups and cells.columns[SIZE][i] <= cells.columns[SIZE][groups[-1][0]] * (1 + SAME_SIZE)
         groups[-1].append(i) if near else groups.append([i])
     return groups
 

@@ -151,7 +151,7 @@ def _rows(point: dict[str, Floats], resampled: dict[str, Floats] | None, names: 
     def ends(values: Floats | None, value: float) -> dict[str, float | None]:
         if values is None:
             return {"low": None, "high": None}
-        # Noise adds to a share and never takes from it, so that resamples of a share near 0 all lie above it.
+        # Resamples repeat configurations, which fit more easily: a share near 0 lies below most of them. The interval keeps its value.
         low, high = np.quantile(values, [tail, 1 - tail])
         return {"low": min(float(low), value), "high": max(float(high), value)}
 

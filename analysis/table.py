@@ -27,6 +27,9 @@ from study import records
 POSITIVE_COLUMNS = ("params_non_embedding", "params_total", "n_layer", "n_embd", "n_head", "n_tokens")
 """Columns of the laws: their logarithm is taken."""
 
+ADDED_LATER = ("base_width", "base_head_dim")
+"""Columns of the recipe that older files do not have; 0 is the standard parametrization, the only one there was."""
+
 LEAK_ERRORS = 4.0
 """Standard errors of a loss by which it must lie below the text's entropy to be called a leak, not luck with the windows."""
 
@@ -115,7 +118,7 @@ def load(results: Path) -> Table:
             f"{path} holds no trials (trials.parquet or trials/*.parquet); run `python -m study.run` first, or give another folder"
         )
     study = _read_study(path, problems) if path.is_dir() else {}
-    rows = _separate_configurations(data.to_pandas(), problems)
+    rows = _separate_configurations(_as_before(data.to_pandas()), problems)
     reasons = exclusion_reasons(rows, study)
     return Table(path, rows.assign(usable=[not reason for reason in reasons], exclusion=reasons), tuple(problems), study)
 
@@ -170,6 +173,11 @@ def _sorted_unique(curves: pa.Table) -> bool:
     same = pc.equal(trial[1:], trial[:-1])
     ordered = pc.if_else(same, pc.greater(step[1:], step[:-1]), pc.greater(trial[1:], trial[:-1]))
     return bool(pc.all(ordered).as_py())
+
+
+def _as_before(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of files that lack a column which says how a trial was trained: they were trained as the column's value 0 says."""
+    return rows.assign(**{column: rows[column].fillna(0) for column in ADDED_LATER})
 
 
 def _repeated_ids(part: pa.Table, file: Path) -> Iterable[str]:

@@ -152,7 +152,7 @@ def main() -> None:
         print(
             "  ".join(f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in rows[-1].items()), flush=True
         )
-    write_csv(Path(__file__).parent / "results" / "step.csv", rows)
+    write_csv(Path(__file__).parent / "results" / ("step_compiled.csv" if args.compiled else "step.csv"), rows)
 
 
 if __name__ == "__main__":

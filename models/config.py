@@ -27,7 +27,7 @@ class Shape:
     block_size: int = 64
     """context length in tokens (characters)"""
     base_width: int = 0
-    """0: standard parametrization; else muP (Yang et al. 2022), which equals the standard one at this width"""
+    """0: standard parametrization; else muP (Yang et al. 2022), which equals the standard one at this width and base_head_dim"""
     base_head_dim: int = 0
     """muP: head width at which attention is scaled as usual; 0 scales it as usual at every head width"""
 

@@ -42,8 +42,10 @@ def temporary_folder() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
-def no_room() -> str:
-    """What a person is told where Ray's temporary folder is full."""
+def no_room(out: Path | None = None) -> str:
+    """What a person is told where a disk that Ray writes to is full: that of its temporary folder, or that of the results `out`."""
     folder = temporary_folder()
-    free = shutil.disk_usage(folder).free >> 20
+    free, left = (shutil.disk_usage(place).free >> 20 for place in (folder, out or folder))
+    if left < free:
+        return f"the disk of {out} has {left} MiB left; free some space there or name another folder with --out"
     return f"the disk of Ray's temporary folder {folder} has {free} MiB left; free some space there or name another folder with RAY_TMPDIR"

@@ -5,6 +5,7 @@ Imports nothing of Ray; knocks at the head's port once a second.
     with watched(ray.get_runtime_context().gcs_address): ...
 """
 
+import errno
 import os
 import socket
 import sys
@@ -15,6 +16,8 @@ from contextlib import contextmanager
 
 RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
 """Seconds until Ray gives up on its head, 60 where nothing is set."""
+FAILURES = 3
+"""Knocks in a row that must fail."""
 AHEAD_S = 2.0
 """We speak so long before Ray does."""
 
@@ -35,13 +38,16 @@ def watched(address: str) -> Iterator[None]:
 
 def _watch(address: str, patience_s: float, ended: threading.Event) -> None:
     host, _, port = address.rpartition(":")
-    seen = time.monotonic()
+    failed = list[float]()
     while not ended.wait(1.0):
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
-            seen = time.monotonic()
-        except OSError:
-            if time.monotonic() - seen > patience_s and not ended.is_set():
+            failed.clear()
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno in (errno.EMFILE, errno.ENFILE):
+                continue  # says something about us, nothing about the head
+            failed.append(time.monotonic())  # from the first failure on: a driver that was itself stopped for a while knocks again
+            if len(failed) >= FAILURES and failed[-1] - failed[0] > patience_s - 1 and not ended.is_set():
                 _leave(address)
 
 

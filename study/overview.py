@@ -49,8 +49,8 @@ def overview(
     if found.foreign:
         lines.append(f"{found.foreign} rows are of trials that the study, as it is now, does not hold; they stay and are left out")
     if study.model.base_width:
-        base = f"base width {study.model.base_width}, head width {study.model.base_head_dim or 'free'}"
-        lines.append(f"parametrization: muP, {base}; lr holds at the base, matrices between channels follow the width")
+        base = f"base width {study.model.base_width}, head width {study.model.base_head_dim}"
+        lines.append(f"parametrization: muP, {base}; lr holds at the base, matrices follow the width, attention's scale the head width")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"note: sweep {sweep.name}: {line}" for sweep in map(parse_sweep, study.sweeps) for line in sweep.unreachable()]
     total = flops_to_train(found.missing, vocab_size)

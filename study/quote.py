@@ -166,17 +166,18 @@ def busy_cores(seconds: float = 0.2) -> float:
         before = _core_times()
         time.sleep(seconds)
         after = _core_times()
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, AttributeError):  # no Linux
         return 0.0
     idle, whole = after[0] - before[0], after[1] - before[1]
-    return (os.cpu_count() or 1) * (1 - idle / whole) if whole > 0 else 0.0
+    return len(os.sched_getaffinity(0)) * (1 - idle / whole) if whole > 0 else 0.0
 
 
 def _core_times() -> tuple[int, int]:
-    """Idle and all ticks of all cores since the start of the machine (proc(5), /proc/stat)."""
+    """Idle and all ticks, since the start of the machine, of the cores that this process may use (proc(5), /proc/stat)."""
+    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     with open("/proc/stat", encoding="ascii") as file:
-        ticks = [int(value) for value in file.readline().split()[1:9]]
-    return ticks[3] + ticks[4], sum(ticks)
+        cores = [[int(value) for value in line.split()[1:9]] for line in file if line.split()[0] in ours]
+    return sum(ticks[3] + ticks[4] for ticks in cores), sum(map(sum, cores))
 
 
 def moment(seconds_from_now: float) -> str:

@@ -187,16 +187,17 @@ class Study:
     """params_non_embedding at which train.lr holds; 0 means the centre's"""
     parametrization: Literal["standard", "mup"] = "standard"
     """mup (Yang et al. 2022): initialization, learning rates and multipliers follow the width from the centre's (or
-    model.base_width), so that one lr suits all widths"""
+    model.base_width), so that the best lr moves less with width"""
     model: Shape = field(default_factory=Shape)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         self._check_parametrization()
-        if self.parametrization == "mup" and not self.model.base_width:
-            base = replace(self.model, base_width=self.model.n_embd, base_head_dim=self.model.base_head_dim or self.model.head_dim)
-            object.__setattr__(self, "model", base)
+        if self.parametrization == "mup":
+            width = self.model.base_width or self.model.n_embd
+            head_dim = self.model.base_head_dim or max(1, width // self.model.n_head)
+            object.__setattr__(self, "model", replace(self.model, base_width=width, base_head_dim=head_dim))
         _require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
         _require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
         _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
@@ -243,6 +244,8 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
 def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
     """The centre with some fields changed; tokens become sequences and steps, lr follows the study's rule unless it is changed."""
     kinds = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)}
+    for name in ("base_width", "base_head_dim"):  # of the whole study: what muP compares with
+        del kinds[name]
     kinds |= dict.fromkeys(("n_tokens", *_SEQUENCES_OF), int)
     unknown = set(change) - set(kinds)
     _require(not unknown, f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(kinds)}")

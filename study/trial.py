@@ -33,6 +33,7 @@ from study.stores import Store, get_checkpoints, put_checkpoints, reason
 if TYPE_CHECKING:
     from study.command import Options
     from study.searcher import Prober
+    from study.trunk import Trunk
 
 MAX_FAILURES = 2
 """A failed trial is tried again so often, each time from its newest checkpoint."""
@@ -99,6 +100,8 @@ class Work:
 class BundleTrainable(tune.Trainable):
     """A worker. One `step` trains to the next evaluation; the process is reused for the next bundle."""
 
+    bundle: "Trunk | None" = None
+
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # Ray Tune passes `with_parameters`
         """Open the data and begin the bundle that `config` names."""
         self.work = work
@@ -114,7 +117,7 @@ class BundleTrainable(tune.Trainable):
         from study.trunk import Trunk
 
         work, bundled = self.work, bundle_of(config, self.work.bundles)
-        self.bundle: Trunk | None = None  # lets go of the last model before the next one is made
+        self._let_go()  # of the last model before the next one is made
         self.refused, self.earlier = "", list[dict[str, Any]]()
         try:
             self.bundle = Trunk(
@@ -175,12 +178,15 @@ class BundleTrainable(tune.Trainable):
         except OSError as error:
             self.bundle.notes.append(f"a checkpoint could not be {how} {self.work.store.address} ({reason(error)}); training goes on")
 
-    def cleanup(self) -> None:
-        """Let go of the model and of checkpoints that only this process knows; the last one of the others is whole when this returns."""
+    def _let_go(self) -> None:
         bundle, self.bundle = self.bundle, None
         if bundle is not None:
             with contextlib.suppress(OSError, SafetensorError):  # without it, whoever continues begins one checkpoint earlier
                 bundle.settle()
+
+    def cleanup(self) -> None:
+        """Let go of the model and of checkpoints that only this process knows; the last one of the others is whole when this returns."""
+        self._let_go()
         shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
 
 
@@ -244,7 +250,7 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
         tuner.fit()
     except tune.TuneError as error:
         if os.strerror(errno.ENOSPC) in str(error):
-            raise ValueError(f"{no_room()}; what is done is kept, and the same command continues") from None
+            raise ValueError(f"{no_room(out)}; what is done is kept, and the same command continues") from None
         raise
 
 

@@ -167,9 +167,11 @@ class Trunk:
 
     def settle(self) -> None:
         """Wait for checkpoints that are being written; raises what stopped one."""
-        for bundle in (self.trunk, self.branch):
-            if bundle:
-                bundle.settle()
+        try:
+            self.trunk.settle()
+        finally:
+            if self.branch:
+                self.branch.settle()
 
     def restore(self, folder: Path) -> bool:
         """Continue from checkpoints; False where there are none that help.

@@ -5,10 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from analysis import conclusions, table
+from analysis import conclusions, selection, table
 from analysis.fit_blocks import Options
 from benchmarks.mup import best_rate, coordinates, family, growth, losses
 from models.config import ModelConfig, Shape
@@ -114,11 +115,13 @@ def test_a_study_takes_its_base_from_its_center_and_says_what_does_not_go_togeth
         (64, 16, 2.0),
     ]
     given = Study(parametrization="mup", model=Shape(n_embd=64, n_head=4, base_width=32))
-    assert (given.model.base_width, given.model.base_head_dim) == (32, 0)
+    assert (given.model.base_width, given.model.base_head_dim) == (32, 8)  # its four heads at the base
     with pytest.raises(ValueError, match="both change the learning rate with size; set lr_exponent to 0"):
         Study(parametrization="mup", lr_exponent=-0.15)
     with pytest.raises(ValueError, match="belongs to muP; give --parametrization mup too"):
         Study(model=Shape(base_width=32))
+    with pytest.raises(ValueError, match="changes unknown field"):  # a study has one parametrization
+        expand(Study(sweeps=("base:base_width=32,64",)))
     with pytest.raises(ValueError, match="is not one of standard, mup"):
         Study(parametrization="mu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give base_width too"):
@@ -133,6 +136,14 @@ def test_the_report_says_what_one_rate_under_mup_does_not_settle(tmp_path: Path)
     rates = conclusions.conclude(table.load(tmp_path), Options(n_bootstrap=0))["learning_rates"]
     assert "at one learning rate (0.007) under muP (base width 64)" in rates["refused"]["reason"]
     assert "may still be confounded" in rates["refused"]["reason"]
+
+
+def test_rows_of_before_are_of_the_standard_parametrization_and_are_fitted_with_those_of_now() -> None:
+    old = table.load(Path(__file__).parent.parent / "benchmarks" / "results" / "study_matched.parquet")  # written without the columns
+    assert (old.rows[["base_width", "base_head_dim"]] == 0).all(axis=None)
+    now = old.trials.assign(seed=old.trials["seed"] + 10, base_width=0, base_head_dim=0)
+    assert selection.one_recipe(pd.concat([old.trials, now], ignore_index=True)).all()
+    assert not selection.one_recipe(pd.concat([old.trials, now.assign(base_width=64)], ignore_index=True)).all()
 
 
 def test_identities_of_trials_without_it_are_what_they_were() -> None:
