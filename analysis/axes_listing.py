@@ -62,7 +62,7 @@ def shapes_listing(sweep: Mapping[str, Any], source: str) -> Listing:
                 Cell(plain(row["aspect"], 3), f"{here}/aspect", numeric=True),
                 span_cell(row, ("mean", "low", "high"), here),
                 span_cell(row, ("behind", "behind_low", "behind_high"), here),
-                Cell(content.visible(str(row["verdict"])), f"{here}/verdict"),
+                Cell(content.visible(str(row["verdict"])).replace("worse by more than noise", "larger than noise"), f"{here}/verdict"),
             ])  # fmt: skip
     columns = ["parameters", "shape", "width / depth", "loss (nats)", "behind the best of its size", "verdict"]
     note = "By size, and within a size from shallow and wide to deep and narrow. The best was chosen by its loss, which flatters it."
