@@ -133,11 +133,17 @@ def test_an_object_store_full_of_other_things_is_no_obstacle(undisturbed: Path, 
     assert tables(tmp_path) == tables(undisturbed)
 
 
-@pytest.mark.slow
-def test_a_run_whose_ray_lost_its_head_leaves_no_worker_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
+def in_mid_run(place: Path) -> tuple[subprocess.Popen[bytes], Path, Path]:
+    """A run of its own that has saved its first checkpoints, its results folder and what it says."""
+    out, log = place / "out", place / "log"
     process = start(tiny(out, "--no-report"), log)
     assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    return process, out, log
+
+
+@pytest.mark.slow
+def test_a_run_whose_ray_lost_its_head_leaves_no_worker_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
+    process, out, log = in_mid_run(tmp_path)
     pids = workers(process.pid)
     (head,) = [pid for pid in below(process.pid) if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]]
     os.kill(head, signal.SIGKILL)
@@ -152,9 +158,7 @@ def test_a_run_whose_ray_lost_its_head_leaves_no_worker_and_the_same_command_con
 
 @pytest.mark.slow
 def test_sigterm_to_the_whole_process_group_exits_143_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(tiny(out, "--no-report"), log)
-    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    process, out, log = in_mid_run(tmp_path)
     os.killpg(process.pid, signal.SIGTERM)  # as a batch system ends a job
     assert process.wait(60) == 143
     assert "Traceback" not in log.read_text()
@@ -164,9 +168,7 @@ def test_sigterm_to_the_whole_process_group_exits_143_and_the_same_command_conti
 
 @pytest.mark.slow
 def test_ctrl_c_again_and_again_ends_at_once_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(tiny(out, "--no-report"), log)
-    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    process, out, log = in_mid_run(tmp_path)
 
     def strike() -> bool:
         os.killpg(process.pid, signal.SIGINT)
