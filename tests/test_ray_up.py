@@ -23,7 +23,9 @@ from tests.hosts import Hosts, Step, copy_project
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-STUDY = "python -m study.run smoke --cpus-per-trial 1 --out '~/results/smoke'"
+LONGER = "--train.n_steps 2000 --train.eval_interval 500"
+"""Trials of a few seconds: `smoke` itself is over before the workers of other hosts have started."""
+STUDY = f"python -m study.run smoke {LONGER} --cpus-per-trial 1 --out '~/results/smoke'"
 N_TRIALS = 14
 
 

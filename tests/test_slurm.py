@@ -14,7 +14,7 @@ import pytest
 
 from tests import hosts as host_tools
 from tests.hosts import Hosts, copy_project
-from tests.test_ray_up import PATH
+from tests.test_ray_up import LONGER, PATH
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -72,7 +72,7 @@ def test_a_study_runs_on_a_slurm_allocation(hosts: Hosts) -> None:
     install_stand_ins(hosts)
     project = share_home(hosts)
     job = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "any"}
-    command = f"cd {project} && bash clusters/slurm.sh smoke --max-concurrent 4"
+    command = f"cd {project} && bash clusters/slurm.sh smoke {LONGER} --max-concurrent 4"
     done: subprocess.CompletedProcess[str] = hosts.run("laptop", ["bash", "-c", command], timeout=400, **job)
     assert done.returncode == 0, done.stdout[:6000]
     trials = pq.read_table(project / "results" / "smoke" / "trials.parquet").to_pydict()
