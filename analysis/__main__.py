@@ -32,6 +32,12 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     line.add_argument("--no-report", action="store_true", help="write fits.json and print the summary only")
     line.add_argument(
+        "--judging",
+        action="store_true",
+        help="the texts are still being read: begin, and wait for the end of the input before the report "
+        "(python -m study.judge RESULTS | python -m analysis RESULTS --judging)",
+    )
+    line.add_argument(
         "--suggest", type=int, metavar="N", help="name the N trials that would sharpen a quantity most per device-hour, and stop"
     )
     line.add_argument(
@@ -82,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 continue
             for target in given.forecast:
                 print(record_forecast(results, target))
-            trees.append(analyze(results, given.out, options, report=not given.no_report))
+            trees.append(analyze(results, given.out, options, not given.no_report, given.judging))
         if len(trees) == 2 and not given.no_report and all(results.is_dir() for results in given.results):
             from analysis import compare_page
 
@@ -99,8 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def analyze(results: Path, out: Path | None = None, options: Options | None = None, report: bool = True) -> dict[str, Any]:
-    """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions."""
+def analyze(
+    results: Path, out: Path | None = None, options: Options | None = None, report: bool = True, judging: bool = False
+) -> dict[str, Any]:
+    """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions.
+
+    Args:
+        judging: the table of judgements is complete only at the end of the standard input.
+    """
     table = tables.load(results)
     tree = conclusions.conclude(table, options)
     folder = out or (results if results.is_dir() else results.parent) / "report"
@@ -109,6 +121,8 @@ def analyze(results: Path, out: Path | None = None, options: Options | None = No
     if report and results.is_dir() and importlib.util.find_spec("analysis.report"):
         from analysis.report import build
 
+        if judging:
+            sys.stdin.read()
         print(f"\nreport: {build(results, tree)}")
     else:
         print(f"\nfits: {folder / 'fits.json'}")

@@ -3,14 +3,16 @@ largest sizes train.
 
 They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
 
-    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; problem = report(out)
+    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; unjudged, problem = report(out)
 """
 
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from study import records
 from study.live import printable
@@ -50,26 +52,36 @@ def forecast(out: Path, targets: Sequence[Trial]) -> None:
         print(lines[0] if done.returncode == 0 else f"no forecast of {shape}: {lines[-1]}", flush=True)
 
 
-def report(out: Path) -> str:
-    """Build the report; returns the reason if that failed, else ""."""
-    done = analysis(out)
-    if done.returncode == 0:
-        return ""
-    return printable((done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1])
+def report(out: Path) -> tuple[str, str]:
+    """Have the best model read all generated texts, and build the report.
+
+    The report is begun while the texts are being read, and waits for that where it needs it.
+
+    Returns:
+        Why the texts were not judged, or "", and why there is no report, or "".
+    """
+    with tempfile.TemporaryFile("w+") as said:
+        with subprocess.Popen(_line("study.judge", str(out)), stdout=subprocess.PIPE, stderr=said, env=_environment()) as judge:
+            done = analysis(out, "--judging", stdin=judge.stdout)
+        said.seek(0)
+        complaints = said.read()
+    return _last_line(complaints) if judge.returncode else "", _last_line(done.stderr or done.stdout) if done.returncode else ""
 
 
-def judge(out: Path) -> str:
-    """Have the best model read all generated texts; returns the reason if that failed, else ""."""
-    done = _module("study.judge", str(out))
-    return "" if done.returncode == 0 else printable((done.stderr.strip() or "no message").splitlines()[-1])
-
-
-def analysis(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+def analysis(out: Path, *flags: str, stdin: Any = None) -> subprocess.CompletedProcess[str]:
     """Run `python -m analysis` on the results in a process of its own."""
-    return _module("analysis", str(out), *flags)
+    line = _line("analysis", str(out), *flags)
+    return subprocess.run(line, stdin=stdin, capture_output=True, text=True, env=_environment(), check=False)
 
 
-def _module(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def _line(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _environment() -> dict[str, str]:
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", name, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}, check=False)
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _last_line(said: str) -> str:
+    return printable((said.strip() or "no message").splitlines()[-1])

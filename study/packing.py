@@ -20,7 +20,7 @@ from study.branches import Family, bundle_key, families, own_costs
 from study.memory import PROCESS_BYTES, family_memory, gpu_fraction, memory_bytes
 from study.spec import Trial
 
-START_S, WORKER_START_S, TRIAL_S, END_S = 6.0, 5.0, 0.4, 12.0
+START_S, WORKER_START_S, TRIAL_S, END_S = 4.0, 4.0, 0.4, 10.0
 """Seconds of Ray's start; of a worker's first import of torch; of setting up one trial and writing its texts; of tables and report
 (from runs of `smoke` and `quick`)."""
 LARGEST_BUNDLE = 16

@@ -11,8 +11,9 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,13 @@ class ProbeError(RuntimeError):
     """The steps could not be timed; the study can run all the same, without a quote."""
 
 
-def ask(trials: Sequence[Trial], vocab_size: int, device: str, precision: str, n_threads: int) -> Found:
+def ask(
+    trials: Sequence[Trial], vocab_size: int, device: str, precision: str, n_threads: int, meanwhile: Callable[[], None] | None = None
+) -> Found:
     """Time the trials' steps in a child process.
+
+    Args:
+        meanwhile: what this process does while the child is busy.
 
     Raises:
         ValueError: the wanted device is not on this machine.
@@ -59,21 +65,27 @@ def ask(trials: Sequence[Trial], vocab_size: int, device: str, precision: str, n
     path = os.pathsep.join(filter(None, [str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(n_threads)}
     command, patience_s = [sys.executable, "-m", "study.probe"], 60 + 5 * len(trials)
-    try:
-        done = subprocess.run(
-            command, input=json.dumps(request), capture_output=True, text=True, env=environment, check=False, timeout=patience_s
-        )
-    except subprocess.TimeoutExpired:
-        raise ProbeError(f"a few steps took more than {patience_s} s") from None
-    last = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-    if done.returncode == UNUSABLE:
+    with tempfile.TemporaryFile("w+") as asked:
+        json.dump(request, asked)
+        asked.seek(0)
+        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+            try:
+                if meanwhile:
+                    meanwhile()
+                answer, complaint = child.communicate(timeout=patience_s)
+            except subprocess.TimeoutExpired:
+                raise ProbeError(f"a few steps took more than {patience_s} s") from None
+            finally:
+                child.kill()
+    last = (complaint.strip() or f"exit status {child.returncode}").splitlines()[-1]
+    if child.returncode == UNUSABLE:
         raise ValueError(last)
-    if done.returncode:
+    if child.returncode:
         raise ProbeError(last)
-    return Found(**json.loads(done.stdout.splitlines()[-1]))
+    return Found(**json.loads(answer.splitlines()[-1]))
 
 
-def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.3) -> list[float]:
+def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.2) -> list[float]:
     """Milliseconds per step of each trial, the median of a few steps on random text."""
     import numpy as np
 

@@ -8,7 +8,7 @@ Times a few steps of shapes never seen on this device, plans bundles, and puts m
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,8 +85,11 @@ class Quote:
         return {"quoted_seconds": self.plan.seconds, "took_seconds": seconds, "error": self.plan.seconds / seconds - 1}
 
 
-def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options) -> Quote:
+def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options, meanwhile: Callable[[], None] | None = None) -> Quote:
     """Plan the trials for this machine, timing first what was never timed here.
+
+    Args:
+        meanwhile: what this process does while steps are timed; not called where all are known.
 
     Raises:
         ValueError: the wanted device is not on this machine.
@@ -94,7 +97,7 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options) -> Qu
     price, currency = parse_price(options.price)
     speeds = Speeds.load(default_cache_dir())
     threads = max(1, int(options.cpus_per_trial))
-    machine, precision = _measure(trials, vocab_size, options, speeds, threads)
+    machine, precision = _measure(trials, vocab_size, options, speeds, threads, meanwhile)
     choice = Choice(options.cpus_per_trial, options.gpus_per_trial, options.bundle or None, options.max_concurrent)
     plan = make_plan(trials, vocab_size, machine, speeds, choice, precision)
     return Quote(plan, machine, precision, vocab_size, price, currency, busy_cores())
@@ -107,7 +110,9 @@ def requote(quoted: Quote, trials: Sequence[Trial], options: Options) -> Quote:
     return replace(quoted, plan=make_plan(trials, quoted.vocab_size, quoted.machine, speeds, choice, quoted.precision))
 
 
-def _measure(trials: Sequence[Trial], vocab_size: int, options: Options, speeds: Speeds, threads: int) -> tuple[Machine, str]:
+def _measure(
+    trials: Sequence[Trial], vocab_size: int, options: Options, speeds: Speeds, threads: int, meanwhile: Callable[[], None] | None
+) -> tuple[Machine, str]:
     """This machine with the arithmetic it will use; probes what `speeds` lacks and remembers it."""
     from study.probe import ask
 
@@ -115,7 +120,7 @@ def _measure(trials: Sequence[Trial], vocab_size: int, options: Options, speeds:
     lacking = to_probe(trials, place["name"], speeds, vocab_size) if place else to_probe(trials, "", speeds, vocab_size)
     if lacking or not place:
         print(f"timing a few steps of {len(lacking)} kinds of trials, once for this machine ...", file=sys.stderr, flush=True)
-        found = ask(lacking, vocab_size, options.device, options.precision, threads)
+        found = ask(lacking, vocab_size, options.device, options.precision, threads, meanwhile)
         kind = found.device.split(" ")[0]
         name = f"{found.device}, {found.precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if kind == "cpu" else "")
         place = {"name": name, "kind": kind, "precision": found.precision, "gpus": found.gpus, "gpu_memory_bytes": found.gpu_memory_bytes}

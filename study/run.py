@@ -11,12 +11,14 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.command import Command, parse, parse_hold_out
+from study.command import Command, Options, parse, parse_hold_out
 from study.interrupt import Interrupted, Interrupts
 from study.pipe import until_closed
 from study.stores import is_address
@@ -97,8 +99,8 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         print(_prepare(command, trials, corpus, vocab_size).text)
         return 0
     assert corpus is not None
-    with mirror.held(command.options.out, out) as store:
-        ready = _prepare(command, trials, corpus, vocab_size)
+    with mirror.held(command.options.out, out) as store, ExitStack() as while_training:
+        ready = _prepare(command, trials, corpus, vocab_size, partial(_start_ray, command.options, interrupts, while_training))
         about, searches, found, quoted, trials = ready.about, ready.searches, ready.found, ready.quoted, ready.about.trials
         print(ready.text, flush=True)
         origin = provenance()
@@ -107,6 +109,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         folder.write_json(out / "study.json", facts)
         folder.describe_anew(out, trials, command.study_name)
         problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches), found)
+        while_training.close()
         asked = len(found.done) + len(found.missing)
         if searches:
             trials, asked = searches.trials(), len(searches.trials()) + len(searches.upper_bound())
@@ -128,8 +131,25 @@ class _Ready:
     text: str
 
 
-def _prepare(command: Command, trials: "list[Trial]", corpus: "Corpus | None", vocab_size: int) -> _Ready:
-    """Survey the results, choose within the budget and quote; a dry run sets nothing aside."""
+def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
+    """Start Ray on this machine: it waits for its own processes most of the time, so it does that while steps are timed."""
+    from study.environment import set_ray_environment
+
+    set_ray_environment()
+    from study import cluster
+
+    until.enter_context(cluster.ray_session(options))
+    interrupts.install()
+
+
+def _prepare(
+    command: Command, trials: "list[Trial]", corpus: "Corpus | None", vocab_size: int, meanwhile: Callable[[], None] | None = None
+) -> _Ready:
+    """Survey the results, choose within the budget and quote; a dry run sets nothing aside.
+
+    Args:
+        meanwhile: called once where steps are to be timed, while that goes on.
+    """
     from study import data, folder, overview, scope, timing
 
     options, sha256 = command.options, corpus.sha256 if corpus else ""
@@ -137,7 +157,7 @@ def _prepare(command: Command, trials: "list[Trial]", corpus: "Corpus | None", v
     found = about.asked_for(folder.survey(command.out, about.trials, sha256, set_aside=not options.dry_run))
     if options.timing == "exclusive":
         found = timing.with_timing(found, about.trials)
-    found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches))
+    found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches, meanwhile))
     lines = [*searches.lines(), *lines]
     if quoted and options.timing == "exclusive":
         quoted, said = timing.quote_timing(quoted, found, about.trials)
@@ -158,7 +178,9 @@ def _scope(command: Command, trials: "list[Trial]", key: str, data_sha256: str) 
     return about, searches
 
 
-def _quote(command: Command, found: "Survey", vocab_size: int, searches: "Searches") -> "Quote | None":
+def _quote(
+    command: Command, found: "Survey", vocab_size: int, searches: "Searches", meanwhile: Callable[[], None] | None
+) -> "Quote | None":
     """What the missing trials, and the most that searches may add, will cost on this machine; a cluster's devices are not here."""
     from study.probe import ProbeError
     from study.quote import make_quote
@@ -167,7 +189,7 @@ def _quote(command: Command, found: "Survey", vocab_size: int, searches: "Search
     if not missing or command.options.address or os.environ.get("RAY_ADDRESS"):
         return None
     try:
-        return make_quote(missing, vocab_size, command.options)
+        return make_quote(missing, vocab_size, command.options, meanwhile)
     except ProbeError as error:
         print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
         return None
@@ -254,9 +276,10 @@ def _report(out: Path) -> bool:
     """Build the report and print where it is and what it answers."""
     from study import conclude, folder, plots
 
-    if problem := conclude.judge(out):
-        print(f"the generated texts were not judged: {problem}")
-    if problem := conclude.report(out):
+    unjudged, problem = conclude.report(out)
+    if unjudged:
+        print(f"the generated texts were not judged: {unjudged}")
+    if problem:
         _complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False
     plots.publish(out, plots.report_images(out))

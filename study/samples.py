@@ -30,8 +30,9 @@ def prompts_from(val_tokens: np.ndarray, n_prompts: int, length: int) -> np.ndar
 
 def sample_steps(recipe: TrainConfig) -> set[int]:
     """The evaluations nearest to an eighth, a quarter and half of a run, where short texts are drawn."""
+    every, last = recipe.eval_interval, (recipe.n_steps - 1) // recipe.eval_interval
     marks = {recipe.n_steps // 8, recipe.n_steps // 4, recipe.n_steps // 2} - {0}
-    return {min(range(0, recipe.n_steps, recipe.eval_interval), key=lambda step: abs(step - mark)) for mark in marks}
+    return {every * min(last, (2 * mark + every - 1) // (2 * every)) for mark in marks}  # of two as near, the earlier
 
 
 def draw_samples(

@@ -13,8 +13,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams import plugin_data_pb2
 
 from analysis import evidence, text_study
+from analysis.evidence import read_fits
 from study import judge, records, run
-from tests.running import ROOT, facts, rows
+from tests.running import ROOT, facts, rows, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -143,6 +144,21 @@ def test_the_best_model_reads_every_text_and_the_report_relates_that_to_loss(smo
     assert measure["spearman"]["n"] == len({row["config_id"] for row in done.values()})
     cold, warm = (measure["by_temperature"][t]["value"] for t in ("0.7", "1"))
     assert cold < warm
+
+
+def test_a_report_that_was_begun_while_the_texts_are_read_waits_for_them(smoke: tuple[Path, str], tmp_path: Path) -> None:
+    shutil.copytree(smoke[0], tmp_path / "out", ignore=shutil.ignore_patterns("report", "judgements.parquet"))
+    line = [sys.executable, "-m", "analysis", str(tmp_path / "out"), "--judging", "--bootstrap", "0"]
+    with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as analysis:
+        wait_until(lambda: (tmp_path / "out" / "report" / "fits.json").exists(), process=analysis)
+        with pytest.raises(subprocess.TimeoutExpired):
+            analysis.wait(1.5)
+        assert not (tmp_path / "out" / "report" / "report.html").exists()
+        shutil.copy(smoke[0] / "judgements.parquet", tmp_path / "out")
+        analysis.stdin.close()  # type: ignore[union-attr]
+        assert analysis.wait(120) == 0
+    measures = [facts["stories"]["measures"] for facts in map(read_fits, (smoke[0], tmp_path / "out"))]
+    assert measures[0]["judge_loss"] == measures[1]["judge_loss"]
 
 
 def test_without_weights_the_judge_says_so(smoke: tuple[Path, str], tmp_path: Path) -> None:

@@ -145,6 +145,21 @@ def test_a_probe_times_real_steps_also_of_a_model_far_too_large_for_this_machine
     assert found.device.startswith("cpu (")
 
 
+def test_while_a_probe_times_steps_other_things_are_done_and_what_goes_wrong_there_ends_it() -> None:
+    tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
+    done = []
+    assert ask([tiny], 64, device="cpu", precision="auto", n_threads=1, meanwhile=lambda: done.append(1)).ms_per_step
+    assert done == [1]
+
+    def fails() -> None:
+        raise ValueError("Ray cannot start")
+
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="Ray cannot start"):
+        ask([tiny] * 100, 64, device="cpu", precision="auto", n_threads=1, meanwhile=fails)
+    assert time.monotonic() - began < 10  # the probe would take 20 s
+
+
 def test_speeds_are_plain_json(tmp_path: Path) -> None:
     speeds = Speeds.load(tmp_path)
     speeds.note("cpu", expand(STUDY)[0], 64, 5.0, real=True)

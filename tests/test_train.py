@@ -1,5 +1,6 @@
 """Training is deterministic, resumes exactly, and a bundle gives every replica the losses of its lone run."""
 
+import itertools
 import json
 import math
 import os
@@ -14,6 +15,7 @@ from models.config import Shape
 from study import checkpoint, data
 from study.device import Execution
 from study.outcome import Outcome
+from study.samples import sample_steps
 from study.spec import DataConfig, TrainConfig, Trial
 from study.train import Bundle
 
@@ -261,3 +263,12 @@ def test_bf16_moves_the_final_loss_less_than_a_change_of_seed() -> None:
     print(f"bf16 - float32:\n{differences.round(4)}\nmean {differences.mean():.4f}; sd between seeds {noise:.4f}")
     assert np.abs(differences.mean(axis=1)).max() <= 2.4 * noise * math.sqrt(2 / 3)  # Bonferroni over three, t with 12 degrees
     assert abs(differences.mean()) <= noise
+
+
+def test_texts_are_drawn_at_the_evaluations_nearest_to_an_eighth_a_quarter_and_half_of_a_run() -> None:
+    for n_steps, interval in itertools.product((1, 2, 7, 8, 60, 199, 1000), (1, 2, 7, 25, 250, 5000)):
+        evaluations = range(0, n_steps, interval)
+        marks = {n_steps // 8, n_steps // 4, n_steps // 2} - {0}
+        expected = {min(evaluations, key=lambda step: abs(step - mark)) for mark in marks}  # noqa: B023
+        assert sample_steps(TrainConfig(n_steps=n_steps, eval_interval=interval)) == expected
+    assert max(sample_steps(TrainConfig(n_steps=10**9, eval_interval=1))) == 5 * 10**8  # at once
