@@ -269,6 +269,6 @@ def test_texts_are_drawn_at_the_evaluations_nearest_to_an_eighth_a_quarter_and_h
     for n_steps, interval in itertools.product((1, 2, 7, 8, 60, 199, 1000), (1, 2, 7, 25, 250, 5000)):
         evaluations = range(0, n_steps, interval)
         marks = {n_steps // 8, n_steps // 4, n_steps // 2} - {0}
-        expected = {min(evaluations, key=lambda step: abs(step - mark)) for mark in marks}  # noqa: B023
+        expected = {min(evaluations, key=lambda step: abs(step - mark)) for mark in marks}
         assert sample_steps(TrainConfig(n_steps=n_steps, eval_interval=interval)) == expected
     assert max(sample_steps(TrainConfig(n_steps=10**9, eval_interval=1))) == 5 * 10**8  # at once
