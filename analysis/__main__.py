@@ -121,9 +121,7 @@ def analyze(
     if report and results.is_dir() and importlib.util.find_spec("analysis.report"):
         from analysis.report import build
 
-        if judging:
-            sys.stdin.read()
-        print(f"\nreport: {build(results, tree)}")
+        print(f"\nreport: {build(results, tree, judging=sys.stdin.read if judging else None)}")
     else:
         print(f"\nfits: {folder / 'fits.json'}")
     return tree

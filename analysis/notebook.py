@@ -13,7 +13,8 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,11 @@ study = evidence.load(Path({folder}))
 fits, trials, curves = study.fits, study.trials, study.curves
 print(notebook.opening(study))"""
 """First cell. The folder is relative to the notebook, so that a copied results folder keeps working."""
+
+KERNEL = """from ipykernel import kernelapp
+from analysis import evidence, figures, figures_rates, figures_shape, figures_training, notebook
+kernelapp.launch_new_instance()"""
+"""Program of the kernel: what the first cell imports is imported while the study is still being concluded."""
 
 CALLS = {
     "loss": "figures.draw_loss_against_parameters(fits, trials=trials)",
@@ -108,13 +114,29 @@ def _sweep_calls(evidence: Evidence) -> dict[str, str]:
     return calls
 
 
-def write(evidence: Evidence, path: Path, run: bool = True, limit_s: int = 120) -> str:
-    """Write the notebook, executed where that is possible; returns "" or the reason why it holds no outputs."""
+def write(evidence: Evidence | Future[Evidence], path: Path, run: bool = True, limit_s: int = 120) -> str:
+    """Write the notebook, executed where that is possible.
+
+    Args:
+        evidence: of the study; the kernel starts while that of the future is still being made.
+        run: save the notebook with its outputs.
+        limit_s: longest time of a cell.
+
+    Returns:
+        "" or the reason why the notebook holds no outputs.
+    """
     import nbformat
 
-    folder = "'..'" if path.parent.parent.resolve() == evidence.results.resolve() else repr(str(evidence.results.resolve()))
-    made = compose(evidence, folder)
-    problem = execute(made, path.parent, limit_s) if run else "not asked for"
+    made = nbformat.v4.new_notebook()
+
+    def fill() -> None:
+        study = evidence.result() if isinstance(evidence, Future) else evidence
+        same = path.parent.parent.resolve() == study.results.resolve()
+        made.update(compose(study, "'..'" if same else repr(str(study.results.resolve()))))
+
+    problem = execute(made, path.parent, limit_s, fill) if run else "not asked for"
+    if not made.cells:
+        fill()
     if problem:
         made.cells[0].source += f"\n\nSaved without outputs: {markdown.escape(problem)}. Run all cells to see them."
     nbformat.write(made, path)
@@ -135,8 +157,12 @@ def missing() -> str:
     return ""
 
 
-def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int) -> str:
-    """Run the cells in place with this very interpreter as the kernel; returns "" or why it failed."""
+def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int, fill: Callable[[], None]) -> str:
+    """Run the cells in place with this very interpreter as the kernel; returns "" or why it failed.
+
+    Args:
+        fill: puts the cells into `made`; called when the kernel has started.
+    """
     if lacking := missing():
         return lacking
     from jupyter_client.manager import AsyncKernelManager
@@ -151,8 +177,12 @@ def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int) -> str:
         manager = AsyncKernelManager(connection_file=f"{private}/kernel.json", **places)
         if manager.kernel_spec is None:
             return "no Jupyter kernel is installed"
-        manager.kernel_spec.argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--matplotlib=inline"]
-        quick = {"shutdown_kernel": "immediate", "startup_timeout": 30, "record_timing": False}
+        manager.kernel_spec.argv = [sys.executable, "-c", KERNEL, "-f", "{connection_file}", "--matplotlib=inline"]
+
+        async def started(notebook: "nbformat.NotebookNode") -> None:
+            await asyncio.to_thread(fill)
+
+        quick = {"shutdown_kernel": "immediate", "startup_timeout": 60, "record_timing": False, "on_notebook_start": started}
         client = NotebookClient(made, km=manager, timeout=limit_s, resources={"metadata": {"path": str(folder)}}, **quick)
         try:
             asyncio.run(client.async_execute(env=_environment(), cleanup_kc=True))

@@ -6,8 +6,8 @@ Reads a results folder and its conclusions; writes `report/`: `figures/*.{svg,pd
     path = build(Path("results/quick"), fits)
 """
 
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,34 @@ from analysis import conclusions, exports, figures, markdown, notebook, page, se
 from analysis.evidence import Evidence, load
 
 
-def build(results: Path, fits: Mapping[str, Any], out: Path | None = None, run_notebook: bool = True) -> Path:
+def build(
+    results: Path,
+    fits: Mapping[str, Any],
+    out: Path | None = None,
+    run_notebook: bool = True,
+    judging: Callable[[], object] | None = None,
+) -> Path:
     """Write everything under `report/` and return the path of `report.html`.
 
     Args:
         fits: the conclusions, as `analysis.conclusions` makes them.
         out: another folder to write to instead of `<results>/report`.
         run_notebook: save the notebook with its outputs; that takes a few seconds.
+        judging: returns when the texts have been read, where that still goes on.
     """
     folder = out or results / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    evidence = with_stories(load(results, fits), folder / "fits.json")
-    path = folder / "report.html"
+    path, told = folder / "report.html", Future[Evidence]()
     if run_notebook:
         notebook.missing()
     with ThreadPoolExecutor(1) as beside:  # the notebook's kernel is a process of its own and keeps another core busy
-        written = beside.submit(notebook.write, evidence, folder / "report.ipynb", run_notebook)
+        written = beside.submit(notebook.write, told, folder / "report.ipynb", run_notebook)
+        try:
+            evidence = with_stories(load(results, fits, judging), folder / "fits.json")
+        except BaseException as error:
+            told.set_exception(error)
+            raise
+        told.set_result(evidence)
         drawn = save_figures(evidence, folder / "figures")
         path.write_text(page.render(evidence, drawn), encoding="utf-8")
         (folder / "report.md").write_text(markdown.render(evidence, list(drawn)), encoding="utf-8")

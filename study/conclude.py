@@ -3,7 +3,7 @@ largest sizes train.
 
 They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
 
-    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; unjudged, problem = report(out)
+    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; unjudged, problem = Ending(out).wait()
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
 from study import records
 from study.live import printable
@@ -52,26 +52,52 @@ def forecast(out: Path, targets: Sequence[Trial]) -> None:
         print(lines[0] if done.returncode == 0 else f"no forecast of {shape}: {lines[-1]}", flush=True)
 
 
-def report(out: Path) -> tuple[str, str]:
-    """Have the best model read all generated texts, and build the report.
+class Ending:
+    """The best model's reading of all generated texts and the report, by two processes: the report waits for the reading where it needs it.
 
-    The report is begun while the texts are being read, and waits for that where it needs it.
-
-    Returns:
-        Why the texts were not judged, or "", and why there is no report, or "".
+    with Ending(out) as ending: ...; unjudged, problem = ending.wait()
     """
-    with tempfile.TemporaryFile("w+") as said:
-        with subprocess.Popen(_line("study.judge", str(out)), stdout=subprocess.PIPE, stderr=said, env=_environment()) as judge:
-            done = analysis(out, "--judging", stdin=judge.stdout)
-        said.seek(0)
-        complaints = said.read()
-    return _last_line(complaints) if judge.returncode else "", _last_line(done.stderr or done.stdout) if done.returncode else ""
+
+    def __init__(self, out: Path) -> None:
+        """Begin both."""
+        self._said = {name: tempfile.TemporaryFile("w+") for name in ("judge", "analysis", "summary")}  # noqa: SIM115
+        self._judge = subprocess.Popen(
+            _line("study.judge", str(out)), stdout=subprocess.PIPE, stderr=self._said["judge"], env=_environment()
+        )
+        self._analysis = subprocess.Popen(
+            _line("analysis", str(out), "--judging"),
+            stdin=self._judge.stdout,
+            stdout=self._said["summary"],
+            stderr=self._said["analysis"],
+            env=_environment(),
+        )
+        assert self._judge.stdout is not None
+        self._judge.stdout.close()  # the other end is the report's
+
+    def __enter__(self) -> "Ending":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in (self._judge, self._analysis):
+            process.kill()
+            process.wait()
+        for file in self._said.values():
+            file.close()
+
+    def wait(self) -> tuple[str, str]:
+        """Why the texts were not judged, or "", and why there is no report, or ""; returns when both processes have ended."""
+        return self._end_of("judge", self._judge), self._end_of("analysis", self._analysis)
+
+    def _end_of(self, name: str, process: subprocess.Popen[bytes]) -> str:
+        if process.wait() == 0:
+            return ""
+        self._said[name].seek(0)
+        return _last_line(self._said[name].read())
 
 
-def analysis(out: Path, *flags: str, stdin: Any = None) -> subprocess.CompletedProcess[str]:
+def analysis(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """Run `python -m analysis` on the results in a process of its own."""
-    line = _line("analysis", str(out), *flags)
-    return subprocess.run(line, stdin=stdin, capture_output=True, text=True, env=_environment(), check=False)
+    return subprocess.run(_line("analysis", str(out), *flags), capture_output=True, text=True, env=_environment(), check=False)
 
 
 def _line(module: str, *arguments: str) -> list[str]:

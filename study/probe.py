@@ -85,7 +85,7 @@ def ask(
     return Found(**json.loads(answer.splitlines()[-1]))
 
 
-def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.2) -> list[float]:
+def time_steps(trials: Sequence[Trial], vocab_size: int, execution: Any, seconds_each: float = 0.1) -> list[float]:
     """Milliseconds per step of each trial, the median of a few steps on random text."""
     import numpy as np
 

@@ -6,11 +6,13 @@ The seam between running and concluding: `study` writes these tables, `analysis`
     write(results / "trials" / f"{trial_id}.parquet", "trials", [row]); rows = read(results, "trials").to_pylist()
 """
 
+import json
 import os
 import re
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -231,13 +233,15 @@ def read_file(path: Path, table: str, problems: list[str] | None = None) -> pa.T
     missing = [name for name in required_columns(table) if name not in data.column_names]
     if missing:
         raise RecordError(f"{path} lacks the columns {missing} that analysis needs; it has {data.column_names}")
-    columns = [_column(data, field, path, problems) for field in SCHEMAS[table]]
+    as_written = data.schema.equals(SCHEMAS[table])  # by this version: nothing to convert
+    columns = data.columns if as_written else [_column(data, field, path, problems) for field in SCHEMAS[table]]
     unnamed = [key for key in KEYS[table] if columns[SCHEMAS[table].names.index(key)].null_count]
     if unnamed and data.num_rows:
         raise RecordError(f"{path} has rows without {' and '.join(unnamed)}, which identify a row; fill them in")
     return pa.Table.from_arrays(columns, schema=readable_schema(table)).replace_schema_metadata(data.schema.metadata)
 
 
+@cache
 def readable_schema(table: str) -> pa.Schema:
     """The schema of tables that were read: as `SCHEMAS`, but a value may be missing, for the reader to say so of that row."""
     return pa.schema([field.with_nullable(True) for field in SCHEMAS[table]])
@@ -283,17 +287,42 @@ def read(results: Path, table: str, problems: list[str] | None = None) -> pa.Tab
     Raises:
         RecordError: a file cannot be read and `problems` is None.
     """
-    tables = []
+    return _read(results, table, problems)[0]
+
+
+def _read(results: Path, table: str, problems: list[str] | None) -> tuple[pa.Table, dict[str, list[int]]]:
+    """All rows, and which files hold them: a per-trial file that has not changed since it was compacted is not opened again."""
+    tables, held = [], dict[str, list[int]]()
     for path in files(results, table):
+        told = len(problems or ())
         try:
-            tables.append(read_file(path, table, problems))
+            stamp = [path.stat().st_size, path.stat().st_mtime_ns]
+            if held.get(path.name) == stamp:
+                continue
+            found = read_file(path, table, problems)
+        except OSError:  # it has just been taken away
+            continue
         except RecordError as error:
             if problems is None:
                 raise
             problems.append(str(error))
+            continue
+        tables.append(found)
+        if path.parent == results:
+            held = _parts(found)
+        elif told == len(problems or ()):
+            held[path.name] = stamp
     if not tables:
-        return readable_schema(table).empty_table()
-    return deduplicate(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), table)
+        return readable_schema(table).empty_table(), held
+    return deduplicate(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), table), held
+
+
+def _parts(whole: pa.Table) -> dict[str, list[int]]:
+    """Size and time of change, by name, of the per-trial files that a compacted table holds."""
+    try:
+        return dict(json.loads((whole.schema.metadata or {}).get(b"parts", b"{}")))
+    except (ValueError, TypeError):
+        return {}
 
 
 def deduplicate(data: pa.Table, table: str) -> pa.Table:
@@ -306,8 +335,8 @@ def deduplicate(data: pa.Table, table: str) -> pa.Table:
 
 def compact(results: Path, table: str, study: str = "", code_version: str = "") -> int:
     """Merge the per-trial files into one; returns the number of rows. The parts stay: they are the truth, the whole is for readers."""
-    data = read(results, table, problems=[])
-    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version}
+    data, held = _read(results, table, problems=[])
+    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version, "parts": json.dumps(held)}
     write_table(results / f"{table}.parquet", data.replace_schema_metadata(metadata))
     return int(data.num_rows)
 

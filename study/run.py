@@ -12,7 +12,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,8 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         return 0
     assert corpus is not None
     with mirror.held(command.options.out, out) as store, ExitStack() as while_training:
-        ready = _prepare(command, trials, corpus, vocab_size, partial(_start_ray, command.options, interrupts, while_training))
+        start_ray = partial(_start_ray, command.options, interrupts, while_training)
+        ready = _prepare(command, trials, corpus, vocab_size, start_ray)
         about, searches, found, quoted, trials = ready.about, ready.searches, ready.found, ready.quoted, ready.about.trials
         print(ready.text, flush=True)
         origin = provenance()
@@ -108,12 +109,13 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         facts["suggested"] = about.suggested
         folder.write_json(out / "study.json", facts)
         folder.describe_anew(out, trials, command.study_name)
+        if not _on_cluster(command.options) and (found.missing or searches.upper_bound()):
+            start_ray()
         problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches), found)
-        while_training.close()
         asked = len(found.done) + len(found.missing)
         if searches:
             trials, asked = searches.trials(), len(searches.trials()) + len(searches.upper_bound())
-        code = _conclude(command, trials, corpus, interrupts, problem, argv, asked)
+        code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close))
         if quoted and found.missing and code == 0:
             score = _score(quoted, trials, out, time.monotonic() - began)
             folder.write_json(out / "study.json", folder.read_json(out / "study.json") | {"quote_score": score})
@@ -131,8 +133,19 @@ class _Ready:
     text: str
 
 
+@dataclass(frozen=True)
+class _Trained:
+    """How training ended."""
+
+    problem: str
+    """why it stopped early, or "" """
+    asked: int
+    """trials that were asked for"""
+    stop_ray: Callable[[], None]
+
+
 def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
-    """Start Ray on this machine: it waits for its own processes most of the time, so it does that while steps are timed."""
+    """Start Ray on this machine, unless it is up. It mostly waits for its own processes: so does a driver whose steps are being timed."""
     from study.environment import set_ray_environment
 
     set_ray_environment()
@@ -186,13 +199,17 @@ def _quote(
     from study.quote import make_quote
 
     missing = [*found.missing, *searches.upper_bound()]
-    if not missing or command.options.address or os.environ.get("RAY_ADDRESS"):
+    if not missing or _on_cluster(command.options):
         return None
     try:
         return make_quote(missing, vocab_size, command.options, meanwhile)
     except ProbeError as error:
         print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
         return None
+
+
+def _on_cluster(options: Options) -> bool:
+    return bool(options.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _score(quoted: "Quote", trained: "Sequence[Trial]", out: Path, seconds_taken: float) -> dict[str, Any]:
@@ -235,26 +252,29 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
 
 
 def _conclude(
-    command: Command, trials: "Sequence[Trial]", corpus: "Corpus", interrupts: Interrupts, problem: str, argv: Sequence[str], asked: int
+    command: Command, trials: "Sequence[Trial]", corpus: "Corpus", interrupts: Interrupts, argv: Sequence[str], trained: "_Trained"
 ) -> int:
-    """Compact the tables, say what is there, build the report; returns the exit code: 0 where all `asked` trials are completed."""
-    from study import folder, records
+    """Build the report, compact the tables, say what is there; returns the exit code: 0 where all that was asked for is completed."""
+    from study import conclude, folder, records
 
     out = command.out
     for table in records.PER_TRIAL:
         records.compact(out, table, command.study_name)
-    after = folder.survey(out, trials, corpus.sha256)
-    n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
-    n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
-    given_up = f" and {n_given_up} given up by a search" if n_given_up else ""
-    print(f"\n{n_completed} of {len(trials)} trials are completed{given_up}; results are in {shown(out)}", flush=True)
-    if problem:
-        _complain(_how_to_continue(problem, argv), 0)
-    if interrupts.signum:
-        return interrupts.exit_code
-    _name_the_rest(out, trials)
-    reported = not command.options.report or not n_completed or _report(out)
-    return 0 if n_completed + n_given_up >= asked and reported else 1
+    reports = command.options.report and not interrupts.signum and bool(records.completed(out, problems=[]))
+    with conclude.Ending(out) if reports else nullcontext() as ending:
+        trained.stop_ray()
+        after = folder.survey(out, trials, corpus.sha256)
+        n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
+        n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
+        given_up = f" and {n_given_up} given up by a search" if n_given_up else ""
+        print(f"\n{n_completed} of {len(trials)} trials are completed{given_up}; results are in {shown(out)}", flush=True)
+        if trained.problem:
+            _complain(_how_to_continue(trained.problem, argv), 0)
+        if interrupts.signum:
+            return interrupts.exit_code
+        _name_the_rest(out, trials)
+        reported = ending is None or _report(out, *ending.wait())
+    return 0 if n_completed + n_given_up >= trained.asked and reported else 1
 
 
 def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
@@ -272,11 +292,10 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
         print(f"  ... and {len(others) - 20} more")
 
 
-def _report(out: Path) -> bool:
-    """Build the report and print where it is and what it answers."""
-    from study import conclude, folder, plots
+def _report(out: Path, unjudged: str, problem: str) -> bool:
+    """Show the report on the board and print where it is and what it answers."""
+    from study import folder, plots
 
-    unjudged, problem = conclude.report(out)
     if unjudged:
         print(f"the generated texts were not judged: {unjudged}")
     if problem:

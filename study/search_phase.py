@@ -5,8 +5,7 @@ problem = search_phase(job, wanted=lambda trial: True)   # "" or why it stopped 
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from study import folder
 from study.architecture import ShapeSearch, unfold
@@ -73,20 +72,3 @@ def make_prober(job: "Job", wanted: "Sequence[SizeSearch | ShapeSearch]") -> "Pr
     largest = max(planned, key=lambda bundle: bundle.memory_bytes, default=None)
     room = (largest.cpus, largest.gpus) if shapes and largest else usual
     return Prober(job.searches, sizes, lambda trial: shares.get(speed_key(trial), room), lambda trial: flops(trial, vocab_size), shapes)
-
-
-def session(job: "Job", found: "Survey") -> AbstractContextManager[Any]:
-    """One Ray for all phases of a study with searches; a cluster is joined by each phase for itself."""
-    import os
-
-    options = job.command.options
-    if not job.searches or options.address or os.environ.get("RAY_ADDRESS"):
-        return nullcontext()
-    if not found.missing and not job.searches.upper_bound():
-        return nullcontext()
-    from study.environment import set_ray_environment
-
-    set_ray_environment(on_cluster=False)
-    from study import cluster
-
-    return cluster.ray_session(options)

@@ -47,28 +47,27 @@ class Job:
 
 def train_in_phases(job: Job, found: "Survey") -> str:
     """Train what is missing, then search; with --hold-out the rest first, then forecasts, then the largest; why it stopped, or ""."""
-    from study.search_phase import search_phase, session
+    from study.search_phase import search_phase
     from study.timing import train_alone
 
     expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
     held_out = conclude.held_out(expected, parse_hold_out(job.command.options.hold_out))
     largest = {trial.shape.params_non_embedding for trial in held_out}
-    with session(job, found):
-        for later in (False, True):
+    for later in (False, True):
 
-            def wanted(trial: "Trial", later: bool = later) -> bool:
-                return (trial.shape.params_non_embedding in largest) == later
+        def wanted(trial: "Trial", later: bool = later) -> bool:
+            return (trial.shape.params_non_embedding in largest) == later
 
-            part = tuple(trial for trial in found.missing if wanted(trial))
-            if later and any(wanted(trial) for trial in expected):
-                conclude.forecast(job.command.out, held_out)
-            problem, rest = "", dataclasses.replace(found, missing=part)
-            if job.command.options.timing == "exclusive":
-                problem, rest = train_alone(job, rest)
-            problem = problem or (train(job, rest) if rest.missing else "")
-            problem = problem or search_phase(job, wanted)
-            if problem:
-                return problem
+        part = tuple(trial for trial in found.missing if wanted(trial))
+        if later and any(wanted(trial) for trial in expected):
+            conclude.forecast(job.command.out, held_out)
+        problem, rest = "", dataclasses.replace(found, missing=part)
+        if job.command.options.timing == "exclusive":
+            problem, rest = train_alone(job, rest)
+        problem = problem or (train(job, rest) if rest.missing else "")
+        problem = problem or search_phase(job, wanted)
+        if problem:
+            return problem
     return ""
 
 

@@ -116,7 +116,7 @@ def test_an_unknown_section_is_named_with_those_that_exist(synthetic_results: Pa
 def test_the_command_runs_the_notebook_of_a_results_folder_and_says_where_it_is(
     synthetic_results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(notebook, "execute", lambda made, folder, limit_s: "")  # running is tested above
+    monkeypatch.setattr(notebook, "execute", lambda made, folder, limit_s, fill: "")  # running is tested above
     results = tmp_path / "my results"
     shutil.copytree(synthetic_results, results)
     assert notebook.main([str(results)]) == 1

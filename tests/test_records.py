@@ -1,0 +1,78 @@
+"""Compacted tables: a part that has not changed is not opened again, one that has changed wins, one that cannot be read stays in sight."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from study import records
+
+
+def write_part(results: Path, trial_id: str, **columns: Any) -> Path:
+    """One trial's row."""
+    row = {"trial_id": trial_id, "config_id": "c", "seed": 1, "status": "COMPLETED", "n_layer": 1, "n_embd": 8, "n_head": 1}
+    row |= {"params_total": 10, "params_non_embedding": 8, "n_tokens": 100, "val_loss": 2.0} | columns
+    path = results / "trials" / f"{trial_id}.parquet"
+    records.write(path, "trials", [row])
+    return path
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are opened from here on."""
+    names: list[str] = []
+    original = records.read_file
+
+    def read_file(path: Path, table: str, problems: list[str] | None = None) -> Any:
+        names.append(path.name)
+        return original(path, table, problems)
+
+    monkeypatch.setattr(records, "read_file", read_file)
+    return names
+
+
+def losses(results: Path) -> dict[str, float]:
+    return {row["trial_id"]: row["val_loss"] for row in records.read(results, "trials").to_pylist()}
+
+
+def test_parts_are_opened_once_and_only_new_or_changed_ones_again(tmp_path: Path, opened: list[str]) -> None:
+    for trial_id in "abc":
+        write_part(tmp_path, trial_id)
+    assert records.compact(tmp_path, "trials") == 3
+    assert opened == ["a.parquet", "b.parquet", "c.parquet"]
+    opened.clear()
+    write_part(tmp_path, "b", val_loss=1.5)
+    write_part(tmp_path, "d")
+    assert losses(tmp_path) == {"a": 2.0, "b": 1.5, "c": 2.0, "d": 2.0}
+    assert opened == ["trials.parquet", "b.parquet", "d.parquet"]
+    records.compact(tmp_path, "trials")
+    opened.clear()
+    assert losses(tmp_path) == {"a": 2.0, "b": 1.5, "c": 2.0, "d": 2.0}
+    assert opened == ["trials.parquet"]
+
+
+def test_results_that_were_copied_without_their_times_are_read_anew(tmp_path: Path, opened: list[str]) -> None:
+    for trial_id in "ab":
+        write_part(tmp_path / "here", trial_id)
+    records.compact(tmp_path / "here", "trials")
+    shutil.copytree(tmp_path / "here", tmp_path / "there", copy_function=shutil.copyfile)
+    opened.clear()
+    assert losses(tmp_path / "there") == losses(tmp_path / "here")
+    assert opened[:3] == ["trials.parquet", "a.parquet", "b.parquet"]
+
+
+def test_a_part_that_cannot_be_read_is_named_also_after_the_others_were_compacted(tmp_path: Path) -> None:
+    write_part(tmp_path, "a")
+    write_part(tmp_path, "b").write_bytes(b"PAR1")
+    assert records.compact(tmp_path, "trials") == 1
+    with pytest.raises(records.RecordError, match=r"b\.parquet cannot be read as Parquet"):
+        records.read(tmp_path, "trials")
+
+
+def test_a_row_that_was_compacted_and_is_damaged_afterwards_is_named(tmp_path: Path) -> None:
+    part = write_part(tmp_path, "a")
+    records.compact(tmp_path, "trials")
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(records.RecordError, match=r"a\.parquet cannot be read as Parquet"):
+        records.read(tmp_path, "trials")
