@@ -23,7 +23,7 @@ from study.memory import is_out_of_memory, next_share, share_in_words
 from study.overview import flops
 from study.recorder import Recorder, Where
 from study.spec import Trial
-from study.trial import Bundled, request
+from study.trial import Bundled, reservation
 
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 """How a failed trial's traceback names a full disk."""
@@ -236,7 +236,7 @@ class Monitor(tune.Callback):
         running = self.running.get(trial.config["bundle"])
         if not running or not is_out_of_memory(_newest_failure(trial)) or not (larger := _larger(running.bundled)):
             return ""
-        trial.update_resources(request(larger))
+        trial.update_resources(reservation(larger.cpus, larger.gpus))
         trial.run_metadata.num_failures -= 1  # there is a remedy, and shares end at a whole GPU
         before, after = share_in_words(running.bundled.cpus, running.bundled.gpus), share_in_words(larger.cpus, larger.gpus)
         running.remark, running.bundled = f"ran out of memory on {before}, went on with {after}", larger

@@ -14,6 +14,7 @@ import socket
 import tempfile
 import time
 import uuid
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -226,7 +227,7 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
     """
     shutil.rmtree(out / "ray", ignore_errors=True)
     bundles = work.bundles
-    trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), lambda config: request(bundle_of(config, bundles)))
+    trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), requests(bundles))
     tuner = tune.Tuner(
         trainable,
         param_space={} if prober else {"bundle": tune.grid_search(list(range(len(bundles))))},
@@ -254,9 +255,25 @@ def run_bundles(work: Work, options: "Options", out: Path, callback: tune.Callba
         raise
 
 
-def request(bundled: Bundled) -> tune.PlacementGroupFactory:
+def reservation(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
     """What Ray is asked to reserve."""
-    return tune.PlacementGroupFactory([{"CPU": bundled.cpus, "GPU": bundled.gpus} if bundled.gpus else {"CPU": bundled.cpus}])
+    return tune.PlacementGroupFactory([{"CPU": cpus, "GPU": gpus} if gpus else {"CPU": cpus}])
+
+
+def requests(bundles: Sequence[Bundled]) -> Callable[[dict[str, Any]], tune.PlacementGroupFactory]:
+    """What Ray is asked to reserve for a Ray Tune config.
+
+    Ray Tune unpickles the function twice for every trial, so it holds two bytes of each bundle and not the bundles.
+    """
+    kinds = list(dict.fromkeys((bundled.cpus, bundled.gpus) for bundled in bundles))
+    number = {kind: i for i, kind in enumerate(kinds)}
+    kind_of = array("H", [number[bundled.cpus, bundled.gpus] for bundled in bundles])
+
+    def wanted(config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        bundled: Bundled | None = config.get("bundled")
+        return reservation(bundled.cpus, bundled.gpus) if bundled else reservation(*kinds[kind_of[config["bundle"]]])
+
+    return wanted
 
 
 def _search_of(prober: "Prober | None") -> dict[str, Any]:

@@ -8,8 +8,8 @@ import pytest
 from study import data, run, training
 from study.cluster import check_nodes, check_resources
 from study.command import parse
-from study.spec import expand
-from study.trial import Bundled, BundleTrainable, Work, share
+from study.spec import Study, expand
+from study.trial import Bundled, BundleTrainable, Work, requests, share
 from tests.running import facts, rows, tables, tiny
 
 pytestmark = pytest.mark.ray
@@ -123,3 +123,17 @@ def test_only_missing_trials_run_and_a_reused_process_trains_like_a_fresh_one(
     assert all(row["exclusive_timing"] for row in rows(tmp_path))
     assert not list((tmp_path / "checkpoints").glob("*/*"))
     assert set(facts(tmp_path)["trial_ids"]) == {row["trial_id"] for row in rows(tmp_path)}
+
+
+def test_what_ray_tune_unpickles_for_every_trial_stays_small_and_asks_for_each_bundles_share() -> None:
+    from ray import cloudpickle
+
+    trials = expand(Study(seeds=tuple(range(200))))
+    bundles = [Bundled((trial,), 1.0, share) for trial in trials for share in (0.25, 0.5)]
+    packed = cloudpickle.dumps(requests(bundles))
+    assert len(bundles) > 1000
+    assert len(packed) < 2000 + 2 * len(bundles)
+    wanted = cloudpickle.loads(packed)
+    for index in (0, 1, len(bundles) - 1):
+        assert wanted({"bundle": index}).required_resources == {"CPU": 1.0, "GPU": bundles[index].gpus}
+    assert wanted({"bundle": 0, "bundled": Bundled(trials[:1], 2.0, 0.0)}).required_resources == {"CPU": 2.0}
