@@ -128,7 +128,7 @@ def test_only_missing_trials_run_and_a_reused_process_trains_like_a_fresh_one(
 def test_what_ray_tune_unpickles_for_every_trial_stays_small_and_asks_for_each_bundles_share() -> None:
     from ray import cloudpickle
 
-    trials = expand(Study(seeds=tuple(range(200))))
+    trials = expand(Study(seeds=tuple(range(600))))
     bundles = [Bundled((trial,), 1.0, share) for trial in trials for share in (0.25, 0.5)]
     packed = cloudpickle.dumps(requests(bundles))
     assert len(bundles) > 1000
