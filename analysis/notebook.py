@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,16 @@ fits, trials, curves = study.fits, study.trials, study.curves
 print(notebook.opening(study))"""
 """First cell. The folder is relative to the notebook, so that a copied results folder keeps working."""
 
-KERNEL = """from ipykernel import kernelapp
+KERNEL = """import os, sys
+if sys.path[0] == "":
+    del sys.path[0]
+from ipykernel import kernelapp
 from analysis import evidence, figures, figures_rates, figures_shape, figures_training, notebook
+if os.name == "posix" and os.getppid() != int(os.environ["JPY_PARENT_PID"]):
+    sys.exit()
 kernelapp.launch_new_instance()"""
-"""Program of the kernel: what the first cell imports is imported while the study is still being concluded."""
+"""Program of the kernel: what the first cell imports is imported while the study is still being concluded. As ipykernel_launcher does, it
+takes no module from the notebook's folder; and it does not stay where the report's process has ended meanwhile."""
 
 CALLS = {
     "loss": "figures.draw_loss_against_parameters(fits, trials=trials)",
@@ -180,7 +187,8 @@ def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int, fill: Cal
         manager.kernel_spec.argv = [sys.executable, "-c", KERNEL, "-f", "{connection_file}", "--matplotlib=inline"]
 
         async def started(notebook: "nbformat.NotebookNode") -> None:
-            await asyncio.to_thread(fill)
+            with suppress(Exception):  # nbclient would leave the kernel running; `write` fills again and meets the same error
+                await asyncio.to_thread(fill)
 
         quick = {"shutdown_kernel": "immediate", "startup_timeout": 60, "record_timing": False, "on_notebook_start": started}
         client = NotebookClient(made, km=manager, timeout=limit_s, resources={"metadata": {"path": str(folder)}}, **quick)

@@ -37,8 +37,8 @@ def build(
     if run_notebook:
         notebook.missing()
     with ThreadPoolExecutor(1) as beside:  # the notebook's kernel is a process of its own and keeps another core busy
-        written = beside.submit(notebook.write, told, folder / "report.ipynb", run_notebook)
         try:
+            written = beside.submit(notebook.write, told, folder / "report.ipynb", run_notebook)
             evidence = with_stories(load(results, fits, judging), folder / "fits.json")
         except BaseException as error:
             told.set_exception(error)

@@ -3,7 +3,7 @@ largest sizes train.
 
 They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
 
-    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; unjudged, problem = Ending(out).wait()
+    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; with Ending(out) as ending: unjudged, problem = ending.wait()
 """
 
 import os
@@ -11,8 +11,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any
 
 from study import records
 from study.live import printable
@@ -59,40 +61,43 @@ class Ending:
     """
 
     def __init__(self, out: Path) -> None:
-        """Begin both."""
-        self._said = {name: tempfile.TemporaryFile("w+") for name in ("judge", "analysis", "summary")}  # noqa: SIM115
-        self._judge = subprocess.Popen(
-            _line("study.judge", str(out)), stdout=subprocess.PIPE, stderr=self._said["judge"], env=_environment()
-        )
-        self._analysis = subprocess.Popen(
-            _line("analysis", str(out), "--judging"),
-            stdin=self._judge.stdout,
-            stdout=self._said["summary"],
-            stderr=self._said["analysis"],
-            env=_environment(),
-        )
-        assert self._judge.stdout is not None
-        self._judge.stdout.close()  # the other end is the report's
+        self.out = out
+        self._ends = ExitStack()
 
     def __enter__(self) -> "Ending":
+        """Begin both."""
+        with ExitStack() as ends:
+            self._judge, self._judge_said = self._begin(ends, _line("study.judge", str(self.out)), None, subprocess.PIPE)
+            # Our end of the pipe stays open: the judge may speak to a report that has ended already.
+            self._report, self._report_said = self._begin(
+                ends, _line("analysis", str(self.out), "--judging"), self._judge.stdout, subprocess.DEVNULL
+            )
+            self._ends = ends.pop_all()
         return self
 
+    @staticmethod
+    def _begin(ends: ExitStack, line: list[str], stdin: Any, stdout: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+        said = ends.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        process = ends.enter_context(subprocess.Popen(line, stdin=stdin, stdout=stdout, stderr=said, env=_environment()))
+        ends.callback(process.kill)
+        return process, said
+
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for process in (self._judge, self._analysis):
+        for process in (self._judge, self._report):
             process.kill()
-            process.wait()
-        for file in self._said.values():
-            file.close()
+        self._ends.close()
 
     def wait(self) -> tuple[str, str]:
         """Why the texts were not judged, or "", and why there is no report, or ""; returns when both processes have ended."""
-        return self._end_of("judge", self._judge), self._end_of("analysis", self._analysis)
+        return _why(self._judge, self._judge_said), _why(self._report, self._report_said)
 
-    def _end_of(self, name: str, process: subprocess.Popen[bytes]) -> str:
-        if process.wait() == 0:
-            return ""
-        self._said[name].seek(0)
-        return _last_line(self._said[name].read())
+
+def _why(process: "subprocess.Popen[bytes]", said: "IO[bytes]") -> str:
+    """The last line that a process wrote, if it failed."""
+    if process.wait() == 0:
+        return ""
+    said.seek(0)
+    return _last_line(said.read().decode(errors="replace")) or f"it ended with status {process.returncode}"
 
 
 def analysis(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
@@ -110,4 +115,4 @@ def _environment() -> dict[str, str]:
 
 
 def _last_line(said: str) -> str:
-    return printable((said.strip() or "no message").splitlines()[-1])
+    return printable(said.strip().splitlines()[-1]) if said.strip() else ""

@@ -120,7 +120,8 @@ def _measure(
     lacking = to_probe(trials, place["name"], speeds, vocab_size) if place else to_probe(trials, "", speeds, vocab_size)
     if lacking or not place:
         print(f"timing a few steps of {len(lacking)} kinds of trials, once for this machine ...", file=sys.stderr, flush=True)
-        found = ask(lacking, vocab_size, options.device, options.precision, threads, meanwhile)
+        beside = meanwhile if threads < _cores() else None  # else it would take from what is timed
+        found = ask(lacking, vocab_size, options.device, options.precision, threads, beside)
         kind = found.device.split(" ")[0]
         name = f"{found.device}, {found.precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if kind == "cpu" else "")
         place = {"name": name, "kind": kind, "precision": found.precision, "gpus": found.gpus, "gpu_memory_bytes": found.gpu_memory_bytes}
@@ -128,8 +129,11 @@ def _measure(
         for trial, ms in zip(lacking, found.ms_per_step, strict=True):
             speeds.note(name, trial, vocab_size, ms, real=False)
         speeds.save()
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(place["kind"], place["name"], float(cpus), float(place["gpus"]), place["gpu_memory_bytes"]), place["precision"]
+    return Machine(place["kind"], place["name"], float(_cores()), float(place["gpus"]), place["gpu_memory_bytes"]), place["precision"]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _place(options: Options, threads: int) -> str:

@@ -295,13 +295,11 @@ def _read(results: Path, table: str, problems: list[str] | None) -> tuple[pa.Tab
     tables, held = [], dict[str, list[int]]()
     for path in files(results, table):
         told = len(problems or ())
-        try:
-            stamp = [path.stat().st_size, path.stat().st_mtime_ns]
-            if held.get(path.name) == stamp:
-                continue
-            found = read_file(path, table, problems)
-        except OSError:  # it has just been taken away
+        stamp = _stamp(path)
+        if stamp and held.get(path.name) == stamp:
             continue
+        try:
+            found = read_file(path, table, problems)
         except RecordError as error:
             if problems is None:
                 raise
@@ -310,18 +308,30 @@ def _read(results: Path, table: str, problems: list[str] | None) -> tuple[pa.Tab
         tables.append(found)
         if path.parent == results:
             held = _parts(found)
-        elif told == len(problems or ()):
+        elif stamp and told == len(problems or ()):
             held[path.name] = stamp
     if not tables:
         return readable_schema(table).empty_table(), held
     return deduplicate(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), table), held
 
 
-def _parts(whole: pa.Table) -> dict[str, list[int]]:
-    """Size and time of change, by name, of the per-trial files that a compacted table holds."""
+def _stamp(path: Path) -> list[int]:
+    """Size and time of change of a file; of one that cannot be looked at, nothing."""
     try:
-        return dict(json.loads((whole.schema.metadata or {}).get(b"parts", b"{}")))
-    except (ValueError, TypeError):
+        facts = path.stat()
+    except OSError:
+        return []
+    return [facts.st_size, facts.st_mtime_ns]
+
+
+def _parts(whole: pa.Table) -> dict[str, list[int]]:
+    """Stamps, by name, of the per-trial files whose rows a compacted table holds: all of them, in the columns of this very version."""
+    facts = whole.schema.metadata or {}
+    try:
+        known = json.loads(facts[b"parts"])
+        as_written = facts[b"schema_version"].decode() == SCHEMA_VERSION and known["n_rows"] == whole.num_rows
+        return dict(known["stamps"]) if as_written else {}
+    except (KeyError, ValueError, TypeError):
         return {}
 
 
@@ -334,9 +344,13 @@ def deduplicate(data: pa.Table, table: str) -> pa.Table:
 
 
 def compact(results: Path, table: str, study: str = "", code_version: str = "") -> int:
-    """Merge the per-trial files into one; returns the number of rows. The parts stay: they are the truth, the whole is for readers."""
+    """Merge the per-trial files into one; returns the number of rows.
+
+    The parts stay: they are the truth, and one whose size or time has changed since, or that is new, is read again.
+    """
     data, held = _read(results, table, problems=[])
-    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version, "parts": json.dumps(held)}
+    parts = json.dumps({"n_rows": data.num_rows, "stamps": held})
+    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version, "parts": parts}
     write_table(results / f"{table}.parquet", data.replace_schema_metadata(metadata))
     return int(data.num_rows)
 

@@ -115,7 +115,8 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         asked = len(found.done) + len(found.missing)
         if searches:
             trials, asked = searches.trials(), len(searches.trials()) + len(searches.upper_bound())
-        code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close))
+        on_gpu = quoted is not None and quoted.machine.kind != "cpu"
+        code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close, on_gpu))
         if quoted and found.missing and code == 0:
             score = _score(quoted, trials, out, time.monotonic() - began)
             folder.write_json(out / "study.json", folder.read_json(out / "study.json") | {"quote_score": score})
@@ -142,6 +143,8 @@ class _Trained:
     asked: int
     """trials that were asked for"""
     stop_ray: Callable[[], None]
+    """may be called again"""
+    on_gpu: bool
 
 
 def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
@@ -254,18 +257,19 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
 def _conclude(
     command: Command, trials: "Sequence[Trial]", corpus: "Corpus", interrupts: Interrupts, argv: Sequence[str], trained: "_Trained"
 ) -> int:
-    """Build the report, compact the tables, say what is there; returns the exit code: 0 where all that was asked for is completed."""
+    """Compact the tables, say what is there, build the report; returns the exit code: 0 where all that was asked for is completed."""
     from study import conclude, folder, records
 
     out = command.out
     for table in records.PER_TRIAL:
         records.compact(out, table, command.study_name)
-    reports = command.options.report and not interrupts.signum and bool(records.completed(out, problems=[]))
-    with conclude.Ending(out) if reports else nullcontext() as ending:
+    after = folder.survey(out, trials, corpus.sha256)
+    n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
+    n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
+    if trained.on_gpu:  # which the best model needs for its reading
         trained.stop_ray()
-        after = folder.survey(out, trials, corpus.sha256)
-        n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
-        n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
+    with conclude.Ending(out) if command.options.report and n_completed and not interrupts.signum else nullcontext() as ending:
+        trained.stop_ray()
         given_up = f" and {n_given_up} given up by a search" if n_given_up else ""
         print(f"\n{n_completed} of {len(trials)} trials are completed{given_up}; results are in {shown(out)}", flush=True)
         if trained.problem:

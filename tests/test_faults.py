@@ -4,14 +4,17 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
 
+from benchmarks.scale import below
 from study import folder, run
-from tests.running import checkpoints, facts, kill_one_worker, rows, start, tables, tiny, wait_until, workers
+from tests.running import ROOT, checkpoints, facts, kill_one_worker, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
 
@@ -66,6 +69,36 @@ def test_a_terminated_or_killed_driver_leaves_no_worker_behind_and_the_same_comm
 
 
 @pytest.mark.slow
+def test_a_signal_while_the_report_is_built_ends_what_builds_it_and_the_same_command_builds_it(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out, ignore=shutil.ignore_patterns("report"))
+    process = start(tiny(out), tmp_path / "log")
+    assert wait_until(lambda: (out / "report" / "fits.json").exists(), process=process)
+    below_it = below(process.pid)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 143
+    assert len(below_it) >= 1
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below_it), 20)
+    assert not (out / "report" / "report.html").exists()
+    again = start(tiny(out), tmp_path / "log")
+    assert again.wait(120) == 0
+    assert (out / "report" / "report.html").exists()
+
+
+def test_ray_that_was_started_beside_the_quote_is_gone_where_nothing_is_to_be_trained(tmp_path: Path) -> None:
+    program = f"""
+import sys
+from study.run import main
+code = main({[*tiny(tmp_path / "out"), "--budget", "1s"]!r})
+print("exit", code, "ray", "ray" in sys.modules and sys.modules["ray"].is_initialized())
+"""
+    environment = {**os.environ, "SCALING_STUDY_CACHE": str(tmp_path / "cache")}  # where no step has been timed
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert "exit 1 ray False" in done.stdout, done.stdout + done.stderr
+    assert "timing a few steps" in done.stderr
+    assert "budget" in done.stderr
+
+
 def test_a_worker_that_hangs_is_replaced(undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def hang() -> None:
         wait_until(lambda: checkpoints(tmp_path, 60))

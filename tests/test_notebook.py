@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -124,3 +126,26 @@ def test_the_command_runs_the_notebook_of_a_results_folder_and_says_where_it_is(
     concluded(results)
     assert notebook.main([str(results)]) == 0
     assert capsys.readouterr().out == f"notebook: {results / 'report' / 'report.ipynb'}\n"
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc to see processes")
+def test_where_the_study_cannot_be_concluded_the_error_comes_through_and_no_kernel_stays(tmp_path: Path) -> None:
+    told = Future[evidence.Evidence]()
+    told.set_exception(OSError(28, "No space left on device"))
+    with pytest.raises(OSError, match="No space left"):
+        notebook.write(told, tmp_path / "report.ipynb")
+    assert not [line for line in map(command_line, children(os.getpid())) if "kernelapp" in line]
+
+
+def command_line(pid: int) -> str:
+    """What a process was started with; "" where it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a process has started."""
+    tasks = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for task in tasks for child in task.read_text().split()]

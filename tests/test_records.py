@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from study import records
@@ -76,3 +77,29 @@ def test_a_row_that_was_compacted_and_is_damaged_afterwards_is_named(tmp_path: P
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(records.RecordError, match=r"a\.parquet cannot be read as Parquet"):
         records.read(tmp_path, "trials")
+
+
+def test_a_part_whose_file_is_not_reachable_is_named(tmp_path: Path) -> None:
+    write_part(tmp_path, "a")
+    (tmp_path / "trials" / "b.parquet").symlink_to(tmp_path / "elsewhere.parquet")
+    with pytest.raises(records.RecordError, match=r"b\.parquet cannot be read as Parquet"):
+        records.read(tmp_path, "trials")
+
+
+def test_a_compacted_table_that_lost_rows_or_is_of_another_version_does_not_hide_the_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for trial_id in "abc":
+        write_part(tmp_path, trial_id)
+    records.compact(tmp_path, "trials")
+    whole = tmp_path / "trials.parquet"
+    pq.write_table(pq.read_table(whole).slice(0, 1), whole)
+    assert sorted(losses(tmp_path)) == ["a", "b", "c"]
+    with monkeypatch.context() as later:
+        later.setattr(records, "SCHEMA_VERSION", "1.99")
+        records.compact(tmp_path, "trials")
+    names = []
+    original = records.read_file
+    monkeypatch.setattr(records, "read_file", lambda path, *more: names.append(path.name) or original(path, *more))
+    assert sorted(losses(tmp_path)) == ["a", "b", "c"]
+    assert len(names) == 4
