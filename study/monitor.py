@@ -206,6 +206,7 @@ class Monitor(tune.Callback):
 
     def close(self) -> None:
         """Let the views finish."""
+        self.recorder.sweep()
         self._show(lambda view: view.close())
 
     def _cut_off(self, running: _Running, status: str, reason: str) -> None:

@@ -85,6 +85,12 @@ class Recorder:
             shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
         return row
 
+    def sweep(self) -> None:
+        """Drop checkpoints of trials that nothing continues: a worker may have been writing one when its trial ended."""
+        for trial_id, row in self.rows.items():
+            if row["status"] in ("COMPLETED", "DIVERGED", "STOPPED"):
+                shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
+
     def probe(self) -> None:
         """Write as much as a small row into the results folder and take it back.
 

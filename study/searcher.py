@@ -109,8 +109,8 @@ class Prober:
 
     def stop(self, result: dict[str, Any]) -> bool:
         """Whether the run that reported is given up; rows after its last step are taken out of the report."""
-        rows = result.get("rows") or []
-        for row in rows:
+        rows, earlier = result.get("rows") or [], result.get("earlier") or []
+        for row in [*earlier, *rows]:  # a run that was continued is judged by all of it, as if it had never been cut off
             self.curves.setdefault(row["trial_id"], {})[row["step"]] = row["val_loss"]
         trial_id = rows[0]["trial_id"] if rows else ""
         size = self.running.get(trial_id)
@@ -120,7 +120,8 @@ class Prober:
         step = stops_at(size.settings, size.base.train, self.curves[trial_id], probes, noise)
         if step is None:
             return False
-        rows[:] = [row for row in rows if row["step"] <= step]
+        for reported in (rows, earlier):
+            reported[:] = [row for row in reported if row["step"] <= step]
         self.curves[trial_id] = {at: loss for at, loss in self.curves[trial_id].items() if at <= step}
         return True
 

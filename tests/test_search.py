@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from study import bracket, records, search
-from study.bracket import Found, Probe, Refine, Try, decide, guess, middle, optimum, predict_rate, rate_law, stops_at
+from study.bracket import Found, Probe, Refine, Try, decide, guess, middle, optimum, predict_rate, rate_law, rungs, stops_at
 from study.search import Searches, SizeSearch, merged, plan
 from study.search_settings import SearchSettings, read_settings
 from study.spec import Study, TrainConfig, expand
@@ -272,6 +272,31 @@ def test_optunas_suggestions_follow_from_the_records_and_never_repeat_a_run(rang
             asked.append(point)
     assert asked[:6] == asked[6:]
     assert len({tuple(sorted(p.items())) for p in asked}) == 6
+
+
+@pytest.mark.ray
+def test_a_run_that_was_continued_is_judged_by_all_of_its_curve() -> None:
+    from study.searcher import Prober
+
+    def stopped(cut: int) -> tuple[bool, list[int]]:
+        """Whether a bad run, cut off after so many evaluations, is given up with its first report; its steps that remain."""
+        found = plan(Study(sweeps=("s:kind=search:lr=1e-3,3e-2",)))
+        (size,) = found.sizes
+        steps = range(50, rungs(size.settings, size.base.train)[0] + 51, 50)
+        size.probes = {
+            str(i): Probe({"lr": rate}, "COMPLETED", tuple((step, 1.0 + i / 100) for step in steps))
+            for i, rate in enumerate((0.004, 0.008))
+        }
+        prober = Prober(found, [size], lambda trial: (1.0, 0.0), lambda trial: 1.0)
+        prober.running["bad"] = size
+        lines = [{"trial_id": "bad", "step": step, "val_loss": 5.0} for step in steps]
+        earlier, rows = lines[:cut], lines[cut:]
+        return prober.stop({"earlier": earlier, "rows": rows}), [row["step"] for row in [*earlier, *rows]]
+
+    whole = stopped(0)
+    assert whole[0]
+    assert stopped(len(whole[1])) == whole
+    assert all(stopped(cut) == whole for cut in range(1, len(whole[1])))
 
 
 # ---- a real run ----
