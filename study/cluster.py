@@ -167,7 +167,9 @@ def check_resources(wanted: Iterable[tuple[float, float]], on_cluster: bool) -> 
         text = f"a trial needs {cpus:g} CPUs and {gpus:g} GPUs, the largest node has {most[0]:g} CPUs and {most[1]:g} GPUs"
         if not on_cluster:
             raise ValueError(f"{text}; lower --cpus-per-trial or --gpus-per-trial")
-        return f"{text}; waiting for the cluster to grow"
+        return (
+            f"{text}; waiting until the cluster has such a node; where it never will, stop and lower --cpus-per-trial or --gpus-per-trial"
+        )
     return ""
 
 

@@ -146,7 +146,7 @@ def test_down_stops_the_head_and_nothing_outside(hosts: Hosts, cluster: Step) ->
     cluster("ray down clusters/on_prem.yaml -y")
     for name in ("one", "two"):
         address = hosts.address[name]
-        cluster(f"ssh -o StrictHostKeyChecking=no {address} 'bash -lic \"source ~/.bashrc; ray stop\"'")
+        cluster(f"ssh -o StrictHostKeyChecking=no {address} 'bash -ic \"ray stop\"'")
     for name in ("head", "one", "two"):
         assert "raylet" not in hosts.run(name, ["ps", "ax"]).stdout
     assert bystander.poll() is None

@@ -74,7 +74,7 @@ def test_a_trial_that_no_node_can_hold_is_refused_at_once_here_and_waited_for_on
     assert check_resources([(1.0, 0.0), (2.0, 0.0)], on_cluster=False) == ""
     with pytest.raises(ValueError, match="needs 3 CPUs and 0 GPUs, the largest node has 2 CPUs"):
         check_resources([(1.0, 0.0), (3.0, 0.0)], on_cluster=False)
-    assert "waiting for the cluster to grow" in check_resources([(1.0, 0.5)], on_cluster=True)
+    assert "waiting until the cluster has such a node" in check_resources([(1.0, 0.5)], on_cluster=True)
     check_nodes(on_cluster=True)
 
 
