@@ -96,7 +96,7 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (K, B, T, V) for token ids (K, B, T), T <= block_size; with a cache, the tokens follow those already in it."""
         K, B, T = tokens.shape
-        x = self.embed(tokens, cache.length if cache else 0)  # (K, B*T, C)
+        x = self.embed(tokens, cache.length if cache else 0)  # (K, B*T, C); here and below without K where that is 1
         for layer in range(self.config.n_layer):
             x = x + self.drop(self.attention(norm(x, getattr(self, f"norm1_{layer}")), layer, B, T, cache))
             x = x + self.drop(self.mlp(norm(x, getattr(self, f"norm2_{layer}")), layer))
@@ -116,17 +116,17 @@ class Transformer(nn.Module):
             # One lookup over all replicas' tables laid end to end.
             offset = torch.arange(K, device=tokens.device).view(K, 1, 1) * self.config.vocab_size
             x = F.embedding(tokens + offset, self.wte.reshape(-1, C)) + self.wpe[:, None, start : start + T]  # (K, B, T, C)
-        return self.drop(x.reshape(K, B * T, C))
+        return self.drop(x.reshape(B * T, C) if K == 1 else x.reshape(K, B * T, C))
 
     def attention(self, x: Tensor, layer: int, B: int, T: int, cache: Cache | None = None) -> Tensor:
         """Causal self-attention, (K, B*T, C) -> (K, B*T, C)."""
-        K, H, D = self.replicas, self.config.n_head, self.config.head_dim
+        K, H, D, shape = self.replicas, self.config.n_head, self.config.head_dim, x.shape
         dropout = self.dropout if self.training else 0.0
         dtype = attention_dtype(x.device, self.precision, 0 if cache else T, dropout)
         qkv = linear(x, getattr(self, f"qkv_{layer}"), self.precision, dtype).view(K * B, T, 3, H, D)
         scale = self.config.attention_scale
         y = self.cached_attention(qkv, layer, cache, scale) if cache else causal_attention(qkv, scale, dropout)  # (K*B, T, H, D)
-        return linear(y.reshape(K, B * T, H * D), getattr(self, f"proj_{layer}"), self.precision)
+        return linear(y.reshape(shape), getattr(self, f"proj_{layer}"), self.precision)
 
     @staticmethod
     def cached_attention(qkv: Tensor, layer: int, cache: Cache, scale: float) -> Tensor:

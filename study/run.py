@@ -112,6 +112,8 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         if not _on_cluster(command.options) and (found.missing or searches.upper_bound()):
             start_ray()
         problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches), found)
+        if problem:  # its head may be going, too
+            while_training.close()
         asked = len(found.done) + len(found.missing)
         if searches:
             trials, asked = searches.trials(), len(searches.trials()) + len(searches.upper_bound())
