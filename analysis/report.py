@@ -40,10 +40,9 @@ def build(
         try:
             written = beside.submit(notebook.write, told, folder / "report.ipynb", run_notebook)
             evidence = with_stories(load(results, fits, judging), folder / "fits.json")
-        except BaseException as error:
-            told.set_exception(error)
-            raise
-        told.set_result(evidence)
+            told.set_result(evidence)
+        finally:
+            told.cancel()  # without effect where there is evidence; else the notebook would wait for ever
         drawn = save_figures(evidence, folder / "figures")
         path.write_text(page.render(evidence, drawn), encoding="utf-8")
         (folder / "report.md").write_text(markdown.render(evidence, list(drawn)), encoding="utf-8")

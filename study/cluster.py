@@ -143,8 +143,7 @@ def gpus_per_trial(options: Options) -> float:
         return options.gpus_per_trial
     if options.device not in ("auto", "cuda"):
         return 0.0
-    on_cluster = bool(options.address or os.environ.get("RAY_ADDRESS"))
-    comes = on_cluster and (options.device == "cuda" or brings_gpus(Path.home() / LAUNCHED))
+    comes = options.on_cluster and (options.device == "cuda" or brings_gpus(Path.home() / LAUNCHED))
     return 1.0 if comes or ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 

@@ -7,6 +7,7 @@ line, whose flags come after it and win. Imports neither torch nor ray, so that 
 """
 
 import difflib
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -63,6 +64,11 @@ class Options:
     """exclusive: one trial of each kind first trains with the device to itself, so that speeds can be compared"""
     report: bool = True
     """build the report at the end"""
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the study runs on a Ray cluster that is up, not on a Ray of its own on this machine."""
+        return bool(self.address or os.environ.get("RAY_ADDRESS"))
 
     def __post_init__(self) -> None:
         _require(self.max_concurrent >= 0, f"max-concurrent={self.max_concurrent} must be 0 (as many as fit) or more")

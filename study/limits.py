@@ -37,7 +37,7 @@ def check_memory(trials: Sequence[Trial], options: Options) -> None:
 
 def room(options: Options) -> tuple[int, str]:
     """Bytes that one process may need, and whose they are."""
-    if options.dry_run or options.address or os.environ.get("RAY_ADDRESS"):
+    if options.dry_run or options.on_cluster:
         return ABSURD, "the most that a trial may have is"
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if options.device != "cpu" and glob.glob("/dev/nvidia[0-9]*"):

@@ -7,7 +7,6 @@ Exit codes: 0 all trials completed; 1 a trial failed or data are missing; 2 usag
 """
 
 import dataclasses
-import os
 import shlex
 import sys
 import time
@@ -109,16 +108,15 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         facts["suggested"] = about.suggested
         folder.write_json(out / "study.json", facts)
         folder.describe_anew(out, trials, command.study_name)
-        if not _on_cluster(command.options) and (found.missing or searches.upper_bound()):
+        if not command.options.on_cluster and (found.missing or searches.upper_bound()):
             start_ray()
         problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches), found)
-        if problem:  # its head may be going, too
+        if problem or (quoted and quoted.machine.kind != "cpu"):  # its head may be going, too; the best model reads on the GPU
             while_training.close()
         asked = len(found.done) + len(found.missing)
         if searches:
             trials, asked = searches.trials(), len(searches.trials()) + len(searches.upper_bound())
-        on_gpu = quoted is not None and quoted.machine.kind != "cpu"
-        code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close, on_gpu))
+        code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close))
         if quoted and found.missing and code == 0:
             score = _score(quoted, trials, out, time.monotonic() - began)
             folder.write_json(out / "study.json", folder.read_json(out / "study.json") | {"quote_score": score})
@@ -145,8 +143,7 @@ class _Trained:
     asked: int
     """trials that were asked for"""
     stop_ray: Callable[[], None]
-    """may be called again"""
-    on_gpu: bool
+    """without effect where it has stopped"""
 
 
 def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
@@ -204,17 +201,13 @@ def _quote(
     from study.quote import make_quote
 
     missing = [*found.missing, *searches.upper_bound()]
-    if not missing or _on_cluster(command.options):
+    if not missing or command.options.on_cluster:
         return None
     try:
         return make_quote(missing, vocab_size, command.options, meanwhile)
     except ProbeError as error:
         print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
         return None
-
-
-def _on_cluster(options: Options) -> bool:
-    return bool(options.address or os.environ.get("RAY_ADDRESS"))
 
 
 def _score(quoted: "Quote", trained: "Sequence[Trial]", out: Path, seconds_taken: float) -> dict[str, Any]:
@@ -268,8 +261,6 @@ def _conclude(
     after = folder.survey(out, trials, corpus.sha256)
     n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
     n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
-    if trained.on_gpu:  # which the best model needs for its reading
-        trained.stop_ray()
     with conclude.Ending(out) if command.options.report and n_completed and not interrupts.signum else nullcontext() as ending:
         trained.stop_ray()
         given_up = f" and {n_given_up} given up by a search" if n_given_up else ""

@@ -6,7 +6,6 @@ Reads the corpus and the survey of the results folder; everything that is writte
 """
 
 import dataclasses
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -76,7 +75,7 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
     from study.environment import set_ray_environment
 
     options, out, corpus = job.command.options, job.command.out, job.corpus
-    set_ray_environment(on_cluster=bool(options.address or os.environ.get("RAY_ADDRESS")))
+    set_ray_environment(on_cluster=options.on_cluster)
     from study import cluster
     from study import trial as tune_side
     from study.search_phase import make_prober
