@@ -29,7 +29,7 @@ report: $(VENV)/.installed  ## rebuild the report of RESULTS (default results/qu
 	@$(BIN)/python -m analysis "$(RESULTS)"
 
 notebook: $(VENV)/.installed  ## run the notebook of RESULTS and say where it is (it opens in Jupyter and is rebuilt from the results alone)
-	@$(BIN)/python -m analysis.notebook "$(RESULTS)"
+	@$(BIN)/python -m analysis.report.notebook "$(RESULTS)"
 
 board: $(VENV)/.installed  ## open TensorBoard on RESULTS
 	@$(BIN)/tensorboard --logdir "$(RESULTS)/tensorboard" --load_fast=false

@@ -13,12 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis import conclusions, forecasts, replicates, selection, summary
-from analysis import table as tables
-from analysis.fit_blocks import Options
-from analysis.fitted import Fitted
-from analysis.refusals import Refusal
-from study.pipe import until_closed
+from analysis.estimate import Refusal
+from analysis.findings import conclude as conclusions
+from analysis.findings import forecasts
+from analysis.findings.fit_summary import Options
+from analysis.findings.size_law import Fitted
+from analysis.fits import law_selection as selection
+from analysis.report import terminal as summary
+from analysis.table import configurations as replicates
+from analysis.table import load as tables
+from study.console import until_closed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -35,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         "--judging",
         action="store_true",
         help="the texts are still being read: begin, and wait for the end of the input before the report "
-        "(python -m study.judge RESULTS | python -m analysis RESULTS --judging)",
+        "(python -m study.train.text_loss RESULTS | python -m analysis RESULTS --judging)",
     )
     line.add_argument(
         "--suggest", type=int, metavar="N", help="name the N trials that would sharpen a quantity most per device-hour, and stop"
@@ -54,12 +58,12 @@ def _folder(place: str) -> Path:
     Raises:
         ValueError: there is no such place, or it cannot be reached.
     """
-    from study import stores
+    from study.results import object_store as stores
 
     if not stores.is_address(place):
         return Path(place)
-    from study import mirror
-    from study.data import default_cache_dir
+    from study.data.corpus import default_cache_dir
+    from study.results import store_sync as mirror
 
     stores.check_address(place)
     folder = stores.staging(place, default_cache_dir())
@@ -90,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(record_forecast(results, target))
             trees.append(analyze(results, given.out, options, not given.no_report, given.judging))
         if len(trees) == 2 and not given.no_report and all(results.is_dir() for results in given.results):
-            from analysis import compare_page
+            from analysis.compare import page as compare_page
 
             print(f"comparison: {compare_page.build(given.results[0], given.results[1], (trees[0], trees[1]))}")
     except ValueError as error:
@@ -118,8 +122,8 @@ def analyze(
     folder = out or (results if results.is_dir() else results.parent) / "report"
     conclusions.write(folder / "fits.json", tree)
     print(summary.text(tree))
-    if report and results.is_dir() and importlib.util.find_spec("analysis.report"):
-        from analysis.report import build
+    if report and results.is_dir() and importlib.util.find_spec("analysis.report.build"):
+        from analysis.report.build import build
 
         print(f"\nreport: {build(results, tree, judging=sys.stdin.read if judging else None)}")
     else:
@@ -131,7 +135,7 @@ def suggested(results: Path, aim: str, n: int) -> str:
     """Suggest the next n trials for a quantity: writes report/suggestion.json; returns what a person reads."""
     if not results.is_dir():
         raise ValueError(f"suggestions are kept in a results folder, and {results} is a file; give the folder")
-    from analysis import suggest
+    from analysis.next_trials import suggest
 
     made = suggest.suggest(tables.load(results), aim, n)
     path = suggest.write(results, made)

@@ -23,8 +23,9 @@ SEEDS, EVALUATIONS = 5, 50
 MEASURED = """
 import json, os, resource, sys, time
 from pathlib import Path
-from analysis import conclusions, table
-from analysis.fit_blocks import Options
+from analysis.findings import conclude as conclusions
+from analysis.table import load as table
+from analysis.findings.fit_summary import Options
 start = time.perf_counter()
 loaded = table.load(Path(sys.argv[1]))
 evaluations = len(loaded.curves)

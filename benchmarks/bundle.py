@@ -16,7 +16,7 @@ import torch
 from benchmarks.gpu_shapes import VOCABULARY, Setting, keep, model_of, random_text, say, setting, warm_bundle
 from benchmarks.machine import describe
 from benchmarks.peer import PeerLoop, matmul_peak
-from study.device import synchronize
+from study.train.device import synchronize
 
 REPEATS = 5
 

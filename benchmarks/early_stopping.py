@@ -24,10 +24,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis import conclusions, intervals, replicates, selection
-from analysis import table as tables
-from analysis.fitted import Fitted, observations
-from analysis.table import SAME_SIZE
+from analysis.findings import conclude as conclusions
+from analysis.findings.size_law import Fitted, observations
+from analysis.fits import intervals
+from analysis.fits import law_selection as selection
+from analysis.table import configurations as replicates
+from analysis.table import load as tables
+from analysis.table.load import SAME_SIZE
 
 SIZE = "params_non_embedding"
 

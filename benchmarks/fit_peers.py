@@ -22,8 +22,8 @@ from benchmarks.fits import DELTA, RESULTS, published_points, seconds, versions 
 
 import numpy as np  # isort: skip
 
-from analysis.fits import fit, fit_batch
-from analysis.laws import POWER_FLOOR_DATA, SIZE, TOKENS
+from analysis.fits.fit import fit, fit_batch
+from analysis.fits.laws import POWER_FLOOR_DATA, SIZE, TOKENS
 
 OUTPUT = RESULTS.with_name("fit_peers.csv")
 FIELDS = ["what", "ours_s", "theirs_s", "ratio", "package", "machine"]

@@ -31,11 +31,11 @@ import numpy as np
 import scipy
 from scipy.optimize import curve_fit, minimize
 
-from analysis.design import Array
-from analysis.fits import fit, fit_batch
-from analysis.intervals import Loss, Observations, Parameter, Quantity, Slope, bootstrap, profile_batch, profiles
-from analysis.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, additive, with_aspect
-from analysis.resampling import resample
+from analysis.fits.coordinates import Array
+from analysis.fits.fit import fit, fit_batch
+from analysis.fits.intervals import Loss, Observations, Parameter, Quantity, Slope, bootstrap, profile_batch, profiles
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, additive, with_aspect
+from analysis.fits.resampling import resample
 
 RESULTS = Path(__file__).parent / "results" / "fits.csv"
 DELTA = 1e-3
@@ -235,7 +235,10 @@ def large_study() -> Line:
 
 def import_time() -> Line:
     """Importing the fitting modules in a fresh process."""
-    code = "import time; t = time.process_time(); import analysis.laws, analysis.fits, analysis.intervals; print(time.process_time() - t)"
+    code = (
+        "import time; t = time.process_time(); "
+        "import analysis.fits.laws, analysis.fits.fit, analysis.fits.intervals; print(time.process_time() - t)"
+    )
     found = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
     return Line("import of analysis.laws, fits, intervals", float(np.median(found)), None, 1.0, "fresh process")
 

@@ -10,9 +10,9 @@ import torch
 
 from benchmarks.machine import write_csv
 from models.config import ModelConfig, Shape
-from study.device import Execution
 from study.spec import DataConfig, TrainConfig, Trial
-from study.train import Bundle
+from study.train.bundle import Bundle
+from study.train.device import Execution
 
 VOCABULARY = 228
 SWEPT = ((6, 256, 8), (2, 256, 8), (4, 256, 8), (8, 256, 8), (12, 256, 8), (6, 128, 8), (6, 192, 8), (6, 384, 8))

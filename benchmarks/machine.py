@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from study.device import processor
+from study.train.device import processor
 
 
 def describe() -> str:

@@ -22,10 +22,10 @@ import torch
 
 from benchmarks.machine import write_csv
 from models.config import Shape
-from study import data
-from study.device import Execution
+from study.data import corpus as data
 from study.spec import DataConfig, Study, Trial, changed
-from study.train import Bundle
+from study.train.bundle import Bundle
+from study.train.device import Execution
 
 RATES = tuple(1e-3 * 2**k for k in range(8))
 """Ladder of the transfer check: 0.001 to 0.128, each twice the one before."""

@@ -14,7 +14,8 @@ import torch
 
 from benchmarks.machine import describe, write_csv
 from benchmarks.study import run_ours
-from study import command, data
+from study import command
+from study.data import corpus as data
 
 BAR_S = 180
 REHEARSAL = ["smoke", "--device", "cpu", "--seeds", "1", "--train.n-steps", "40", "--train.eval-interval", "20"]

@@ -18,8 +18,9 @@ from typing import Any
 import ray
 from ray import tune
 
-from study import environment, records, run, trial
-from study.outcome import Outcome, Ran, Replica, finished_row
+from study import records, run
+from study.train.outcome import Outcome, Ran, Replica, finished_row
+from study.tune import environment, tuner, worker_input
 
 EVALUATIONS = 3
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -28,7 +29,7 @@ TICKS = os.sysconf("SC_CLK_TCK")
 class Instant(tune.Trainable):
     """Reports evaluations and an outcome of the right form, and trains nothing."""
 
-    def setup(self, config: dict[str, Any], work: trial.Work) -> None:  # type: ignore[override]  # Ray Tune passes `with_parameters`
+    def setup(self, config: dict[str, Any], work: worker_input.Work) -> None:  # type: ignore[override]  # Ray Tune passes `with_parameters`
         """Begin the bundle that `config` names."""
         self.work = work
         self.reset_config(config)
@@ -71,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     environment.set_ray_environment()
     ray.init(address="local", num_cpus=options.workers, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    trial.BundleTrainable = Instant  # type: ignore[misc,assignment]
+    tuner.BundleTrainable = Instant  # type: ignore[misc,assignment]
     with tempfile.TemporaryDirectory() as folder:
         row = measure(Path(folder) / "scale", options.trials)
     ray.shutdown()

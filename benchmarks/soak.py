@@ -23,7 +23,8 @@ from typing import Any
 from ray.cluster_utils import Cluster
 
 from benchmarks.scale import below, resident_mib
-from study import environment, records
+from study import records
+from study.tune import environment
 
 STORE = 100 * 2**20
 FAULTS = {"worker killed": 5, "worker stopped": 1, "node lost": 2, "driver killed": 1}

@@ -19,9 +19,9 @@ import torch
 from benchmarks.machine import describe, write_csv
 from benchmarks.peer import EVAL_BATCHES, EVAL_EVERY, PeerLoop, matmul_peak
 from models.config import ModelConfig, Shape
-from study.device import Execution
 from study.spec import DataConfig, TrainConfig, Trial
-from study.train import Bundle
+from study.train.bundle import Bundle
+from study.train.device import Execution
 
 # n_layer, n_embd, n_head, block_size, batch_size, steps timed at a time
 SHAPES = {

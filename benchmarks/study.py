@@ -27,7 +27,8 @@ import torch
 
 from benchmarks.machine import describe, write_csv
 from benchmarks.peer import EVAL_BATCHES, EVAL_EVERY, PeerLoop
-from study import command, data, records
+from study import command, records
+from study.data import corpus as data
 from study.spec import Trial, expand
 
 RESULTS = Path(__file__).parent / "results"

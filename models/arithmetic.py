@@ -1,7 +1,7 @@
 """How the two expensive operations are computed: linear layers and causal attention, in float32 or with bf16 operands.
 
 Parameters, residual stream, norms, softmax and losses are float32 in both; "bf16" casts only the operands of matrix products,
-which is where the time goes. Which is faster depends on shape and device: `study.train` decides, the record says.
+which is where the time goes. Which is faster depends on shape and device: `study.train.bundle` decides, the record says.
 """
 
 import math

@@ -16,8 +16,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from study.results.object_store import check_address, is_address, staging
 from study.spec import Study
-from study.stores import check_address, is_address, staging
 from study.sweeps import format_sweep
 
 PRESETS = Path(__file__).parent / "presets"
@@ -110,7 +110,7 @@ class Command:
         Other data than the study's own get a folder of their own, so that studies do not mix.
         """
         if is_address(self.options.out):
-            from study.data import default_cache_dir
+            from study.data.corpus import default_cache_dir
 
             return staging(self.options.out, default_cache_dir()).resolve()
         if self.options.out:

@@ -18,17 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.command import Command, Options, parse, parse_hold_out
-from study.interrupt import Interrupted, Interrupts
-from study.pipe import until_closed
-from study.stores import is_address
+from study.console import until_closed
+from study.results.object_store import is_address
+from study.tune.signals import Interrupted, Interrupts
 
 if TYPE_CHECKING:
-    from study.data import Corpus
-    from study.folder import Survey
-    from study.provenance import Provenance
-    from study.quote import Quote
-    from study.scope import Scope
-    from study.search import Searches
+    from study.data.corpus import Corpus
+    from study.plan.quote import Quote
+    from study.plan.suggested_trials import Scope
+    from study.results.folder import Survey
+    from study.results.provenance import Provenance
+    from study.search.search_state import Searches
     from study.spec import Trial
 
 TINYSTORIES_CHARACTERS = 228
@@ -58,16 +58,16 @@ def _adopted(command: Command) -> Command:
     """With --from-suggestion, the command for the study that was suggested to."""
     if not command.options.from_suggestion:
         return command
-    from study.scope import adopt
+    from study.plan.suggested_trials import adopt
 
     return adopt(command)
 
 
 def _check_study(command: Command) -> None:
     """Find impossible shapes, unknown fields, impossible hold-outs and models beyond any memory before anything is downloaded."""
-    from study.conclude import held_out
-    from study.limits import check_memory
-    from study.search import plan
+    from study.plan.limits import check_memory
+    from study.report_process import held_out
+    from study.search.search_state import plan
 
     searches = plan(command.study)
     trials = [*searches.plain, *searches.expected()]
@@ -76,10 +76,13 @@ def _check_study(command: Command) -> None:
 
 
 def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
-    from study import data, folder, mirror
-    from study.provenance import provenance
+    from study.data import corpus as data
+    from study.results import folder
+    from study.results import store_sync as mirror
+    from study.results.provenance import provenance
     from study.spec import expand
-    from study.training import Job, train_in_phases
+    from study.tune.phases import train_in_phases
+    from study.tune.session import Job
 
     began = time.monotonic()
     study, out = command.study, command.out
@@ -148,10 +151,10 @@ class _Trained:
 
 def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
     """Start Ray on this machine, unless it is up. It mostly waits for its own processes: so does a driver whose steps are being timed."""
-    from study.environment import set_ray_environment
+    from study.tune.environment import set_ray_environment
 
     set_ray_environment()
-    from study import cluster
+    from study.tune import cluster
 
     until.enter_context(cluster.ray_session(options))
     interrupts.install()
@@ -165,7 +168,11 @@ def _prepare(
     Args:
         meanwhile: called once where steps are to be timed, while that goes on.
     """
-    from study import data, folder, overview, scope, timing
+    from study.data import corpus as data
+    from study.display import overview
+    from study.plan import suggested_trials as scope
+    from study.plan import survey as timing
+    from study.results import folder
 
     options, sha256 = command.options, corpus.sha256 if corpus else ""
     about, searches = _scope(command, trials, data.data_key(command.study.data), sha256)
@@ -183,7 +190,8 @@ def _prepare(
 
 def _scope(command: Command, trials: "list[Trial]", key: str, data_sha256: str) -> "tuple[Scope, Searches]":
     """The trials known by now and the searches, whose runs so far are among them."""
-    from study import scope, search
+    from study.plan import suggested_trials as scope
+    from study.search import search_state as search
 
     about = scope.find(command, trials, command.out, key)
     searches = search.read(command.study, key, command.out, data_sha256, about.trials)
@@ -197,8 +205,8 @@ def _quote(
     command: Command, found: "Survey", vocab_size: int, searches: "Searches", meanwhile: Callable[[], None] | None
 ) -> "Quote | None":
     """What the missing trials, and the most that searches may add, will cost on this machine; a cluster's devices are not here."""
-    from study.probe import ProbeError
-    from study.quote import make_quote
+    from study.plan.probe import ProbeError
+    from study.plan.quote import make_quote
 
     missing = [*found.missing, *searches.upper_bound()]
     if not missing or command.options.on_cluster:
@@ -213,7 +221,7 @@ def _quote(
 def _score(quoted: "Quote", trained: "Sequence[Trial]", out: Path, seconds_taken: float) -> dict[str, Any]:
     """Hold the quote to what the run took, and let the next one learn from it."""
     from study import records
-    from study.quote import duration, learn
+    from study.plan.quote import duration, learn
 
     learn(quoted, {trial.trial_id: trial for trial in trained}, records.read(out, "trials").to_pylist())
     score = quoted.score(seconds_taken)
@@ -223,7 +231,7 @@ def _score(quoted: "Quote", trained: "Sequence[Trial]", out: Path, seconds_taken
 
 def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", origin: "Provenance", argv: list[str]) -> dict[str, Any]:
     """What study.json holds: the question, every default spelled out, the data, and where all of it came from."""
-    from study import data
+    from study.data import corpus as data
     from study.spec import RECIPE_VERSION
 
     block = command.study.model.block_size
@@ -253,7 +261,9 @@ def _conclude(
     command: Command, trials: "Sequence[Trial]", corpus: "Corpus", interrupts: Interrupts, argv: Sequence[str], trained: "_Trained"
 ) -> int:
     """Compact the tables, say what is there, build the report; returns the exit code: 0 where all that was asked for is completed."""
-    from study import conclude, folder, records
+    from study import records
+    from study import report_process as conclude
+    from study.results import folder
 
     out = command.out
     for table in records.PER_TRIAL:
@@ -277,7 +287,7 @@ def _conclude(
 def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
     """Say which trials are not completed, and why."""
     from study import records
-    from study.live import printable, trial_name
+    from study.display.terminal import printable, trial_name
 
     rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
     others = [(trial, rows.get(trial.trial_id)) for trial in trials]
@@ -291,14 +301,15 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
 
 def _report(out: Path, unjudged: str, problem: str) -> bool:
     """Show the report on the board and print where it is and what it answers."""
-    from study import folder, plots
+    from study.display import tensorboard
+    from study.results import folder
 
     if unjudged:
         print(f"the generated texts were not judged: {unjudged}")
     if problem:
         _complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False
-    plots.publish(out, plots.report_images(out))
+    tensorboard.publish(out, tensorboard.report_images(out))
     for sentence in folder.read_json(out / "report" / "fits.json").get("answer", []):
         print(f"  {sentence}")
     print(f"report: {shown(out / 'report' / 'report.html')}")

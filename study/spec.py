@@ -223,7 +223,7 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
     """All trials of a study that are known beforehand, each once, with the names of every sweep that holds it; seeds outermost.
 
     Args:
-        data_key: names the data's content (see `study.data`), so that changed data gives new trials.
+        data_key: names the data's content (see `study.data.corpus`), so that changed data gives new trials.
 
     Raises:
         ValueError: a sweep asks for an impossible shape or an unknown field.

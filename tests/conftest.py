@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from models.config import ModelConfig
-from study import environment, records
+from study import records
+from study.tune import environment
 
 environment.set_ray_environment()  # before any test module imports Ray
 

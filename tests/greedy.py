@@ -12,7 +12,9 @@ from typing import Any
 import ray
 import torch
 
-from study import environment, run, trial
+from study import run
+from study.tune import environment, tuner, worker_input
+from study.tune import trainable as trial
 
 
 class Placed(trial.BundleTrainable):
@@ -29,7 +31,7 @@ class Placed(trial.BundleTrainable):
                 + "\n"
             )
 
-    def setup(self, config: dict[str, Any], work: trial.Work) -> None:  # type: ignore[override]
+    def setup(self, config: dict[str, Any], work: worker_input.Work) -> None:  # type: ignore[override]
         self.index, self.log = config["bundle"], str(work.checkpoints.parent.parent / "placed.log")
         super().setup(config, work)
         self._say("begins")
@@ -63,7 +65,7 @@ def main() -> int:
     """Start a Ray with fake GPUs and run a study on it."""
     kind, n_nodes, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     environment.set_ray_environment()
-    trial.BundleTrainable = {"greedy": Greedy, "placed": Placed}[kind]  # type: ignore[misc]
+    tuner.BundleTrainable = {"greedy": Greedy, "placed": Placed}[kind]  # type: ignore[misc]
     if n_nodes == 1:
         ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
         return run.main(arguments)

@@ -15,7 +15,7 @@ import numpy as np
 
 from study import records
 from study.command import parse
-from study.recorder import Recorder, Where
+from study.results.trial_writer import Recorder, Where
 from study.spec import Trial, expand
 
 ROOT = Path(__file__).parent.parent

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import axes, conclusions, table
-from analysis.content import at
-from analysis.fit_blocks import Options
-from analysis.replicates import average
-from analysis.sections import sweeps_section
-from analysis.sweeps import find_sweeps
+from analysis.findings import conclude as conclusions
+from analysis.findings import tokens_and_context as axes
+from analysis.findings.fit_summary import Options
+from analysis.findings.one_factor import find_sweeps
+from analysis.report.document import at
+from analysis.report.sections import sweeps_section
+from analysis.table import load as table
+from analysis.table.configurations import average
 from study.spec import Trial
 from tests.running import write_study
 

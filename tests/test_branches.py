@@ -13,14 +13,14 @@ import torch
 from models.config import Shape
 from study.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
 from study.command import parse
-from study.device import Execution
-from study.outcome import Outcome
-from study.overview import flops, flops_to_train
-from study.packing import Choice, Machine, Speeds, make_plan
-from study.quote import Quote
+from study.display.overview import flops, flops_to_train
+from study.plan.packing import Choice, Machine, Speeds, make_plan
+from study.plan.quote import Quote
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
-from study.train import Bundle
-from study.trunk import Trunk
+from study.train.branched_bundle import Trunk
+from study.train.bundle import Bundle
+from study.train.device import Execution
+from study.train.outcome import Outcome
 from tests.running import TIMES
 
 FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)

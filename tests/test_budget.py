@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as analysis
-from study import budget, limits, packing, run
+from study import run
 from study.command import Options, parse, parse_budget
-from study.data import default_cache_dir
-from study.packing import Choice, Machine, Plan, Speeds, make_plan
-from study.quote import make_quote
+from study.data.corpus import default_cache_dir
+from study.plan import budget, limits, packing
+from study.plan.packing import Choice, Machine, Plan, Speeds, make_plan
+from study.plan.quote import make_quote
 from study.spec import Study, Trial, expand
 from tests.running import ROOT, facts, rows, tiny
 from tests.test_run import refused

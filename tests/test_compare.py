@@ -6,8 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import compare, compare_page, content, evidence
-from analysis.evidence import Evidence
+from analysis.compare import page as compare_page
+from analysis.compare import paired_differences as compare
+from analysis.report import document as content
+from analysis.table import evidence
+from analysis.table.evidence import Evidence
 from study import records
 from tests.conftest import SWEEPS, synthetic_row
 from tests.test_report import Page

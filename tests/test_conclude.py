@@ -3,7 +3,7 @@
 import pytest
 
 from study.command import parse_hold_out
-from study.conclude import held_out
+from study.report_process import held_out
 from study.spec import Study, expand
 
 TRIALS = expand(Study(sweeps=("width:n_embd=32,64,96,128", "depth:n_layer=2,4"), seeds=(1, 2)))

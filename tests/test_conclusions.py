@@ -11,10 +11,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import conclusions, summary, table
 from analysis.__main__ import main
-from analysis.fit_blocks import Options
-from analysis.refusals import is_refused
+from analysis.estimate import is_refused
+from analysis.findings import conclude as conclusions
+from analysis.findings.fit_summary import Options
+from analysis.report import terminal as summary
+from analysis.table import load as table
 from study import records
 from tests.conftest import SWEEPS, TRUTH, synthetic_row
 

@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from study import data, stories, text_tokens
+from study.data import corpus as data
+from study.data import tokens as text_tokens
 from study.spec import DataConfig
+from study.stories import generator as stories
 
 SHARED = Path(os.environ.get("SCALING_STUDY_SHARED") or Path(__file__).parents[2] / "shared")
 SAMPLE = SHARED / "data" / "tinystories_sample.txt"
 FIRST_STARTS = [4334, 4098, 709, 8619, 9141, 1089, 4243, 478]
 CHILD = (
-    "import sys; from pathlib import Path; from study.data import prepare; from study.spec import DataConfig; "
+    "import sys; from pathlib import Path; from study.data.corpus import prepare; from study.spec import DataConfig; "
     "print(prepare(DataConfig(train_chars=300_000, seed=5), Path(sys.argv[1])).sha256)"
 )
 
@@ -383,7 +385,7 @@ def test_a_hundred_megabytes_are_encoded_within_five_seconds_and_a_gigabyte(tmp_
         for _ in range(100_000_000 // len(source) + 1):
             file.write(source)
     code = (
-        "import resource, sys, time; from pathlib import Path; from study.data import prepare; from study.spec import DataConfig; "
+        "import resource, sys, time; from pathlib import Path; from study.data.corpus import prepare; from study.spec import DataConfig; "
         "begin = time.perf_counter(); prepare(DataConfig(path=sys.argv[1]), Path(sys.argv[2])); "
         "print(time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
     )

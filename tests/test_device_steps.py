@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from study import data
-from study.device import Execution
-from study.device_steps import DeviceSteps, fits, keep
-from study.optimizer import make_optimizer
+from study.data import corpus as data
 from study.spec import Trial
-from study.train import Bundle
+from study.train.bundle import Bundle
+from study.train.device import Execution
+from study.train.device_steps import DeviceSteps, fits, keep
+from study.train.optimizer import make_optimizer
 from tests.test_train import CHARACTERS, bundle, corpus, losses, trial
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
@@ -27,7 +27,7 @@ def without_the_host(*trials: Trial) -> Bundle:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_windows_cut_on_the_device_are_those_of_the_data(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.device_steps.CHUNK", 5000)  # copied in several parts, the last one shorter
+    monkeypatch.setattr("study.train.device_steps.CHUNK", 5000)  # copied in several parts, the last one shorter
     specs = [trial(3), trial(4, unique_tokens=2000)]
     tokens = corpus()[0].astype(dtype)
     whole = bundle(*specs)
@@ -43,7 +43,7 @@ def test_windows_cut_on_the_device_are_those_of_the_data(dtype: type, monkeypatc
 
 
 def test_steps_without_the_host_have_the_losses_of_steps_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("study.device_steps.MOST_ROWS", 7)  # a stretch of several tables
+    monkeypatch.setattr("study.train.device_steps.MOST_ROWS", 7)  # a stretch of several tables
     specs = [trial(1), trial(2, lr=3e-3, grad_clip=0.05, schedule="wsd", unique_tokens=2000), trial(3, lr=1e30, grad_clip=0.0)]
     plain, fast = bundle(*specs), without_the_host(*specs)
     for whole in (plain, fast):
@@ -63,7 +63,7 @@ def test_a_corpus_too_large_for_the_device_and_dropout_stay_with_the_host(monkey
     assert not fits(tokens, 0.0, room=3 * len(tokens))  # a quarter of what the process may take, at most
     assert not fits(tokens, 0.0, room=0)  # no GPU
     assert not fits(tokens.astype(np.float32), 0.0, 1 << 34)
-    monkeypatch.setattr("study.device_steps.MOST_BYTES", len(tokens) - 1)
+    monkeypatch.setattr("study.train.device_steps.MOST_BYTES", len(tokens) - 1)
     assert not fits(tokens, 0.0, 1 << 34)
 
 
@@ -90,7 +90,7 @@ def test_a_captured_step_is_used_and_trains_like_its_kernels_launched_one_by_one
     captured = on_gpu(specs, precision)
     assert captured.device_steps is not None
     assert captured.device_steps.graph is not None, captured.notes
-    monkeypatch.setattr("study.device_steps.WARM_UP", 10**9)
+    monkeypatch.setattr("study.train.device_steps.WARM_UP", 10**9)
     singly = on_gpu(specs, precision)
     assert singly.device_steps is not None
     assert singly.device_steps.graph is None

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import diagnostics, replicates, selection
-from analysis.fitted import Fitted, fit_size_law
-from analysis.laws import POWER_FLOOR, POWER_FLOOR_DATA
+from analysis.findings import diagnostics
+from analysis.findings.size_law import Fitted, fit_size_law
+from analysis.fits import law_selection as selection
+from analysis.fits.laws import POWER_FLOOR, POWER_FLOOR_DATA
+from analysis.table import configurations as replicates
 from study import records
 from tests.test_structure import size
 

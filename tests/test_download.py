@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from study import data, download
-from study.download import DownloadError, RemoteFile, fetch
+from study.data import corpus as data
+from study.data import tinystories as download
+from study.data.tinystories import DownloadError, RemoteFile, fetch
 from study.spec import DataConfig
 
 STORY = "Once there was a fox.\nIt was kind.\n<|endoftext|>\n"

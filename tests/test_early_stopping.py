@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import table as tables
+from analysis.table import load as tables
 from benchmarks import early_stopping as bench
 from benchmarks.early_stopping import Rule, Run, compare, outcome, read_runs, replay
 from study import records

@@ -12,9 +12,11 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from analysis import evidence, text_study
-from analysis.evidence import read_fits
-from study import judge, records, run
+from analysis.table import evidence
+from analysis.table.evidence import read_fits
+from analysis.text import findings as text_study
+from study import records, run
+from study.train import text_loss as judge
 from tests.running import ROOT, facts, rows, wait_until
 
 pytestmark = pytest.mark.ray

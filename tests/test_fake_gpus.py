@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from study.memory import is_out_of_memory, memory_cap, next_share
-from study.packing import Choice, Machine, Speeds, make_plan, memory_bytes
+from study.plan.memory import is_out_of_memory, memory_cap, next_share
+from study.plan.packing import Choice, Machine, Speeds, make_plan, memory_bytes
 from study.spec import Study, expand
 from tests.running import ROOT, rows, tables, tiny
 

@@ -13,7 +13,8 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from benchmarks.scale import below
-from study import folder, run
+from study import run
+from study.results import folder
 from tests.running import ROOT, checkpoints, facts, kill_one_worker, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
@@ -155,7 +156,7 @@ def test_a_trial_without_enough_memory_fails_with_its_reason_one_that_explodes_d
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker's machine may have less memory than the one that was asked (there such a shape is refused before anything starts)."""
-    monkeypatch.setattr("study.limits.room", lambda options: (1 << 60, "another machine has"))
+    monkeypatch.setattr("study.plan.limits.room", lambda options: (1 << 60, "another machine has"))
     out = tmp_path / "out"
     command = [*tiny(out, "--no-report"), "--seeds", "1", "--sweeps", f"width:n_embd=16,{2**20}", "rate:lr=0.01,1e30"]
     assert run.main(command) == 1

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from benchmarks.scale import below
-from study import cluster, run
+from study import run
+from study.tune import cluster
 from tests.running import checkpoints, kill_one_worker, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray

@@ -13,9 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from analysis import conclusions, evidence, figures, figures_shape, figures_training, style, table
-from analysis.evidence import Evidence
-from analysis.fit_blocks import Options
+from analysis.figures import loss_and_sweeps as figures
+from analysis.figures import shape as figures_shape
+from analysis.figures import style
+from analysis.figures import training as figures_training
+from analysis.findings import conclude as conclusions
+from analysis.findings.fit_summary import Options
+from analysis.table import evidence
+from analysis.table import load as table
+from analysis.table.evidence import Evidence
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +180,10 @@ def test_sweeps_can_be_told_apart_with_color_vision_deficiencies() -> None:
 
 
 def test_drawing_leaves_pyplot_alone() -> None:
-    code = "import sys; from analysis import figures; figures.draw_loss_against_parameters({}); print('matplotlib.pyplot' in sys.modules)"
+    code = (
+        "import sys; from analysis.figures import loss_and_sweeps as figures; "
+        "figures.draw_loss_against_parameters({}); print('matplotlib.pyplot' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
 

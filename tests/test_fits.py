@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import laws, modes, newton
-from analysis.fits import FitError, FitStatus, fit, fit_batch, objective_of
-from analysis.judging import coordinate_names
-from analysis.laws import (
+from analysis.fits import estimators as modes
+from analysis.fits import laws, newton
+from analysis.fits.fit import FitError, FitStatus, fit, fit_batch, objective_of
+from analysis.fits.judging import coordinate_names
+from analysis.fits.laws import (
     POWER,
     POWER_FLOOR,
     POWER_FLOOR_DATA,

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import forecasts, replicates, table
 from analysis.__main__ import main
-from analysis.fitted import Fitted, fit_size_law
-from analysis.refusals import Code, Refusal
+from analysis.estimate import Code, Refusal
+from analysis.findings import forecasts
+from analysis.findings.size_law import Fitted, fit_size_law
+from analysis.table import configurations as replicates
+from analysis.table import load as table
 from study import records
 from tests.conftest import synthetic_row
 

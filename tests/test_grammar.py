@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from study.grammar import Choice, Grammar, Rule, Table, derivations, enumerate_texts, parse_template, sample
+from study.stories.grammar import Choice, Grammar, Rule, Table, derivations, enumerate_texts, parse_template, sample
 
 
 def rule(*templates: str, weights: tuple[float, ...] | None = None) -> Rule:

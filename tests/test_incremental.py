@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from models.config import Shape
-from study import data, folder, run, spec
+from study import run, spec
 from study.command import parse
+from study.data import corpus as data
+from study.results import folder
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from tests.running import checkpoints, rows, start, tables, tiny, wait_until
 

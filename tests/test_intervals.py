@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis import intervals, laws
-from analysis.design import build
-from analysis.fits import fit, fit_batch
-from analysis.intervals import Contrast, Interval, Loss, Observations, Parameter, Slope, bootstrap, profile, profile_batch, profiles
-from analysis.laws import POWER, POWER_FLOOR, SIZE, with_aspect
-from analysis.means import SeedNoise
-from analysis.quantities import read
+from analysis.fits import intervals, laws
+from analysis.fits.configuration_means import SeedNoise
+from analysis.fits.coordinates import build
+from analysis.fits.fit import fit, fit_batch
+from analysis.fits.intervals import Contrast, Interval, Loss, Observations, Parameter, Slope, bootstrap, profile, profile_batch, profiles
+from analysis.fits.laws import POWER, POWER_FLOOR, SIZE, with_aspect
+from analysis.fits.quantities import read
 
 TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4}
 REFERENCE = {SIZE: 1e6}

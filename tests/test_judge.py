@@ -8,7 +8,8 @@ import torch
 
 from models.config import ModelConfig
 from models.transformer import Transformer
-from study import judge, weights
+from study.train import final_weights as weights
+from study.train import text_loss as judge
 
 CONFIG = ModelConfig(n_layer=2, n_embd=16, n_head=2, block_size=16, vocab_size=11)
 

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from analysis import laws
-from analysis.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE_DATA, TIMING, additive, with_aspect, with_head_dim
+from analysis.fits import laws
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE_DATA, TIMING, additive, with_aspect, with_head_dim
 
 SHAPES = {"n_layer": [2, 4, 6], "n_embd": [128, 256, 384], "n_head": [4, 8, 8], "n_tokens": [1e7, 2e7, 4e7]}
 

@@ -13,10 +13,10 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from study import records
-from study.board import Board, add_figures, hparams, run_name, story_markdown
 from study.command import parse
-from study.live import Plain, Screen, Tally, duration, printable
-from study.recorder import Recorder, Where
+from study.display.tensorboard import Board, add_figures, hparams, run_name, story_markdown
+from study.display.terminal import Plain, Screen, Tally, duration, printable
+from study.results.trial_writer import Recorder, Where
 from study.spec import Trial, expand
 
 HOSTILE = "<script>alert(1)</script> " + 30 * "word " + "**bold** \x1b[31mred\x1b[0m \x00 [link](http://x)\nnext line"
@@ -110,7 +110,7 @@ def test_a_trial_that_is_cut_off_keeps_its_curve_and_says_why(trials: list[Trial
 def test_a_write_that_fails_for_a_moment_is_tried_again_and_one_that_keeps_failing_is_not_hidden(
     trials: list[Trial], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("study.recorder.PATIENCE_S", (0.05, 0.05))
+    monkeypatch.setattr("study.results.trial_writer.PATIENCE_S", (0.05, 0.05))
     out = tmp_path / "out"
     out.write_text("a file where the folder should be")
     with pytest.raises(OSError, match="out"):
@@ -122,7 +122,7 @@ def test_a_write_that_fails_for_a_moment_is_tried_again_and_one_that_keeps_faili
         if len(attempts) < 3:
             raise OSError("away")
 
-    from study.recorder import _patiently
+    from study.results.trial_writer import _patiently
 
     _patiently(comes_back)
     assert len(attempts) == 3

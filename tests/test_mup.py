@@ -9,16 +9,18 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import conclusions, selection, table
-from analysis.fit_blocks import Options
+from analysis.findings import conclude as conclusions
+from analysis.findings.fit_summary import Options
+from analysis.fits import law_selection as selection
+from analysis.table import load as table
 from benchmarks.mup import best_rate, coordinates, family, growth, losses
 from models.config import ModelConfig, Shape
 from models.transformer import Transformer, count_decayed, count_embeddings
-from study import data
-from study.device import Execution
-from study.optimizer import groups_by_replica, make_optimizer
+from study.data import corpus as data
 from study.spec import DataConfig, Study, Trial, expand
-from study.train import Bundle
+from study.train.bundle import Bundle
+from study.train.device import Execution
+from study.train.optimizer import groups_by_replica, make_optimizer
 from tests.running import write_study
 
 CPU = Execution("cpu", "float32")

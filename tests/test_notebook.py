@@ -11,8 +11,12 @@ from typing import Any
 import nbformat
 import pytest
 
-from analysis import conclusions, evidence, notebook, report, table
-from analysis.fit_blocks import Options
+from analysis.findings import conclude as conclusions
+from analysis.findings.fit_summary import Options
+from analysis.report import build as report
+from analysis.report import notebook
+from analysis.table import evidence
+from analysis.table import load as table
 from study import records
 from tests.conftest import write_synthetic
 

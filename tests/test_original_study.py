@@ -7,10 +7,16 @@ from typing import Any
 
 import pytest
 
-from analysis import conclusions, fits, laws, replicates, structure, sweeps, table
-from analysis.fit_blocks import Options
-from analysis.fitted import Fitted, fit_size_law
-from analysis.refusals import is_refused
+from analysis.estimate import is_refused
+from analysis.findings import conclude as conclusions
+from analysis.findings import one_factor as sweeps
+from analysis.findings import shape_effects as structure
+from analysis.findings.fit_summary import Options
+from analysis.findings.size_law import Fitted, fit_size_law
+from analysis.fits import fit as fits
+from analysis.fits import laws
+from analysis.table import configurations as replicates
+from analysis.table import load as table
 from study import records
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,7 +143,7 @@ def test_timings_of_unknown_company_are_not_compared(tmp_path: Path) -> None:
     shared = table.load(write_original(tmp_path, exclusive=None))
     cells = replicates.average(shared.trials)
     heads = next(s for s in sweeps.find_sweeps(cells) if s.name == "heads")
-    from analysis import speed
+    from analysis.findings import step_time as speed
 
     assert is_refused(speed.timing(shared.trials, cells, [heads])["heads_slowdown"])
     assert all(not row["exclusive"] for row in speed.timing(shared.trials, cells, [heads])["rows"])

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from models.config import Shape
-from study.pace import Pace
-from study.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, step_flops, to_probe
-from study.probe import ProbeError, ask
-from study.quote import Quote, busy_cores, learn
+from study.plan.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, step_flops, to_probe
+from study.plan.probe import ProbeError, ask
+from study.plan.quote import Quote, busy_cores, learn
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
+from study.train.pace import Pace
 
 STUDY = Study(sweeps=("depth:n_layer=1,2,4", "width:n_embd=32,64,128"), seeds=(1, 2, 3))
 GPU = Machine("cuda", "gpu", cpus=16, gpus=2, gpu_memory_bytes=80 << 30)

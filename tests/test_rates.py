@@ -9,11 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import front, front_section, importance, rates, rates_section, replicates
-from analysis.evidence import Evidence
-from analysis.figures_rates import draw_rate_law, has_rate_law
-from analysis.table import Table, load
-from study import bracket, records
+from analysis.figures.figures_rates import draw_rate_law, has_rate_law
+from analysis.findings import importance
+from analysis.findings import learning_rates as rates
+from analysis.findings import pareto_front as front
+from analysis.report import front_section
+from analysis.report import search_sections as rates_section
+from analysis.table import configurations as replicates
+from analysis.table.evidence import Evidence
+from analysis.table.load import Table, load
+from study import records
+from study.search import learning_rate as bracket
 from study.spec import Study, expand
 from tests.conftest import synthetic_row
 
@@ -147,7 +153,7 @@ def test_a_study_at_one_rate_is_told_how_to_tune(tmp_path: Path) -> None:
 
 
 def test_the_section_lists_optima_slopes_and_runs_each_traced_to_its_place(tmp_path: Path) -> None:
-    from analysis.content import at
+    from analysis.report.document import at
 
     fits = {"learning_rates": concluded(tmp_path, searched_rows(0.004))}
     section = rates_section.rates_section(Evidence(tmp_path, fits, [], [], [], []))

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import conclusions, table, verdicts
-from analysis.fit_blocks import Options
-from analysis.fits import FitStatus, fit
-from analysis.laws import POWER_FLOOR, SIZE
-from analysis.refusals import Code
+from analysis.estimate import Code
+from analysis.findings import conclude as conclusions
+from analysis.findings import refusal_rules as verdicts
+from analysis.findings.fit_summary import Options
+from analysis.fits.fit import FitStatus, fit
+from analysis.fits.laws import POWER_FLOOR, SIZE
+from analysis.table import load as table
 from study import records
 from tests.conftest import synthetic_row
 

@@ -16,8 +16,16 @@ from typing import Any
 import pytest
 from matplotlib.colors import to_rgb
 
-from analysis import conclusions, content, evidence, exports, listings, markdown, page, report, sections, table
-from analysis.fit_blocks import Options
+from analysis.findings import conclude as conclusions
+from analysis.findings.fit_summary import Options
+from analysis.report import build as report
+from analysis.report import document as content
+from analysis.report import exports, sections
+from analysis.report import html as page
+from analysis.report import tables as listings
+from analysis.report import text_formats as markdown
+from analysis.table import evidence
+from analysis.table import load as table
 from study import records
 from tests.conftest import write_synthetic
 

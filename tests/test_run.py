@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from study import folder, interrupt, overview, run
+from study import run
 from study.command import Options, parse, preset_names, safe_name, seconds, study_flags
+from study.display import overview
+from study.results import folder
 from study.spec import expand
+from study.tune import signals as interrupt
 from tests.conftest import write_synthetic
 
 ROOT = Path(__file__).parent.parent

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from study import run
-from study.cluster import brings_gpus, describe_nodes, gpus_per_trial
 from study.command import Options, parse
+from study.tune.cluster import brings_gpus, describe_nodes, gpus_per_trial
 from tests.running import tiny
 
 SECRET = "never-to-be-written-down"

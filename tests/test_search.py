@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 
-from study import bracket, records, search
-from study.bracket import Found, Probe, Refine, Try, decide, guess, middle, optimum, predict_rate, rate_law, rungs, stops_at
-from study.search import Searches, SizeSearch, merged, plan
+from study import records
+from study.search import learning_rate as bracket
+from study.search import search_state as search
+from study.search.learning_rate import Found, Probe, Refine, Try, decide, guess, middle, optimum, predict_rate, rate_law, rungs, stops_at
+from study.search.search_state import Searches, SizeSearch, merged, plan
 from study.search_settings import SearchSettings, read_settings
 from study.spec import Study, TrainConfig, expand
 from study.sweeps import format_sweep, parse_sweep
@@ -252,7 +254,7 @@ def test_a_larger_batch_takes_fewer_steps() -> None:
 @pytest.mark.ray
 @pytest.mark.parametrize("ranges", ["lr=1e-3,3e-2", "lr=1e-3,3e-2:weight_decay=0.01,1:warmup_steps=10,400"])
 def test_optunas_suggestions_follow_from_the_records_and_never_repeat_a_run(ranges: str) -> None:
-    from study.searcher import suggest
+    from study.tune.searcher import suggest
 
     def fresh() -> SizeSearch:
         (size,) = plan(Study(sweeps=(f"s:kind=search:{ranges}",))).sizes
@@ -276,7 +278,7 @@ def test_optunas_suggestions_follow_from_the_records_and_never_repeat_a_run(rang
 
 @pytest.mark.ray
 def test_a_run_that_was_continued_is_judged_by_all_of_its_curve() -> None:
-    from study.searcher import Prober
+    from study.tune.searcher import Prober
 
     def stopped(cut: int) -> tuple[bool, list[int]]:
         """Whether a bad run, cut off after so many evaluations, is given up with its first report; its steps that remain."""

@@ -7,8 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import conclusions, figures, style, table
-from analysis.fit_blocks import Options
+from analysis.figures import loss_and_sweeps as figures
+from analysis.figures import style
+from analysis.findings import conclude as conclusions
+from analysis.findings.fit_summary import Options
+from analysis.table import load as table
 from study.spec import Trial
 from tests.running import write_study
 

@@ -14,12 +14,16 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from analysis import __main__ as analysis
-from study import data, mirror, run, stores
+from study import run
 from study.command import parse
-from study.mirror import Mirror, held, mirrored
+from study.data import corpus as data
+from study.results import object_store as stores
+from study.results import store_sync as mirror
+from study.results.object_store import Store
+from study.results.store_sync import Mirror, held, mirrored
 from study.spec import expand
-from study.stores import Store
-from study.trial import Bundled, BundleTrainable, Work, share
+from study.tune.trainable import BundleTrainable
+from study.tune.worker_input import Bundled, Work, share
 from tests.running import facts, rows, tables, tiny, wait_until
 
 

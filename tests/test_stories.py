@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from study import stories
-from study.grammar import derivations, enumerate_texts
-from study.lexicon import world
+from study.stories import generator as stories
+from study.stories.grammar import derivations, enumerate_texts
+from study.stories.words import world
 from tests.test_grammar import tiny_grammar
 
 FIRST_STORIES_SHA256 = "68a47ab513ca9bc5af18c89c7ad895f4cc0a62ccc189731edd0a819bac379e71"
@@ -75,7 +75,7 @@ def test_the_floor_of_small_validation_texts_agrees_with_that_of_a_large_one() -
 
 def test_equal_seeds_give_equal_stories_in_another_process() -> None:
     command = (
-        "import hashlib, itertools; from study import stories; "
+        "import hashlib, itertools; from study.stories import generator as stories; "
         "print(hashlib.sha256(''.join(d.text for d in itertools.islice(stories.generate(0, 'train'), 100)).encode()).hexdigest())"
     )
     other = subprocess.run(

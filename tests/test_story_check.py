@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from study import stories
-from study.story_check import check
+from study.stories import generator as stories
+from study.stories.coherence import check
 
 
 @pytest.fixture(scope="module")

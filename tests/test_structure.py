@@ -7,9 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis import replicates, returns, shares, structure, sweeps, verdicts
-from analysis.fitted import Fitted, fit_size_law, mean_variance
-from analysis.refusals import Code, Refusal
+from analysis.estimate import Code, Refusal
+from analysis.findings import one_factor as sweeps
+from analysis.findings import refusal_rules as verdicts
+from analysis.findings import returns
+from analysis.findings import shape_effects as structure
+from analysis.findings import variance_shares as shares
+from analysis.findings.size_law import Fitted, fit_size_law, mean_variance
+from analysis.table import configurations as replicates
 from study import records
 from study.command import parse
 from study.spec import expand

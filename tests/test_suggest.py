@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as command
-from analysis import candidates, intervals, optimal, replicates, selection, suggest
-from analysis import table as tables
-from analysis.laws import POWER_FLOOR, SIZE
+from analysis.fits import intervals
+from analysis.fits import law_selection as selection
+from analysis.fits.laws import POWER_FLOOR, SIZE
+from analysis.next_trials import candidates, suggest
+from analysis.next_trials import optimal_design as optimal
+from analysis.table import configurations as replicates
+from analysis.table import load as tables
 from study import records, suggestion
 from study.spec import Study, TrainConfig, Trial, expand
 from tests.conftest import synthetic_row
@@ -69,8 +73,8 @@ def simulated_widths(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.
 
 def aim_at_truth(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.Quantity) -> optimal.CurveAim:
     """The aim with everything known: the law at its truth over all points, those without trials included."""
-    from analysis.fits import fit
-    from analysis.fitted import Fitted
+    from analysis.findings.size_law import Fitted
+    from analysis.fits.fit import fit
 
     used = counts > 0
     result = fit(POWER_FLOOR, {SIZE: sizes[used]}, truth(sizes[used]))

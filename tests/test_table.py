@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from analysis import replicates, table
-from analysis.refusals import Refusal
+from analysis.estimate import Refusal
+from analysis.table import configurations as replicates
+from analysis.table import load as table
 from study import records
 from tests.conftest import SWEEPS, synthetic_row, write_synthetic
 

@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analysis import copying, evidence, text, text_scores, text_study
+from analysis.table import evidence
+from analysis.text import copying
+from analysis.text import diversity as text
+from analysis.text import findings as text_study
+from analysis.text import scores as text_scores
 from study import records
 from tests.conftest import synthetic_row, write_synthetic
 
@@ -141,7 +145,7 @@ def test_half_words_at_the_ends_of_a_sample_are_dropped() -> None:
 
 
 def test_a_story_of_the_corpus_is_coherent_and_a_broken_one_is_not() -> None:
-    from study import stories
+    from study.stories import generator as stories
 
     story = stories.build(2_000, 0, 2_000).val[0]
     broken = story.replace("the", "teh")
@@ -192,7 +196,7 @@ def test_the_diversity_paradox_is_confirmed_refuted_or_undecided(low: float, hig
 @pytest.fixture
 def cached_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
     """A small corpus of stories in a cache of its own, and the study.json facts that name it."""
-    from study import data
+    from study.data import corpus as data
     from study.spec import DataConfig
 
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path / "cache"))
@@ -202,7 +206,7 @@ def cached_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[d
 
 
 def test_a_model_that_recites_is_told_from_one_that_does_not(tmp_path: Path, cached_corpus: dict) -> None:
-    from study import stories
+    from study.stories import generator as stories
 
     results, corpus = tmp_path / "results", cached_corpus["corpus"]
     recited = corpus.decode(corpus.train[:8_000]).split(text_scores.END)[:6]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from study import run
-from study.folder import Survey
-from study.recorder import Recorder, Where
+from study.plan.survey import to_time, with_timing
+from study.results.folder import Survey
+from study.results.trial_writer import Recorder, Where
 from study.spec import Study, expand
-from study.timing import to_time, with_timing
 from tests.running import rows, tables, tiny
 
 TRIALS = expand(Study(sweeps=("width:n_embd=32,64",), seeds=(1, 2)))

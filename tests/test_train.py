@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from models.config import Shape
-from study import checkpoint, data
-from study.device import Execution
-from study.outcome import Outcome
-from study.samples import sample_steps
+from study.data import corpus as data
 from study.spec import DataConfig, TrainConfig, Trial
-from study.train import Bundle
+from study.train import checkpoint
+from study.train.bundle import Bundle
+from study.train.device import Execution
+from study.train.outcome import Outcome
+from study.train.samples import sample_steps
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.txt"
 FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)

@@ -5,11 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from study import data, run, training
-from study.cluster import check_nodes, check_resources
+from study import run
 from study.command import parse
+from study.data import corpus as data
 from study.spec import Study, expand
-from study.trial import Bundled, BundleTrainable, Work, requests, share
+from study.tune import session as training
+from study.tune.cluster import check_nodes, check_resources
+from study.tune.trainable import BundleTrainable
+from study.tune.worker_input import Bundled, Work, requests, share
 from tests.running import facts, rows, tables, tiny
 
 pytestmark = pytest.mark.ray

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from analysis import answer, wording
+from analysis import sentences as answer
+from analysis import wording
 
 
 def block(ratio: float, low: float | None, high: float | None) -> dict[str, Any]:

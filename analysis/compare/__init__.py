@@ -1,0 +1,1 @@
+"""Two results folders beside each other: paired differences and their page."""

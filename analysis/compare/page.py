@@ -1,0 +1,144 @@
+"""The report that sets two studies side by side.
+
+Reads two results folders; writes `comparison.json`, `comparison.html`, `comparison.md` and figures into a folder.
+
+    path = build(Path("results/a"), Path("results/b"), (fits_a, fits_b))
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis.cells import part_of, value_of
+from analysis.compare.paired_differences import compare, study_names
+from analysis.figures import style
+from analysis.figures.style import BLUE, CONVENTIONS, INK, LOSS, VERMILLION, short_count
+from analysis.report import document as content
+from analysis.report import html as page
+from analysis.report import text_formats as markdown
+from analysis.report.document import Cell, Listing, Picture, Section, number, plain, shape_name, span_cell
+from analysis.table.evidence import Evidence, load
+
+SHOWN = 60
+"""Rows of the table of pairs; all are in comparison.json."""
+
+
+def build(first: Path, second: Path, fits: tuple[Mapping[str, Any], Mapping[str, Any]], out: Path | None = None) -> Path:
+    """Write the comparison and return the path of `comparison.html`.
+
+    Args:
+        fits: the conclusions of each study.
+        out: folder to write to; default `<second>/report`.
+    """
+    studies = (load(first, fits[0]), load(second, fits[1]))
+    folder = out or second / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = compare(*studies)
+    (folder / "comparison.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    drawn = {"both": style.save(draw_both(*studies).get_figure(root=True), folder / "figures", "both")}  # type: ignore[arg-type]
+    if found["pairs"]:
+        drawn["differences"] = style.save(draw_differences(found).get_figure(root=True), folder / "figures", "differences")  # type: ignore[arg-type]
+    told = (" and ".join(found["studies"]), f"How does {found['studies'][1]} differ from {found['studies'][0]}?")
+    answer, parts = [Cell(found["sentence"], "/sentence")], sections(found)
+    lead = Picture(
+        "both", f"Every seed of both studies and the fit of each. {found['caution']}", f"Loss of both studies. {found['sentence']}"
+    )
+    path = folder / "comparison.html"
+    path.write_text(page.compose(told, answer, lead, parts, drawn, numbers_in="comparison.json"), encoding="utf-8")
+    lines = [f"# {markdown.escape(told[1])}", "", markdown.escape(found["sentence"]), "", *markdown.picture(lead, list(drawn))]
+    text = "\n".join([*lines, *[line for part in parts for line in markdown.section_lines(part, list(drawn))]])
+    (folder / "comparison.md").write_text(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n", encoding="utf-8")
+    return path
+
+
+def sections(found: Mapping[str, Any]) -> list[Section]:
+    """The sections of a comparison."""
+    a, b = found["studies"]
+    left = f"{found['unpaired'][0]} shapes are only in {a}, {found['unpaired'][1]} only in {b}."
+    caption = f"Differences by size with 95 % intervals; below 0 {b} has the lower loss."
+    picture = Picture("differences", caption, "Paired differences against parameters")
+    pairs = Section("pairs", "Paired differences", [Cell(left, "/unpaired")], [picture], [pairs_listing(found)] if found["pairs"] else [])
+    laws = Section("laws", "Laws", listings=[laws_listing(found)])
+    if not found["recipe"]:
+        return [pairs, laws, Section("recipe", "What else differs", [Cell("No recorded column differs apart from the shapes.", "/recipe")])]
+    return [
+        pairs,
+        laws,
+        Section("recipe", "What else differs", listings=[content.records_listing("recipe", "", found["recipe"], "/recipe")]),
+    ]
+
+
+def pairs_listing(found: Mapping[str, Any]) -> Listing:
+    """One row per shape that both studies hold."""
+    rows = []
+    for i, r in enumerate(found["pairs"][:SHOWN]):
+        here = f"/pairs/{i}"
+        losses = [Cell(f"{r[key]:.4f}", f"{here}/{key}", numeric=True) for key in ("first", "second")]
+        size = Cell(short_count(r["params_non_embedding"]), f"{here}/params_non_embedding", numeric=True)
+        ends = [Cell(plain(r["n_pairs"]), f"{here}/n_pairs", numeric=True), Cell(r["verdict"], f"{here}/verdict")]
+        rows.append([Cell(shape_name(r), here), size, *losses, span_cell(r, ("difference", "low", "high"), here), *ends])
+    a, b = found["studies"]
+    return Listing("pairs", "", ["shape", "parameters", f"{a} (nats)", f"{b} (nats)", "difference (nats)", "pairs", "verdict"], rows)
+
+
+def laws_listing(found: Mapping[str, Any]) -> Listing:
+    """Exponent and slope of each study."""
+    rows = []
+    for i, law in enumerate(found["laws"]):
+        numbers = [number(law[key], f"/laws/{i}/{key}") for key in ("alpha", "slope")]
+        rows.append([Cell(law["study"], f"/laws/{i}/study"), *numbers, Cell(plain(law["n"]), f"/laws/{i}/n", numeric=True)])
+    return Listing("laws", "", ["study", "exponent α", "slope d ln L / d ln N", "configurations"], rows)
+
+
+def draw_both(first: Evidence, second: Evidence, ax: Axes | None = None) -> Axes:
+    """Every seed of both studies against parameters, with the fit of each."""
+    with style.look():
+        ax = ax or style.new_axes()
+        drawn: list[tuple[float, float]] = []
+        for name, study, color, marker in zip(study_names(first, second), (first, second), (BLUE, VERMILLION), "os", strict=True):
+            points = [(float(t["params_non_embedding"]), float(t["val_loss"])) for t in study.trials]
+            ax.scatter(
+                [n for n, _ in points], [v for _, v in points], s=18, marker=marker, facecolor="none", edgecolor=color, lw=1, label=name
+            )
+            fit = part_of(study.fits.get("fits"), str(study.fits.get("primary_fit"))) or {}
+            curve = fit.get("curve") or {}
+            if curve.get("x") and fit.get("convention") == "params_non_embedding":
+                inside = np.array(curve["inside"], bool)
+                ax.plot(np.array(curve["x"])[inside], np.array(curve["y"])[inside], color=color, lw=1.4, label=f"{name}, fit")
+            drawn += points
+        ax.set_xlim(style.pad_limits([n for n, _ in drawn], 0.1))
+        ax.set_ylim(style.pad_limits([v for _, v in drawn], 0.1))
+        style.log_axis(ax, "x", counts=True)
+        style.log_axis(ax, "y")
+        ax.set_xlabel(CONVENTIONS["params_non_embedding"])
+        ax.set_ylabel(LOSS)
+        ax.legend(handles=[h for h in ax.collections if not str(h.get_label()).startswith("_")])
+    return ax
+
+
+def draw_differences(found: Mapping[str, Any], ax: Axes | None = None) -> Axes:
+    """Paired differences of shapes (second less first) against parameters."""
+    with style.look():
+        ax = ax or style.new_axes(height=2.6)
+        rows = found["pairs"]
+        ax.axhline(0, color=INK, lw=0.8)
+        sure = [r for r in rows if value_of(r["low"]) is not None]
+        ax.vlines(
+            [r["params_non_embedding"] for r in sure],
+            [r["low"] for r in sure],
+            [r["high"] for r in sure],
+            color=BLUE,
+            lw=1.2,
+            label="_interval",
+        )
+        ax.scatter([r["params_non_embedding"] for r in rows], [r["difference"] for r in rows], s=22, color=BLUE, label="difference")
+        ax.set_xlim(style.pad_limits([float(r["params_non_embedding"]) for r in rows], 0.1))
+        style.log_axis(ax, "x", counts=True)
+        ax.set_xlabel(CONVENTIONS["params_non_embedding"])
+        ax.set_ylabel("difference (nats)")
+    return ax

@@ -1,0 +1,1 @@
+"""Figures: they draw what findings computed, on settings of their own."""

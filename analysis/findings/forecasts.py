@@ -1,0 +1,216 @@
+"""Forecasts of configurations that have not been run, kept in forecasts.json and scored once they have.
+
+A forecast states a point and a prediction interval for the mean of a new configuration, the law, the data it used, the time and the commit.
+It is refused beyond one observed log-range, refused for a configuration that has run, and never rewritten afterwards; only its outcome is
+filled in.
+
+    made = forecasts.make(fitted, "8x256h8", commit, now); forecasts.add(results / "forecasts.json", made, cells)
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.estimate import Code, Refusal
+from analysis.findings.size_law import Fitted, observations
+from analysis.fits import intervals
+from analysis.table.configurations import LEVEL, Configurations
+from models.config import ModelConfig
+
+SCHEMA_VERSION = "1.0"
+SHAPE_COLUMNS = ("n_layer", "n_embd", "n_head", "n_tokens")
+
+
+@dataclass(frozen=True)
+class Target:
+    """A configuration to be forecast: depth, width, heads and training tokens."""
+
+    n_layer: int
+    n_embd: int
+    n_head: int
+    n_tokens: int
+
+    @property
+    def params_non_embedding(self) -> int:
+        """Parameters less embeddings of the project's own network."""
+        return ModelConfig(n_layer=self.n_layer, n_embd=self.n_embd, n_head=self.n_head, block_size=1, vocab_size=1).params_non_embedding
+
+
+def parse(text: str, cells: Configurations) -> Target:
+    """`LAYERSxWIDTHhHEADS` or `LAYERSxWIDTHhHEADS@TOKENS`; tokens default to the study's where it has one budget.
+
+    Raises:
+        ValueError: another form, a width that the heads do not divide, tokens not given where the study has several budgets.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)h(\d+)(?:@(\d+))?", text.strip())
+    if not match:
+        raise ValueError(f"forecast {text!r} is not of the form 8x256h8 (layers x width h heads) or 8x256h8@81920000 (@ training tokens)")
+    n_layer, n_embd, n_head = (int(v) for v in match.groups()[:3])
+    budgets = sorted({int(v) for v in cells.columns["n_tokens"]})
+    if match[4] is None and len(budgets) != 1:
+        raise ValueError(f"forecast {text!r} needs its training tokens, for example {text}@{budgets[-1]}: the study has {budgets}")
+    if min(n_layer, n_embd, n_head) < 1 or n_embd % n_head:
+        raise ValueError(f"forecast {text!r}: n_embd={n_embd} is not divisible by n_head={n_head}; choose a multiple of {n_head}")
+    return Target(n_layer, n_embd, n_head, int(match[4]) if match[4] else budgets[0])
+
+
+def size_of(target: Target, cells: Configurations, column: str) -> float:
+    """N of a target. The project's formula is used only where it gives the table's own counts.
+
+    Raises:
+        ValueError: the table's models are not counted so.
+    """
+    own = [Target(*(int(cells.columns[c][i]) for c in SHAPE_COLUMNS)).params_non_embedding for i in range(len(cells))]
+    if column != "params_non_embedding" or not np.allclose(own, cells.columns["params_non_embedding"], rtol=1e-6):
+        raise ValueError("the table's models are not counted as this project's are, so the size of a new shape is not known")
+    return float(target.params_non_embedding)
+
+
+def make(fitted: Fitted, target: Target, commit: str | None, now: datetime) -> dict[str, Any] | Refusal:
+    """Forecast the mean loss of a configuration from a fit: point and prediction interval (F-calibrated profile)."""
+    size = size_of(target, fitted.cells, fitted.column)
+    sizes = fitted.cells.columns[fitted.column]
+    low, high = float(sizes.min()), float(sizes.max())
+    if not low * low / high <= size <= high * high / low:
+        reason = (
+            f"N={size:,.0f} lies more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f}); "
+            f"forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or add sizes"
+        )
+        return Refusal(Code.EXTRAPOLATION, reason)
+    tokens = tokens_refusal(fitted, target)
+    if tokens:
+        return tokens
+    at = {name: float(values[0]) for name, values in fitted.at(size, n_tokens=float(target.n_tokens)).items()}
+    interval = intervals.profile(observations(fitted), intervals.Loss(at), level=LEVEL, new_run=True)
+    if interval.status == "failed":
+        return Refusal(Code.TOO_FEW_DF, f"no forecast: {interval.reason}")
+    return {
+        "configuration": {**target.__dict__, "params_non_embedding": int(size)},
+        "point": interval.point,
+        "low": interval.low if math.isfinite(interval.low) else None,
+        "high": interval.high if math.isfinite(interval.high) else None,
+        "level": LEVEL,
+        "method": interval.method,
+        "law": fitted.result.law.name,
+        "equation": fitted.result.law.equation,
+        "parameters": dict(fitted.result.params),
+        "reference": dict(fitted.result.reference),
+        "data": {"config_ids": [str(c) for c in fitted.cells.config_id], "n_trials": len(fitted.cells.cell_loss)},
+        "inside_data": bool(low <= size <= high),
+        "made_at": now.isoformat(),
+        "git_commit": commit,
+        "outcome": None,
+    }
+
+
+def tokens_refusal(fitted: Fitted, target: Target) -> Refusal | None:
+    """A refusal where the law says nothing about the training tokens of a target: none are in it, or they lie too far from the data's."""
+    seen = fitted.cells.columns["n_tokens"]
+    low, high = float(seen.min()), float(seen.max())
+    if "n_tokens" not in fitted.result.law.columns:
+        if low == high == target.n_tokens:
+            return None
+        reason = (
+            f"the law {fitted.result.law.equation} does not say what training tokens do, and {target.n_tokens:,} are not the {low:,.0f} of "
+            "the data; forecast that number, or train at three or more numbers of tokens"
+        )
+        return Refusal(Code.FIXED_TOKENS, reason)
+    if low * low / high <= target.n_tokens <= high * high / low:
+        return None
+    reason = f"{target.n_tokens:,} training tokens lie more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f})"
+    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or train longer")
+
+
+# ---- the file ----
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """Forecasts on record; none where there is no file.
+
+    Raises:
+        ValueError: the file is not what this module writes.
+    """
+    if not path.exists():
+        return []
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return [dict(row) for row in held["forecasts"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as forecasts ({str(error)[:80]}); set it aside or restore it") from error
+
+
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        temporary.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "forecasts": list(rows)}, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def add(path: Path, forecast: Mapping[str, Any], cells: Configurations) -> None:
+    """Put a forecast on record. One for the same configuration that has no outcome yet is replaced.
+
+    Raises:
+        ValueError: the configuration has run already: a forecast is not written, nor rewritten, after the fact.
+    """
+    rows = read(path)
+    wanted = forecast["configuration"]
+    if len(_matches(cells, wanted)) or any(row["configuration"] == wanted and row["outcome"] for row in rows):
+        shape = f"{wanted['n_layer']}x{wanted['n_embd']}h{wanted['n_head']}"
+        raise ValueError(f"{shape} has run already, so it can no longer be forecast; forecast a configuration that has no result")
+    _write(path, [row for row in rows if row["configuration"] != wanted] + [dict(forecast)])
+
+
+def _matches(cells: Configurations, wanted: Mapping[str, Any]) -> list[int]:
+    same = np.ones(len(cells), dtype=bool)
+    for column in SHAPE_COLUMNS:
+        same &= cells.columns[column] == wanted[column]
+    return [int(i) for i in np.flatnonzero(same)]
+
+
+def score(path: Path, cells: Configurations, trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """Fill in the outcomes of forecasts whose configuration has run; point and interval stay as they were written.
+
+    A forecast that was made after the first of its trials had ended keeps its outcome but is not counted (`counted` false).
+    """
+    rows = read(path)
+    scored = []
+    for row in rows:
+        hits = _matches(cells, row["configuration"])
+        scored.append({**row, "outcome": _outcome(row, cells, hits[0], trials)} if hits else row)
+    if scored != rows:
+        _write(path, scored)
+    return scored
+
+
+def _outcome(row: Mapping[str, Any], cells: Configurations, i: int, trials: pd.DataFrame) -> dict[str, Any]:
+    loss = float(cells.loss[i])
+    own = trials[trials["config_id"].astype(str) == str(cells.config_id[i])]
+    ended = own["finished_at"].dropna()
+    made = datetime.fromisoformat(row["made_at"])
+    late = bool(len(ended)) and ended.min().to_pydatetime() < made
+    error = math.log(loss / row["point"])
+    covered = (row["low"] is None or row["low"] <= loss) and (row["high"] is None or loss <= row["high"])
+    return {
+        "loss": loss,
+        "n_seeds": int(cells.n_seeds[i]),
+        "error": error,
+        "error_percent": 100 * math.expm1(error),
+        "covered": bool(covered),
+        "counted": not late,
+        "trial_ids": sorted(str(t) for t in own["trial_id"]),
+        "note": "made after its trial had ended: not counted" if late else "",
+    }

@@ -1,0 +1,272 @@
+"""Learning rates: the best one of each size with its bracket, the law lr(N), and what tuning changes about depth, width and size.
+
+Everything comes from the tables: runs that a search gave up (STOPPED) bracket an optimum, but no loss of theirs is ever fitted.
+
+    found = rates.learning_rates(table, noise)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from analysis.estimate import Code, Refusal
+from analysis.findings import importance
+from analysis.fits import law_selection as selection
+from analysis.table.configurations import Noise, t_quantile
+from analysis.table.load import Table
+from study.search.learning_rate import Probe, bracket, noise_of, optimum
+
+SHAPE = ("n_layer", "n_embd", "n_head")
+SIZE = "params_non_embedding"
+Floats = NDArray[np.float64]
+
+
+def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any] | Refusal:
+    """The best learning rate found per shape with its bracket, lr(N), the history of the runs, and slopes with and without tuning."""
+    known = table.trials[table.trials["lr"].notna() & (table.trials["lr"] > 0)]
+    if known.empty:
+        return Refusal(Code.MISSING, "no trial recorded its learning rate")
+    chance = _chance(known, table.study, noise)
+    rows = [row for key, own in known.groupby([*SHAPE, "n_tokens", SIZE]) if (row := _of_shape(table, key, own, chance))]
+    if not rows:
+        return _untuned(known)
+    slopes = tuning_effect(known, table.study)
+    law = rate_law(rows)
+    found = {
+        "rows": rows,
+        "bracketed": all(r["bracketed"] for r in rows),
+        "law": law,
+        "slopes": slopes,
+        "importance": importance.of_recipe(known),
+    }
+    return found | {"sentence": " ".join([_rows_sentence(rows), _law_sentence(law), *_slope_sentences(slopes)])}
+
+
+def _chance(known: pd.DataFrame, study: Mapping[str, Any], noise: Noise | Refusal) -> float | None:
+    """Difference of two losses that chance makes: as the search measured it, between replicates at the study's own rate, else overall."""
+    own = pd.concat([_at_own_rate(part, study) for _, part in known.groupby([*SHAPE, "n_tokens", SIZE])])
+    groups = own.groupby("config_id")["val_loss"].agg(["var", "size"])
+    many = groups[groups["size"] > 1]
+    if len(many):
+        return float(math.sqrt(2 * (many["var"] * (many["size"] - 1)).sum() / (many["size"] - 1).sum()))
+    return math.sqrt(2) * noise.seed_sd if isinstance(noise, Noise) else None
+
+
+def _untuned(known: pd.DataFrame) -> Refusal:
+    distinct = sorted(known["lr"].unique())
+    one = len(distinct) == 1
+    how = f"every size ran at one learning rate ({distinct[0]:.3g})" if one else "each size ran at a learning rate set by rule"
+    bases = sorted({int(base) for base in known["base_width"].dropna().unique()} - {0}) if "base_width" in known else []
+    if bases:  # Yang et al. 2022: what muP promises, and what it does not
+        how = f"{how} under muP (base width {', '.join(map(str, bases))}), which carries it over widths, not over depths"
+    advice = "let each size find its own, for example --sweeps rates:kind=search:n_embd=32,64:lr=1e-3,3e-2"
+    return Refusal(Code.UNMATCHED, f"{how}, so shape and tuning {'may still be' if bases else 'are'} confounded; {advice}")
+
+
+# ---- one shape ----
+
+
+def _of_shape(table: Table, key: Any, own: pd.DataFrame, chance: float | None) -> dict[str, Any] | None:
+    """What was found for a shape; None where it ran at fewer than three learning rates."""
+    names = dict(zip((*SHAPE, "n_tokens", SIZE), map(int, key), strict=True))
+    runs = pd.concat([own, _given_up(table, names)])
+    if runs["lr"].nunique() < 3:
+        return None
+    paired = _paired_seeds(runs)
+    probes = [_probe(lr, part, table.curves) for lr, part in paired.groupby("lr")]
+    done = [p for p in probes if p.status == "COMPLETED"]
+    if not done:
+        return None
+    best = min(done, key=lambda p: p.loss)
+    error = noise_of(probes) if chance is None else chance
+    below, above = bracket(best, probes, error)
+    means = own.astype({"lr": float}).groupby("lr")["val_loss"].agg(["mean", "size"])
+    chosen = own[own["lr_status"].isin(selection.TUNED)]
+    at_best = own[own["lr"] == best.lr]
+    return {
+        **names,
+        "lr": best.lr,
+        "low": below.lr if below else None,
+        "high": above.lr if above else None,
+        "optimum": optimum(probes),
+        "bracketed": bool(below and above),
+        "status": str(chosen["lr_status"].iloc[0]) if len(chosen) else "tried",
+        "loss": float(at_best["val_loss"].mean()),
+        "noise": error,
+        "n_runs": len(paired),
+        "n_stopped": int((paired["status"] == "STOPPED").sum()),
+        "tried": [{"lr": lr, "loss": float(loss), "n": int(n)} for lr, loss, n in means.itertuples()],
+        "history": _history(paired),
+    }
+
+
+def _given_up(table: Table, names: Mapping[str, int]) -> pd.DataFrame:
+    """Runs of a shape that were stopped or diverged: they bracket, though they are never fitted."""
+    rows = table.rows
+    given_up = rows["status"].isin(["STOPPED", "DIVERGED"]) & rows["lr"].notna() & ~rows["exclusion"].str.startswith(("stale", "not in"))
+    for name in SHAPE:
+        given_up &= rows[name] == names[name]
+    return rows[given_up]
+
+
+def _paired_seeds(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the seeds that ran at most rates: losses of other seeds differ by luck."""
+    count = runs.groupby("seed")["lr"].nunique()
+    return runs[runs["seed"].isin(count.index[count == count.max()])]
+
+
+def _probe(lr: Any, part: pd.DataFrame, curves: pd.DataFrame) -> Probe:
+    """The runs of one learning rate as one: means over seeds, with the curve where there is a single run."""
+    status = next((s for s in ("DIVERGED", "STOPPED") if (part["status"] == s).any()), "COMPLETED")
+    errors = part["val_loss_se"].dropna()
+    ends = [] if status == "DIVERGED" else [(int(part["n_steps"].fillna(0).iloc[0]), float(part["val_loss"].mean()))]
+    own = curves[curves["trial_id"] == part["trial_id"].iloc[0]] if len(part) == 1 else curves.iloc[:0]
+    points = {int(s): float(v) for s, v in zip(own["step"], own["val_loss"], strict=True) if np.isfinite(v)} | dict(ends)
+    return Probe({"lr": float(lr)}, status, tuple(sorted(points.items())), float(errors.median()) if len(errors) else None)
+
+
+def _history(paired: pd.DataFrame) -> list[dict[str, Any]]:
+    """The runs in the order in which they began."""
+    ordered = paired.sort_values(["started_at", "lr"]) if paired["started_at"].notna().all() else paired.sort_values("lr")
+    columns = zip(ordered["lr"], ordered["val_loss"].astype(float), ordered["status"], ordered["n_steps"], ordered["seed"], strict=True)
+    return [
+        {"lr": float(lr), "loss": float(loss), "status": str(status), "step": None if pd.isna(step) else int(step), "seed": int(seed)}
+        for lr, loss, status, step, seed in columns
+    ]
+
+
+# ---- the law lr(N) ----
+
+
+def rate_law(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """ln lr = a + b ln N by least squares through the bracketed optima, with t intervals, for transfer to larger sizes."""
+    inner = [r for r in rows if r["bracketed"] and r["optimum"]]
+    if len({r[SIZE] for r in inner}) < 3:
+        return Refusal(Code.TOO_FEW_SIZES, f"lr(N) needs bracketed optima at three sizes, there are {len(inner)}").to_dict()
+    sizes = np.array([r[SIZE] for r in inner], dtype=float)
+    reference = float(np.exp(np.log(sizes).mean()))
+    design = np.column_stack([np.ones(len(sizes)), np.log(sizes / reference)])
+    level, slope = regression(design, np.log([r["optimum"] for r in inner]))
+    return {
+        "equation": "lr = c (N / N_ref)^b",
+        "exponent": slope,
+        "lr_at_reference": {name: math.exp(v) if isinstance(v, float) else v for name, v in level.items()},
+        "reference": reference,
+        "n_sizes": len(inner),
+    }
+
+
+def regression(design: Floats, response: Any) -> list[dict[str, Any]]:
+    """Least-squares coefficients, each with its 95 % t interval (low and high are None without degrees of freedom)."""
+    y = np.asarray(response, dtype=float)
+    found, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    df = len(y) - int(rank)
+    cells: list[dict[str, Any]] = [
+        {"value": float(v), "low": None, "high": None, "method": f"least squares, t interval, {df} degrees of freedom"} for v in found
+    ]
+    if df < 1 or rank < design.shape[1]:
+        return cells
+    variance = float(np.sum((y - design @ found) ** 2)) / df
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    half = t_quantile(df) * errors
+    ends = [{"low": float(v - h), "high": float(v + h)} for v, h in zip(found, half, strict=True)]
+    return [cell | end for cell, end in zip(cells, ends, strict=True)]
+
+
+# ---- what tuning changes ----
+
+
+def tuning_effect(trials: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, Any]:
+    """Slopes of ln L in depth, width and size over shapes that ran both tuned and at the study's own rate, and how they change."""
+    pairs = [
+        (key, float(tuned["val_loss"].mean()), float(own["val_loss"].mean()))
+        for key, part in trials.groupby([*SHAPE, "n_tokens", SIZE])
+        if len(tuned := part[part["lr_status"].isin(selection.TUNED)]) and len(own := _at_own_rate(part, study))
+    ]
+    if len(pairs) < 3:
+        reason = f"slopes with and without tuning need three shapes that ran both ways, there are {len(pairs)}"
+        return Refusal(Code.TOO_FEW_SIZES, reason).to_dict()
+    shapes = np.array([key for key, *_ in pairs], dtype=float)
+    log_tuned, log_own = np.log([pair[1] for pair in pairs]), np.log([pair[2] for pair in pairs])
+    gains = np.exp(log_own) - np.exp(log_tuned)
+    effect: dict[str, Any] = {
+        "n_shapes": len(pairs),
+        "gain": {"mean": float(gains.mean()), "least": float(gains.min()), "most": float(gains.max())},
+    }
+    for names, columns in ((("depth", "width"), (0, 1)), (("size",), (4,))):
+        logs = np.log(shapes[:, columns])
+        varying = [i for i in range(len(columns)) if np.ptp(logs[:, i]) > 0]
+        design = np.column_stack([np.ones(len(pairs)), logs[:, varying]])
+        if np.linalg.matrix_rank(design) < design.shape[1] or len(pairs) <= design.shape[1]:
+            continue
+        fitted = [regression(design, y)[1:] for y in (log_tuned, log_own, log_tuned - log_own)]
+        for position, i in enumerate(varying):
+            effect[names[i]] = dict(zip(("tuned", "untuned", "change"), (cells[position] for cells in fitted), strict=True))
+    return effect
+
+
+def _at_own_rate(part: pd.DataFrame, study: Mapping[str, Any]) -> pd.DataFrame:
+    """A shape's rows at the rate that the study gives it without tuning; where no study.json tells, the untuned rate with most rows."""
+    rate = own_rate(study, float(part[SIZE].iloc[0]))
+    if rate is not None:
+        return part[np.isclose(part["lr"].astype(float), rate, rtol=6e-3)]
+    fixed = part[~part["lr_status"].isin(selection.TUNED)]
+    return fixed[fixed["lr"] == fixed["lr"].value_counts().idxmax()] if len(fixed) else fixed
+
+
+def own_rate(study: Mapping[str, Any], size: float) -> float | None:
+    """lr = train.lr (N / N_ref)^lr_exponent, as study.json states them; None where it does not."""
+    stated = study.get("study")
+    try:
+        train, model = stated["train"], stated["model"]  # type: ignore[index]
+        center = model["n_layer"] * (12 * model["n_embd"] ** 2 + 2 * model["n_embd"]) + model["n_embd"]
+        reference = float(stated.get("lr_reference") or center)  # type: ignore[union-attr]
+        return float(train["lr"]) * (size / reference) ** float(stated.get("lr_exponent") or 0.0)  # type: ignore[union-attr]
+    except (TypeError, KeyError, AttributeError, ValueError):
+        return None
+
+
+# ---- words ----
+
+
+def _rows_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
+    n = sum(r["bracketed"] for r in rows)
+    low, high = min(r["lr"] for r in rows), max(r["lr"] for r in rows)
+    runs, stopped = sum(r["n_runs"] for r in rows), sum(r["n_stopped"] for r in rows)
+    text = f"The best learning rate is bracketed at {n} of {len(rows)} shapes; it lies between {low:.2g} and {high:.2g}"
+    return text + f" ({runs} runs, {stopped} of them given up early)."
+
+
+def _law_sentence(law: Mapping[str, Any]) -> str:
+    if "refused" in law:
+        return f"No law: {law['refused']['reason']}."
+    b = law["exponent"]
+    span = "" if b["low"] is None else f" [{b['low']:.2f}, {b['high']:.2f}]"
+    open_ = " (the interval holds 0: no dependence is shown)" if b["low"] is not None and b["low"] <= 0 <= b["high"] else ""
+    return f"Over {law['n_sizes']} sizes it goes as N^b with b = {b['value']:.2f}{span}{open_}."
+
+
+def _slope_sentences(slopes: Mapping[str, Any]) -> list[str]:
+    if "refused" in slopes:
+        return []
+    gain = slopes["gain"]
+    reach = f"({gain['least']:.3f} to {gain['most']:.3f})"
+    told = [f"Tuning lowers the loss of {slopes['n_shapes']} shapes by {gain['mean']:.3f} nats on average {reach}."]
+    for name in ("depth", "width", "size"):
+        if name in slopes:
+            cells = slopes[name]
+            tuned, untuned, change = (_cell_text(cells[k]) for k in ("tuned", "untuned", "change"))
+            clear = cells["change"]["low"] is not None and not cells["change"]["low"] <= 0 <= cells["change"]["high"]
+            verdict = "" if clear else ", which is not told apart from none"
+            told.append(f"The slope of ln loss in ln {name} is {tuned} tuned and {untuned} untuned: a change of {change}{verdict}.")
+    return told
+
+
+def _cell_text(cell: Mapping[str, Any]) -> str:
+    return f"{cell['value']:.3f}" + ("" if cell["low"] is None else f" [{cell['low']:.3f}, {cell['high']:.3f}]")

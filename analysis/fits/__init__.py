@@ -1,0 +1,1 @@
+"""Laws, estimators and intervals."""

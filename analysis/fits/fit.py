@@ -1,0 +1,324 @@
+"""Fit a law to losses, and say how far the answer can be trusted.
+
+    result = fit(POWER_FLOOR, {"params_non_embedding": sizes}, val_loss)
+    print(result.summary())
+    result.predict({"params_non_embedding": [1e7]})
+
+`fit` returns one `FitResult`; `fit_batch` fits many replicates (bootstrap weights, or simulated losses) at once. How:
+starts by variable projection (`analysis.fits.grid_starts`), then damped Newton with the exact Hessian (`analysis.fits.newton`), the
+estimators being those
+of `analysis.fits.estimators`. Nothing here reads or writes files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis.fits import estimators as modes
+from analysis.fits.coordinates import Array, Design, FitError, build
+from analysis.fits.fit_result import BatchResult, FitResult, FitStatus
+from analysis.fits.grid_starts import grid_starts
+from analysis.fits.judging import condition_number, judge
+from analysis.fits.laws import Law, column_values
+from analysis.fits.newton import Basis, Minimum, Objective, minimize
+
+__all__ = ["BatchResult", "FitError", "FitResult", "FitStatus", "fit", "fit_batch"]
+
+N_STARTS = 10
+AGREEMENT = 1e-6  # relative: objectives closer than this are the same optimum
+
+
+# ---- one fit ----
+
+
+def fit(
+    law: Law,
+    columns: Mapping[str, ArrayLike],
+    loss: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    objective: str = "huber",
+    delta: float | None = None,
+    tau: float = 0.5,
+    reference: Mapping[str, float] | None = None,
+    n_starts: int = N_STARTS,
+) -> FitResult:
+    """Fit a law to losses.
+
+    Args:
+        law: the equation.
+        columns: positive table columns, each (points,).
+        loss: the target (nats for losses), positive and finite, (points,).
+        weights: non-negative, (points,); a weight of 2 equals a repeated point.
+        objective: "huber", "lad", "quantile" or "least_squares", all on log residuals.
+        delta: Huber width in log loss; None takes 1.345 times the MAD scale of a LAD pilot.
+        tau: the quantile (only for objective="quantile").
+        reference: column values at which amplitudes are reported; None takes the weighted geometric mean of each column.
+        n_starts: how many of the best grid nodes are carried to an optimum.
+
+    Raises:
+        ValueError: bad input, named.
+        FitError: fewer distinct points than parameters.
+    """
+    modes.check_mode(objective, delta, tau)
+    losses, share = _checked_losses(loss, weights)
+    tau = tau if objective == "quantile" else 0.5
+    design, data = _prepare(law, *_merged(law, columns, losses, share), reference, tau)
+    starts = grid_starts(design, data, n_starts)[:, 0]
+    found, width = _solve(data, starts, objective, delta, one_data_set=True)
+    every_row = objective_of(design, columns, losses, share, tau)
+    return _result(design, every_row, found, width, objective, columns, losses[0], share[0])
+
+
+def _checked_losses(loss: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
+    """Losses and weights as (R or 1, n).
+
+    Raises:
+        ValueError: empty, not positive and finite, or shapes that do not match.
+    """
+    losses = np.atleast_2d(np.asarray(loss, dtype=float))
+    bad = ~(np.isfinite(losses) & (losses > 0))
+    if losses.shape[1] == 0:
+        raise FitError("there are no points to fit; give at least as many distinct configurations as the law has parameters")
+    if bad.any():
+        raise ValueError(
+            f"loss holds {losses[bad][0]} in {int(bad.sum())} of {losses.size} rows; remove rows without a positive finite loss"
+        )
+    share = np.ones((1, losses.shape[1])) if weights is None else np.atleast_2d(np.asarray(weights, dtype=float))
+    if share.shape[1] != losses.shape[1] or not (np.isfinite(share).all() and (share >= 0).all() and (share.sum(axis=1) > 0).all()):
+        raise ValueError(
+            f"weights of shape {share.shape} for {losses.shape[1]} points; give one finite non-negative weight per point, not all zero"
+        )
+    return losses, share
+
+
+def _merged(law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: Array) -> tuple[dict[str, Array], Array, Array]:
+    """One row, with the summed weight, for rows that are equal in every column and in loss; rows sorted where there is one set of losses.
+
+    A repeated point then is a weight, also where LAD passes through it, and the order of rows does not change a single bit.
+    """
+    table = {name: np.atleast_1d(column_values(columns, name)) for name in law.columns}
+    shapes = {name: values.shape for name, values in table.items() if values.shape != losses.shape[1:]}
+    if shapes:
+        name, shape = next(iter(shapes.items()))
+        raise ValueError(f"column {name!r} has shape {shape}, the loss has {losses.shape[1]} points; give one value per point")
+    if len(losses) > 1:
+        return table, losses, weights
+    used = np.flatnonzero(weights.max(axis=0) > 0)
+    rows = np.stack([*table.values(), losses[0]], axis=1)[used]
+    _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
+    order = np.argsort(group.reshape(-1), kind="stable")
+    starts = np.searchsorted(group.reshape(-1)[order], np.arange(len(first)))
+    kept = used[first]
+    return {name: values[kept] for name, values in table.items()}, losses[:, kept], np.add.reduceat(weights[:, used[order]], starts, axis=1)
+
+
+def _prepare(
+    law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: Array, reference: Mapping[str, float] | None, tau: float
+) -> tuple[Design, Objective]:
+    """The design and its objective (still without a width)."""
+    _require_points(law, columns, weights)
+    design = build(law, columns, np.log(losses[0] if len(losses) == 1 else losses), weights.mean(axis=0), reference)
+    return design, objective_of(design, columns, losses, weights, tau)
+
+
+def objective_of(design: Design, columns: Mapping[str, ArrayLike], losses: Array, weights: Array, tau: float = 0.5) -> Objective:
+    """Losses and weights (R or 1, n) over a design, as what Newton minimizes; width and scale are set by `Objective.at`."""
+    low, high = design.bounds()
+    return Objective(
+        basis=Basis(design.blocks(columns), design.law.has_floor),
+        log_loss=np.log(losses / design.loss_scale),
+        weights=weights / weights.sum(axis=1, keepdims=True),
+        delta=np.array([[np.inf]]),
+        scale=np.array([[1.0]]),
+        low=low[:, None],
+        high=high[:, None],
+        tau=tau,
+    )
+
+
+def _require_points(law: Law, columns: Mapping[str, ArrayLike], weights: Array) -> int:
+    """Number of distinct points with weight.
+
+    Raises:
+        FitError: fewer of them than parameters.
+    """
+    points = np.stack([column_values(columns, name) for name in law.columns], axis=1)[weights.max(axis=0) > 0]
+    distinct = len(np.unique(points, axis=0))
+    if distinct < len(law.parameters):
+        raise FitError(
+            f"law {law.name} ({law.equation}) has {len(law.parameters)} parameters but the data hold {distinct} distinct points of "
+            f"{', '.join(law.columns)}; add configurations or choose a law with fewer parameters"
+        )
+    return distinct
+
+
+def _solve(data: Objective, theta: Array, objective: str, delta: float | Array | None, one_data_set: bool) -> tuple[Minimum, Array | None]:
+    """Carry starts (P, R) to the optimum of a mode; the width is (R, 1), or (1, 1) where all starts see the same data."""
+    rough, scale = modes.least_squares(data, theta, rough=objective != "least_squares")
+    if objective == "least_squares":
+        if one_data_set:
+            scale = scale[[np.argmin(rough.value)]]
+            rough = minimize(data.at(np.inf, scale), rough.theta)
+        return _in_units(rough, scale), None
+    if objective in ("lad", "quantile"):
+        found = modes.least_absolute(data, rough.theta)
+        return replace(found, value=_absolute(data, found.theta)), None
+    width = np.atleast_2d(np.asarray(delta, dtype=float)) if delta is not None else None
+    theta = rough.theta
+    if width is None:
+        pilot, width = modes.pilot_width(data, theta)
+        theta = pilot.theta
+        if one_data_set:
+            width = width[[np.argmin(_absolute(data, theta))]]
+    return _in_units(modes.huber(data, theta, width), width), width
+
+
+def _in_units(found: Minimum, scale: Array) -> Minimum:
+    """The objective as a mean over points in the units of `FitResult.objective_value`."""
+    return replace(found, value=found.value * scale[:, 0])
+
+
+def _absolute(data: Objective, theta: Array) -> Array:
+    """Weighted mean of a(r) |r|, (R,)."""
+    residual = modes.residuals(data, theta)
+    tilt = np.where(residual > 0, 2 * data.tau, 2 * (1 - data.tau))
+    return (data.weights * tilt * np.abs(residual)).sum(axis=1)
+
+
+# ---- the result ----
+
+
+def _result(
+    design: Design,
+    data: Objective,
+    found: Minimum,
+    width: Array | None,
+    objective: str,
+    columns: Mapping[str, ArrayLike],
+    loss: Array,
+    weights: Array,
+) -> FitResult:
+    best = int(np.argmin(np.where(found.converged, found.value, np.inf))) if found.converged.any() else int(np.argmin(found.value))
+    theta = found.theta[:, best]
+    residual = modes.residuals(data, theta[:, None])[0]
+    crease = 1.01 * modes.CREASE if objective in ("lad", "quantile") else 0.0
+    scale = float(modes.mad_scale(residual[None], weights[None], crease)[0, 0])
+    delta = None if width is None else float(width[0, 0])
+    edge = delta if delta is not None else 3 * max(scale, modes.WIDTH_FLOOR)
+    agreeing = found.value <= found.value[best] * (1 + AGREEMENT) + 1e-12 * modes.WIDTH_FLOOR
+    condition = condition_number(data, theta)
+    distinct = _require_points(design.law, columns, weights[None])
+    status, message = judge(design, found, best, agreeing, condition, distinct)
+    return FitResult(
+        law=design.law,
+        params={name: float(value[0]) for name, value in design.to_params(theta[:, None]).items()},
+        reference=design.reference,
+        objective=objective,
+        delta=delta,
+        tau=data.tau,
+        objective_value=float(found.value[best] * weights.sum()),
+        gradient_norm=float(found.gradient_norm[best]),
+        n_points=int((weights > 0).sum()),
+        n_starts=found.theta.shape[1],
+        starts_agreeing=int(agreeing.sum()),
+        inlier_fraction=float(weights[np.abs(residual) <= edge].sum() / weights.sum()),
+        condition=condition,
+        scale=scale,
+        status=status,
+        message=message,
+        residuals=residual,
+        columns={name: column_values(columns, name) for name in design.law.columns},
+        loss=loss,
+        weights=weights,
+        design=design,
+        theta=theta,
+    )
+
+
+# ---- many fits ----
+
+
+def fit_batch(
+    law: Law,
+    columns: Mapping[str, ArrayLike],
+    loss: ArrayLike,
+    *,
+    weights: ArrayLike | None = None,
+    objective: str = "huber",
+    delta: float | None = None,
+    tau: float = 0.5,
+    reference: Mapping[str, float] | None = None,
+    start: FitResult | None = None,
+) -> BatchResult:
+    """Fit many replicates at once over the same columns.
+
+    Args:
+        loss: (points,), or (replicates, points).
+        weights: None, (points,), or (replicates, points): bootstrap counts, for example.
+        start: a fit of the same law to start from; its objective, width, tau and reference are then used (a frozen width is what a
+            bootstrap needs). Without it every replicate starts from its own grid, and estimates its own width.
+
+    Raises:
+        ValueError, FitError: as `fit`.
+    """
+    losses, share = _checked_losses(loss, weights)
+    if start is not None:
+        if start.law != law:
+            raise ValueError(f"start is a fit of law {start.law.name}, not of {law.name}; fit the same law first")
+        objective, delta, tau, reference = start.objective, start.delta, start.tau, start.reference
+    modes.check_mode(objective, delta, tau)
+    if len(losses) != len(share) and 1 not in (len(losses), len(share)):
+        raise ValueError(f"{len(losses)} replicates of losses but {len(share)} of weights; give as many, or one of either")
+    design, data = _prepare(law, *_merged(law, columns, losses, share), reference, tau if objective == "quantile" else 0.5)
+    n_replicates = max(len(losses), len(share))
+    if start is None:
+        theta = grid_starts(design, data, 1)[:, :, 0]
+        theta = np.broadcast_to(theta, (design.size, n_replicates))
+        found, width = _solve(data, theta.copy(), objective, delta, one_data_set=False)
+    else:
+        found, width = _refit_from(start, design, data, n_replicates)
+    return BatchResult(
+        law=law,
+        reference=design.reference,
+        params=design.to_params(found.theta),
+        objective_value=found.value * np.broadcast_to(share.sum(axis=1), found.value.shape),
+        gradient_norm=found.gradient_norm,
+        converged=found.converged,
+        delta=None if width is None else np.broadcast_to(width[:, 0], (n_replicates,)),
+        design=design,
+        theta=found.theta,
+    )
+
+
+def _refit_from(start: FitResult, design: Design, data: Objective, n_replicates: int) -> tuple[Minimum, Array | None]:
+    """Every replicate from a fit of the whole; those that stall, from their own grid."""
+    theta = np.repeat(design.from_params({name: np.array([value]) for name, value in start.params.items()}), n_replicates, axis=1)
+    found, width = _refit(data, theta, start.objective, start.delta)
+    failed = np.flatnonzero(~found.converged)
+    if failed.size:  # resamples far from the data
+        theirs = data.take(failed)
+        cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
+        again, _ = _refit(theirs, cold, start.objective, start.delta)
+        found = modes.merge(found, failed, again)
+    return found, width
+
+
+def _refit(data: Objective, theta: Array, objective: str, delta: float | None) -> tuple[Minimum, Array | None]:
+    """From coordinates that are already close: no least-squares stage, no pilot."""
+    if objective == "huber" and delta is not None:
+        width = np.array([[delta]])
+        found = minimize(data.at(width), theta)  # straight at the width: two thirds of the steps of a descent, and the same optima
+        failed = np.flatnonzero(~found.converged)
+        if failed.size:
+            found = modes.merge(found, failed, modes.huber(data.take(failed), theta[:, failed], width))
+        return _in_units(found, width), width
+    if objective == "least_squares":
+        scale = np.array([[float(np.median(modes.spread(data, theta)))]])
+        return _in_units(minimize(data.at(np.inf, scale), theta), scale), None
+    found = modes.least_absolute(data, theta)
+    return replace(found, value=_absolute(data, found.theta)), None

@@ -1,0 +1,307 @@
+"""Intervals for parameters, slopes and predicted losses of a fitted law.
+
+    seen = Observations(POWER_FLOOR, {"params_non_embedding": sizes}, val_loss, groups=config_ids)
+    profile(seen, Parameter("alpha"))                      # primary: profile likelihood, F calibration on configuration means
+    bootstrap(seen, {"alpha": Parameter("alpha")}, n=2000, rng=np.random.default_rng(0))     # cross-check
+
+Rows of one configuration (its seeds) are averaged first: seeds share the configuration's own deviation from the curve, and counting
+them as independent makes intervals too short. numpy and scipy.special only; reads and writes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from analysis.fits.configuration_means import MeansFit, SeedNoise, fit_means
+from analysis.fits.coordinates import Array, Design
+from analysis.fits.fit import BatchResult, FitError, FitResult, fit, fit_batch
+from analysis.fits.laws import Law, column_values
+from analysis.fits.profile_likelihood import Ends, profile_ends
+from analysis.fits.quantities import Contrast, Loss, Parameter, Quantity, Reading, Slope, read
+from analysis.fits.resampling import distinct_points, resample
+
+__all__ = [
+    "Contrast",
+    "Interval",
+    "Loss",
+    "Observations",
+    "Parameter",
+    "Quantity",
+    "Slope",
+    "bootstrap",
+    "profile",
+    "profile_batch",
+    "profiles",
+]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval with its point estimate, in the unit of the quantity.
+
+    `status` is "closed", "open_low" or "open_high" (the data do not bound that side: the number there is the end of the allowed range, or
+    infinite), "open" (neither side) or "failed" (then `reason` says why and the numbers are not a number). `point` is the estimate that
+    belongs to the interval: least squares on configuration means for profiles, the fit itself for bootstraps.
+    """
+
+    low: float
+    high: float
+    level: float
+    method: str
+    status: str
+    point: float
+    n_configurations: int = 0
+    reason: str = ""
+
+    @property
+    def width(self) -> float:
+        """high - low."""
+        return self.high - self.low
+
+    def to_dict(self) -> dict[str, object]:
+        """JSON-ready; ends that are not finite become None."""
+        ends = {
+            name: value if np.isfinite(value) else None for name, value in (("low", self.low), ("high", self.high), ("point", self.point))
+        }
+        return {
+            **ends,
+            "level": self.level,
+            "method": self.method,
+            "status": self.status,
+            "n_configurations": self.n_configurations,
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Rows of trials for a law: columns and loss, each (rows,), and the configuration of each row.
+
+    Without `groups`, rows with equal columns are taken as seeds of one configuration.
+    """
+
+    law: Law
+    columns: Mapping[str, ArrayLike]
+    loss: ArrayLike
+    groups: ArrayLike | None = None
+    reference: Mapping[str, float] | None = field(default=None)
+
+    def rows(self) -> tuple[dict[str, Array], Array, NDArray[np.intp]]:
+        """Needed columns, loss, and the configuration index of each row.
+
+        Raises:
+            ValueError: shapes differ, or a group holds different column values.
+        """
+        columns = {name: np.atleast_1d(column_values(self.columns, name)) for name in self.law.columns}
+        loss = np.asarray(self.loss, dtype=float)
+        table = np.stack(list(columns.values()), axis=1)
+        if loss.shape != table.shape[:1]:
+            raise ValueError(f"loss has shape {loss.shape} for {len(table)} rows of columns; give one loss per row")
+        if self.groups is None:
+            return columns, loss, np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+        group = np.unique(np.asarray(self.groups), return_inverse=True)[1].reshape(-1)
+        if group.shape != loss.shape:
+            raise ValueError(f"groups has {group.size} entries for {loss.size} rows; give one configuration per row")
+        return columns, loss, group
+
+    def means(self) -> tuple[dict[str, Array], Array]:
+        """Columns and geometric mean loss of each configuration, (configurations,)."""
+        columns, loss, group = self.rows()
+        count = np.bincount(group)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            averaged = np.exp(np.bincount(group, weights=np.log(loss)) / count)
+        logs = {name: np.bincount(group, weights=np.log(values)) / count for name, values in columns.items()}
+        for name, values in columns.items():
+            if np.abs(np.log(values) - logs[name][group]).max(initial=0.0) > 1e-9:
+                raise ValueError(f"rows of one configuration differ in {name!r}; a configuration is a trial without its seed")
+        return {name: np.exp(values) for name, values in logs.items()}, averaged
+
+    def seed_noise(self) -> SeedNoise | None:
+        """Seeds of each configuration and the variance of log loss among them; None where all have equally many, or none has two."""
+        _, loss, group = self.rows()
+        count = np.bincount(group)
+        if (count == count[0]).all():
+            return None
+        logs = np.log(loss)
+        centered = logs - (np.bincount(group, weights=logs) / count)[group]
+        return SeedNoise(count, np.array([centered @ centered / (len(logs) - len(count))]))
+
+
+def _observe(source: FitResult | Observations) -> Observations:
+    if isinstance(source, Observations):
+        return source
+    used = source.weights > 0
+    columns = {name: values[used] for name, values in source.columns.items()}
+    return Observations(source.law, columns, source.loss[used], None, source.reference)
+
+
+# ---- profile likelihood ----
+
+
+def profile(source: FitResult | Observations, quantity: Quantity, *, level: float = 0.95, new_run: bool = False) -> Interval:
+    """Profile-likelihood interval with F calibration on configuration means; see `profiles`."""
+    return profiles(source, {"": quantity}, level=level, new_run=new_run)[""]
+
+
+def profiles(
+    source: FitResult | Observations, quantities: Mapping[str, Quantity], *, level: float = 0.95, new_run: bool = False
+) -> dict[str, Interval]:
+    """Profile intervals of several quantities from one fit.
+
+    Args:
+        source: a fit (its rows are then grouped by equal columns), or observations with their configurations named.
+        quantities: what to profile, by name.
+        level: nominal coverage.
+        new_run: for `Loss`: where the mean of a configuration not yet run will fall (with as many seeds as the others have), instead
+            of where the curve is.
+
+    Returns:
+        An interval per name; status "failed" with a reason where there are no more configurations than parameters.
+    """
+    _check_level(level)
+    if new_run and not all(isinstance(quantity, Loss) for quantity in quantities.values()):
+        raise ValueError("new_run=True asks where a new configuration will fall; give Loss quantities only")
+    seen = _observe(source)
+    columns, means = seen.means()
+    try:
+        batch = fit_means(seen.law, columns, means[None], seen.reference, seen.seed_noise())
+    except FitError as error:
+        return {name: _failed(level, "profile", len(means), str(error)) for name in quantities}
+    if batch.df < 1:
+        reason = (
+            f"{len(means)} configurations for {batch.design.size} parameters leave no degree of freedom for the scatter around the curve"
+        )
+        return {name: _failed(level, "profile", len(means), reason) for name in quantities}
+    return {name: _interval(batch, quantity, level, new_run) for name, quantity in quantities.items()}
+
+
+def profile_batch(
+    law: Law,
+    columns: Mapping[str, ArrayLike],
+    means: ArrayLike,
+    quantity: Quantity,
+    *,
+    level: float = 0.95,
+    new_run: bool = False,
+    reference: Mapping[str, float] | None = None,
+    noise: SeedNoise | None = None,
+) -> dict[str, Array]:
+    """Profile intervals of many studies over the same configurations: `means` is (studies, configurations).
+
+    Without `noise` (numbers of seeds, and each study's seed variance) every configuration weighs the same.
+
+    Returns:
+        Arrays (studies,) under "low", "high" and "point"; open ends are the end of the allowed range.
+    """
+    _check_level(level)
+    batch = fit_means(law, columns, np.atleast_2d(np.asarray(means, dtype=float)), reference, noise)
+    if batch.df < 1:
+        raise FitError(f"{batch.data.log_loss.shape[1]} configurations leave no degree of freedom for law {law.name}; add configurations")
+    reading = read(quantity, batch.design)
+    ends = profile_ends(batch.data, batch.theta, reading, batch.df, level, new_run=new_run)
+    low, high = _open_ends(ends, reading, quantity, batch.design)
+    return {"low": low, "high": high, "point": reading.report(ends.point)}
+
+
+def _interval(batch: MeansFit, quantity: Quantity, level: float, new_run: bool) -> Interval:
+    method = "prediction profile" if new_run else "profile"
+    count = batch.data.log_loss.shape[1]
+    try:
+        reading = read(quantity, batch.design)
+    except ValueError as error:
+        return _failed(level, method, count, str(error))
+    if not batch.converged.all():
+        return _failed(level, method, count, "the fit of the configuration means did not converge")
+    ends = profile_ends(batch.data, batch.theta, reading, batch.df, level, new_run=new_run)
+    low, high = _open_ends(ends, reading, quantity, batch.design)
+    status = _status(bool(ends.low_open[0]), bool(ends.high_open[0]))
+    return Interval(float(low[0]), float(high[0]), level, method, status, float(reading.report(ends.point)[0]), count)
+
+
+def _open_ends(ends: Ends, reading: Reading, quantity: Quantity, design: Design) -> tuple[Array, Array]:
+    """Reported ends: an open one becomes the end of the range that the quantity can take."""
+    lowest, highest = _range(quantity, design)
+    return np.where(ends.low_open, lowest, reading.report(ends.low)), np.where(ends.high_open, highest, reading.report(ends.high))
+
+
+def _range(quantity: Quantity, design: Design) -> tuple[float, float]:
+    if isinstance(quantity, Loss):
+        return 0.0, np.inf
+    if isinstance(quantity, Parameter) and (quantity.name == design.law.floor or quantity.name in design.law.amplitudes):
+        return 0.0, np.inf
+    powers = {getattr(f, "exponent", ""): f for t in design.law.terms for f in t.factors}
+    if isinstance(quantity, Parameter) and quantity.name in powers:
+        return getattr(powers[quantity.name], "low", -np.inf), np.inf
+    return -np.inf, np.inf
+
+
+def _status(low_open: bool, high_open: bool) -> str:
+    return {(False, False): "closed", (True, False): "open_low", (False, True): "open_high", (True, True): "open"}[low_open, high_open]
+
+
+def _failed(level: float, method: str, count: int, reason: str) -> Interval:
+    return Interval(np.nan, np.nan, level, method, "failed", np.nan, count, reason)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level={level} is not between 0 and 1; 0.95 is usual")
+
+
+# ---- bootstrap ----
+
+
+def bootstrap(
+    source: FitResult | Observations,
+    quantities: Mapping[str, Quantity],
+    *,
+    rng: np.random.Generator,
+    n: int = 2000,
+    level: float = 0.95,
+    start: FitResult | None = None,
+) -> dict[str, Interval]:
+    """Percentile intervals from resampled configurations, then seeds within each; all replicates are fitted as one batch.
+
+    Resamples with fewer distinct configurations than the law has parameters have no fit and are left out. With few configurations
+    percentile intervals are too short (the scatter is estimated without its degrees of freedom): a cross-check, not the primary interval.
+
+    Args:
+        source: a fit or observations, as for `profiles`.
+        quantities: what to report, by name.
+        rng: the only source of randomness: equal generators give equal intervals.
+        n: number of replicates.
+        start: the fit to start from, with the objective and width to keep; by default one is made with the default estimator.
+    """
+    _check_level(level)
+    seen = _observe(source)
+    columns, loss, group = seen.rows()
+    start = start or (source if isinstance(source, FitResult) else None)
+    try:
+        start = start or fit(seen.law, columns, loss, weights=1 / np.bincount(group)[group], reference=seen.reference)
+    except FitError as error:
+        return {name: _failed(level, "bootstrap", int(group.max(initial=-1)) + 1, str(error)) for name in quantities}
+    weights = resample(group, n, rng)
+    usable = distinct_points(columns, weights) >= len(seen.law.parameters)
+    batch = fit_batch(seen.law, columns, loss, weights=weights[usable], start=start) if usable.any() else None
+    return {name: _percentile(quantity, start, batch, level, int(group.max()) + 1, n) for name, quantity in quantities.items()}
+
+
+def _percentile(quantity: Quantity, start: FitResult, batch: BatchResult | None, level: float, count: int, n: int) -> Interval:
+    method = f"bootstrap ({n} resamples of configurations, then seeds)"
+    try:
+        reading = read(quantity, start.design)
+    except ValueError as error:
+        return _failed(level, method, count, str(error))
+    point = float(reading.report(reading.evaluate(start.theta[:, None])[0])[0])
+    fitted = batch.converged if batch else np.zeros(0, dtype=bool)
+    if batch is None or fitted.sum() < 0.5 * n:
+        return _failed(level, method, count, f"only {int(fitted.sum())} of {n} resamples determine the law; add configurations")
+    reading = read(quantity, batch.design)
+    values = reading.report(reading.evaluate(batch.theta[:, fitted])[0])
+    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    lowest, highest = _range(quantity, start.design)
+    return Interval(float(low), float(high), level, method, _status(bool(low <= lowest), bool(high >= highest)), point, count)

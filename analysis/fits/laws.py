@@ -1,0 +1,289 @@
+"""Scaling laws: equations that predict a loss (or a step time) from columns of the results table.
+
+A law is a floor plus a sum of terms, each an amplitude times factors of table columns::
+
+    loss = E + sum_k A_k * prod_j factor_kj(column_j)
+
+The same object predicts, simulates and is fitted (`analysis.fits.fit`). Amplitudes are values *at a reference* (by default the geometric
+mean of each column of the data): a bare A of `A * N^-alpha` is an extrapolation to one parameter, moves by orders of magnitude with
+alpha, and is never reported without its reference.
+
+    law = POWER_FLOOR
+    law.predict({"E": 0.5, "A": 0.2, "alpha": 0.4}, {"params_non_embedding": sizes}, {"params_non_embedding": 1e6})
+
+Reads nothing, writes nothing, imports numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+SIZE = "params_non_embedding"  # the laws' N unless named otherwise (Kaplan et al. 2020, section 1.3)
+TOKENS = "n_tokens"
+MAX_EXPONENT = 5.0  # beyond this a power law is a step at the smallest size: no data of this kind determine it
+
+
+# ---- factors: what multiplies an amplitude ----
+
+
+@dataclass(frozen=True)
+class Power:
+    """(x / x_ref) ** (sign * exponent), the exponent being fitted within [low, high]."""
+
+    column: str
+    exponent: str
+    sign: int = -1
+    low: float = 0.0
+    high: float = MAX_EXPONENT
+
+
+@dataclass(frozen=True)
+class Bowl:
+    """exp(curvature * ln(x / optimum)^2): a penalty that is quadratic in ln x around a fitted optimum."""
+
+    column: str
+    curvature: str
+    optimum: str
+
+
+@dataclass(frozen=True)
+class Proportional:
+    """x / x_ref: a column in which the term is known to be proportional (a layer costs what a layer costs)."""
+
+    column: str
+
+
+Factor = Power | Bowl | Proportional
+
+
+@dataclass(frozen=True)
+class Term:
+    """One amplitude, in the unit of the predicted quantity and at the reference columns, and its factors."""
+
+    amplitude: str
+    factors: tuple[Factor, ...]
+
+
+# ---- the law ----
+
+
+@dataclass(frozen=True)
+class Law:
+    """A named equation over table columns.
+
+    Args:
+        name: short name for tables and fit cards (M0 ... M5, timing).
+        equation: plain text, with the parameter names that fits report.
+        source: where the form was published.
+        terms: the additive terms.
+        floor: name of the constant (irreducible loss, fixed overhead), or None.
+        target: the table column that the law predicts.
+    """
+
+    name: str
+    equation: str
+    source: str
+    terms: tuple[Term, ...]
+    floor: str | None = None
+    target: str = "val_loss"
+
+    def __post_init__(self) -> None:
+        if not self.terms:
+            raise ValueError(f"law {self.name!r} has no terms; give at least one")
+        repeated = sorted({name for name in self.parameters if self.parameters.count(name) > 1})
+        if repeated:
+            raise ValueError(f"law {self.name!r} uses the parameter names {', '.join(repeated)} twice; give each its own name")
+
+    @property
+    def has_floor(self) -> bool:
+        """Whether the law has a constant that no column removes."""
+        return self.floor is not None
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the fitted parameters, in the order of the equation."""
+        names = [self.floor] if self.floor else []
+        for term in self.terms:
+            names.append(term.amplitude)
+            for factor in term.factors:
+                if isinstance(factor, Power):
+                    names.append(factor.exponent)
+                elif isinstance(factor, Bowl):
+                    names += [factor.curvature, factor.optimum]
+        return tuple(names)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Table columns that the law needs; `aspect` and `head_dim` are derived from the shape where absent (`column_values`)."""
+        return tuple(dict.fromkeys(factor.column for term in self.terms for factor in term.factors))
+
+    @property
+    def amplitudes(self) -> tuple[str, ...]:
+        """Names of the parameters that are values at the reference."""
+        return tuple(term.amplitude for term in self.terms)
+
+    def predict(
+        self, params: Mapping[str, ArrayLike], columns: Mapping[str, ArrayLike], reference: Mapping[str, float]
+    ) -> NDArray[np.float64]:
+        """Predict the target (nats for losses, ms for the timing law).
+
+        Args:
+            params: a value per name of `parameters`; arrays broadcast against the columns (shape (replicates, 1) gives a row each).
+            columns: positive arrays of shape (points,), one for each of `columns`.
+            reference: the column values at which the amplitudes hold.
+
+        Returns:
+            Array of shape (points,), or broadcast with `params`.
+        """
+        values = {name: column_values(columns, name) for name in self.columns}
+        total: NDArray[np.float64] = np.asarray(params[self.floor] if self.floor else 0.0, dtype=float)
+        for term in self.terms:
+            product: NDArray[np.float64] = np.asarray(params[term.amplitude], dtype=float)
+            for factor in term.factors:
+                product = product * _factor_value(factor, params, values[factor.column], reference)
+            total = total + product
+        return total
+
+    def simulate(
+        self,
+        params: Mapping[str, ArrayLike],
+        columns: Mapping[str, ArrayLike],
+        reference: Mapping[str, float],
+        sd_log: float,
+        rng: np.random.Generator,
+    ) -> NDArray[np.float64]:
+        """Predict, then multiply by log-normal noise of standard deviation `sd_log` (dimensionless: noise of the log loss)."""
+        mean = self.predict(params, columns, reference)
+        return mean * np.exp(sd_log * rng.standard_normal(mean.shape))
+
+    def on(self, **new_columns: str) -> Law:
+        """The same law with columns renamed, for example `law.on(params_non_embedding="params_total")` for another way to count N."""
+        terms = tuple(
+            replace(term, factors=tuple(replace(factor, column=new_columns.get(factor.column, factor.column)) for factor in term.factors))
+            for term in self.terms
+        )
+        return replace(self, terms=terms)
+
+
+def _factor_value(
+    factor: Factor, params: Mapping[str, ArrayLike], values: NDArray[np.float64], reference: Mapping[str, float]
+) -> NDArray[np.float64]:
+    if isinstance(factor, Bowl):
+        offset = np.log(values / np.asarray(params[factor.optimum], dtype=float))
+        return np.exp(np.asarray(params[factor.curvature], dtype=float) * offset**2)
+    relative = values / reference[factor.column]
+    if isinstance(factor, Proportional):
+        return relative
+    return relative ** (factor.sign * np.asarray(params[factor.exponent], dtype=float))
+
+
+def column_values(columns: Mapping[str, ArrayLike], name: str) -> NDArray[np.float64]:
+    """A column as floats; `aspect` (n_embd / n_layer) and `head_dim` (n_embd / n_head) are computed from the shape where absent.
+
+    Raises:
+        ValueError: the column is missing, or has a value that is not positive and finite.
+    """
+    ratio = {"aspect": ("n_embd", "n_layer"), "head_dim": ("n_embd", "n_head")}.get(name)
+    if name in columns:
+        values = np.asarray(columns[name], dtype=float)
+    elif ratio and all(part in columns for part in ratio):
+        return column_values(columns, ratio[0]) / column_values(columns, ratio[1])
+    else:
+        raise ValueError(f"column {name!r} is missing; the columns found are {', '.join(columns) or 'none'}")
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        raise ValueError(
+            f"column {name!r} holds {np.atleast_1d(values)[np.atleast_1d(bad)][0]} (in {int(bad.sum())} of {values.size} rows); "
+            "a power law needs positive finite values: remove or correct those rows"
+        )
+    return values
+
+
+# ---- the laws of the report ----
+
+POWER = Law(
+    "M0",
+    "c * N^-alpha",
+    "Kaplan et al. 2020, eq. 1.1",
+    (Term("c", (Power(SIZE, "alpha"),)),),
+)
+POWER_FLOOR = Law(
+    "M1",
+    "E + A * N^-alpha",
+    "Henighan et al. 2020, eq. 1.1",
+    (Term("A", (Power(SIZE, "alpha"),)),),
+    floor="E",
+)
+POWER_FLOOR_DATA = Law(
+    "M2",
+    "E + A * N^-alpha + B * D^-beta",
+    "Hoffmann et al. 2022, eq. 2",
+    (Term("A", (Power(SIZE, "alpha"),)), Term("B", (Power(TOKENS, "beta"),))),
+    floor="E",
+)
+SEPARABLE = Law(
+    "M4",
+    "E + A * n_layer^-a + B * n_embd^-b",
+    "additive form of Hoffmann et al. 2022, eq. 2, in depth and width instead of N and D",
+    (Term("A", (Power("n_layer", "a"),)), Term("B", (Power("n_embd", "b"),))),
+    floor="E",
+)
+SEPARABLE_DATA = Law(
+    "M4D",
+    "E + A * n_layer^-a + B * n_embd^-b + C * D^-beta",
+    SEPARABLE.source,
+    (*SEPARABLE.terms, Term("C", (Power(TOKENS, "beta"),))),
+    floor="E",
+)
+TIMING = Law(
+    "timing",
+    "t0 + A * n_layer * n_embd^g + B * n_layer * n_head^h",
+    "matrix products and attention maps per layer: Kaplan et al. 2020, table 1; the exponents are fitted because small kernels do not "
+    "reach peak throughput",
+    (
+        Term("A", (Proportional("n_layer"), Power("n_embd", "g", sign=1))),
+        Term("B", (Proportional("n_layer"), Power("n_head", "h", sign=1))),
+    ),
+    floor="t0",
+    target="ms_per_step",
+)
+
+
+def with_aspect(law: Law) -> Law:
+    """M3: the law with its first term multiplied by exp(gamma * ln(aspect / aspect_opt)^2), aspect being n_embd / n_layer.
+
+    A multiplier of the first term is a multiplier of N: off the optimum a model acts like one of exp(-gamma/alpha * ln(...)^2) its size.
+    """
+    bowl = Bowl("aspect", "gamma", "aspect_opt")
+    return _with_factor(law, bowl, "M3", "exp(gamma * ln(aspect/aspect_opt)^2)", "Kaplan et al. 2020, fig. 5")
+
+
+def with_head_dim(law: Law) -> Law:
+    """The law with its first term multiplied by head_dim^-eta; eta may have either sign."""
+    return _with_factor(law, Power("head_dim", "eta", low=-MAX_EXPONENT), "H", "head_dim^-eta", "Kaplan et al. 2020, fig. 5")
+
+
+def _with_factor(law: Law, factor: Factor, label: str, text: str, source: str) -> Law:
+    first = replace(law.terms[0], factors=(*law.terms[0].factors, factor))
+    pieces = law.equation.split(" + ")
+    position = 1 if law.has_floor else 0
+    pieces[position] = f"{pieces[position]} * {text}"
+    name = f"{label}({law.name})" if label != "H" else f"{law.name}+head_dim"
+    return replace(law, name=name, equation=" + ".join(pieces), source=f"{law.source}; {source}", terms=(first, *law.terms[1:]))
+
+
+def additive(columns: Sequence[str], *, floor: bool = True) -> Law:
+    """M5: E + sum_k A_k * x_k^-a_k over any positive columns, parameters named A_<column> and a_<column>.
+
+    Raises:
+        ValueError: no column, or a column given twice.
+    """
+    if not columns or len(set(columns)) != len(columns):
+        raise ValueError(f"additive law over {list(columns)}; give one or more distinct column names")
+    terms = tuple(Term(f"A_{name}", (Power(name, f"a_{name}"),)) for name in columns)
+    equation = " + ".join(["E"] * floor + [f"A_{name} * {name}^-a_{name}" for name in columns])
+    return Law(f"M5({len(columns)})", equation, POWER_FLOOR_DATA.source, terms, floor="E" if floor else None)

@@ -1,0 +1,1 @@
+"""Which trials would sharpen an answer most for their cost."""

@@ -1,0 +1,223 @@
+"""What could be trained next: trials of the study that have not run, further seeds, and new sizes of the study's own sweeps.
+
+    study = study_of(table.study["study"], path); found = find(study, table.rows, cells)
+
+Uses `study.spec` for what a trial is (pure values; no torch, no ray). Reads no file.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.table.configurations import Configurations
+from analysis.table.load import STALE_PREFIXES
+from models.config import ModelConfig, Shape
+from study.spec import Study, TrainConfig, changed
+from study.sweeps import Sweep, parse_sweep
+
+GROWN = ("n_layer", "n_embd", "n_tokens")
+"""Factors whose levels are interpolated and extrapolated: what size and training length are made of."""
+UNRUN, SEED, NEW = "not run yet", "another seed", "new size"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration of which one more trial could be trained.
+
+    Args:
+        change: fields of the study's centre that differ.
+        shape, train: the configuration itself.
+        sweeps: sweeps that hold it, or that it would join.
+        kind: UNRUN, SEED or NEW.
+        cell: its index among the configurations that have run, or None.
+        used_seeds: seeds that have run.
+        planned_seeds: the study's own, which are trained first.
+        hours: device-hours of one trial.
+    """
+
+    change: Mapping[str, Any]
+    shape: Shape
+    train: TrainConfig
+    sweeps: tuple[str, ...]
+    kind: str
+    cell: int | None
+    used_seeds: frozenset[int]
+    planned_seeds: tuple[int, ...]
+    hours: float
+
+    @property
+    def n_tokens(self) -> int:
+        """Training tokens of one trial."""
+        return self.train.n_steps * self.train.batch_size * self.shape.block_size
+
+    @property
+    def label(self) -> str:
+        """2x64h4, with its training tokens where those are a factor."""
+        text = f"{self.shape.n_layer}x{self.shape.n_embd}h{self.shape.n_head}"
+        rest = {name: value for name, value in self.change.items() if not hasattr(self.shape, name)}
+        return text + "".join(f" {name}={value:g}" if isinstance(value, float) else f" {name}={value}" for name, value in rest.items())
+
+    def seed(self, number: int) -> int:
+        """The seed of the `number`-th further trial: the study's own first, for they are paired, then the numbers after them."""
+        planned = (seed for seed in self.planned_seeds if seed not in self.used_seeds)
+        beyond = (seed for seed in itertools.count(max(self.planned_seeds) + 1) if seed not in self.used_seeds)
+        return next(itertools.islice(itertools.chain(planned, beyond), number, None))
+
+
+def find(study: Study, rows: pd.DataFrame, cells: Configurations, cpus_per_trial: float = 1.0) -> list[Candidate]:
+    """All candidates: the study's configurations and those of grown sweeps, each once.
+
+    Args:
+        rows: every row of the `trials` table, for the seeds that have run and for what steps took.
+        cells: configurations that have run; `Candidate.cell` points into them.
+        cpus_per_trial: what a trial reserved where it ran on no GPU.
+
+    Raises:
+        ValueError: no row says how long a step takes.
+    """
+    ran = _by_key(rows)
+    place = {str(config): i for i, config in enumerate(cells.config_id)}
+    clock = _Clock.of(rows, cpus_per_trial)
+    found = []
+    for shape, train, change, sweeps, planned in _configurations(study):
+        own = ran.get(_key(shape, train))
+        used = frozenset() if own is None else frozenset(int(s) for s in own["seed"])
+        cell = None if own is None else place.get(str(own["config_id"].iloc[0]))
+        kind = NEW if not planned else UNRUN if not used else SEED
+        found.append(Candidate(change, shape, train, sweeps, kind, cell, used, study.seeds, clock.hours(shape, train)))
+    return found
+
+
+# ---- configurations ----
+
+
+def _configurations(study: Study) -> Iterator[tuple[Shape, TrainConfig, dict[str, Any], tuple[str, ...], bool]]:
+    """(shape, recipe, change, sweeps, whether the study lists it) of each distinct configuration; ambiguous ones are left out."""
+    found: dict[tuple[Shape, TrainConfig], tuple[dict[str, Any], list[str], bool]] = {}
+    sweeps = [sweep for sweep in map(parse_sweep, study.sweeps) if sweep.kind in ("one_factor", "grid", "matched")]
+    planned = [(change, sweep, True) for sweep in sweeps or [Sweep(name="single")] for change in sweep.changes(study.model)]
+    grown = [(change, sweep, False) for sweep in sweeps for change in _grown(sweep, study)]
+    for change, sweep, is_planned in planned + grown:
+        try:
+            made = changed(study, change, sweep.name)
+        except ValueError:  # a new level that no shape has
+            continue
+        entry = found.setdefault(made, (change, [], is_planned))
+        if sweep.name not in entry[1] and entry[2] == is_planned:
+            entry[1].append(sweep.name)
+    for (shape, train), (change, names, is_planned) in found.items():
+        yield shape, train, change, tuple(names), is_planned
+
+
+def _grown(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
+    """Changes of a sweep at levels that it does not have: half the way (in logarithm) between levels and one step beyond its ends."""
+    if sweep.kind == "matched":
+        targets = new_levels(sweep.params)
+        return [change for target in targets for change in _reachable(replace(sweep, params=(target,)), study)]
+    changes = []
+    for name in GROWN:
+        levels = [v for v in sweep.factors.get(name, ()) if isinstance(v, (int, float))]
+        heads = [int(v) for v in sweep.factors.get("n_head", (study.model.n_head,)) if isinstance(v, (int, float))]
+        unit = math.lcm(*heads) if name == "n_embd" else 1
+        fresh = {round(v / unit) * unit for v in new_levels(levels)} - {round(v) for v in levels} - {0}
+        others = {key: values for key, values in sweep.factors.items() if key != name} if sweep.kind == "grid" else {}
+        for level in sorted(fresh):
+            changes += [{name: level, **dict(zip(others, values, strict=True))} for values in itertools.product(*others.values())]
+    return changes
+
+
+def _reachable(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
+    try:
+        return sweep.changes(study.model)
+    except ValueError:  # no integer shape is near this target
+        return []
+
+
+def new_levels(levels: Sequence[float]) -> list[float]:
+    """Geometric means of neighbours, and one step of the last ratio beyond either end; nothing for fewer than two levels."""
+    known = sorted({float(v) for v in levels if v > 0})
+    if len(known) < 2:
+        return []
+    between = [math.sqrt(a * b) for a, b in itertools.pairwise(known)]
+    return [known[0] ** 2 / known[1], *between, known[-1] ** 2 / known[-2]]
+
+
+# ---- rows ----
+
+
+def _key(shape: Shape, train: TrainConfig) -> tuple[Any, ...]:
+    """What a row of `trials` tells of a configuration."""
+    tokens = train.n_steps * train.batch_size * shape.block_size
+    numbers = (train.lr, train.weight_decay, train.dropout)
+    part = train.unique_tokens or None
+    return (
+        shape.n_layer,
+        shape.n_embd,
+        shape.n_head,
+        shape.block_size,
+        train.batch_size,
+        tokens,
+        part,
+        train.schedule,
+        *map(_short, numbers),
+    )
+
+
+def _short(number: float) -> str:
+    return f"{number:.6g}"
+
+
+def _by_key(rows: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """Rows that need not run again, by what they tell of their configuration."""
+    final = rows[rows["status"].isin(["COMPLETED", "DIVERGED"]) & ~rows["exclusion"].str.startswith(STALE_PREFIXES)]
+    shape = ["n_layer", "n_embd", "n_head", "block_size", "batch_size", "n_tokens"]
+    recipe = ["lr", "weight_decay", "dropout"]
+    final = final.dropna(subset=[*shape, *recipe, "schedule", "seed", "config_id"])
+    whole = final["unique_tokens"].max()
+    groups: dict[tuple[Any, ...], pd.DataFrame] = {}
+    for _, own in final.groupby("config_id", sort=False):
+        first = own.iloc[0]
+        part = None if pd.isna(first["unique_tokens"]) or first["unique_tokens"] == whole else int(first["unique_tokens"])
+        key = (*(int(first[c]) for c in shape), part, str(first["schedule"]), *(_short(float(first[c])) for c in recipe))
+        groups[key] = own if key not in groups else pd.concat([groups[key], own])
+    return groups
+
+
+# ---- cost ----
+
+
+@dataclass(frozen=True)
+class _Clock:
+    """What steps took: FLOPs of a step and milliseconds by configuration, and the share of a device that a trial reserved."""
+
+    flops: np.ndarray
+    ms: np.ndarray
+    share: float
+    vocab_size: int
+
+    @staticmethod
+    def of(rows: pd.DataFrame, cpus_per_trial: float) -> _Clock:
+        timed = rows.dropna(subset=["ms_per_step", "n_tokens", "n_steps", "flops_per_token", "vocab_size"])
+        timed = timed[(timed["ms_per_step"] > 0) & (timed["n_steps"] > 0)]
+        if timed.empty:
+            raise ValueError("no trial says how long its steps took (ms_per_step), so a suggestion per device-hour is not possible")
+        step = (timed["flops_per_token"] * timed["n_tokens"] / timed["n_steps"]).astype(float)
+        means = timed.assign(step=step, ms_per_step=timed["ms_per_step"].astype(float)).groupby("step")["ms_per_step"].mean()
+        gpu = float(timed["gpu_fraction"].fillna(0.0).astype(float).mean())
+        bundle = float(timed["bundle_size"].fillna(1).astype(float).clip(lower=1).mean())
+        share = (gpu if gpu > 0 else cpus_per_trial) / bundle
+        return _Clock(means.index.to_numpy(dtype=float), means.to_numpy(dtype=float), share, int(timed["vocab_size"].iloc[0]))
+
+    def hours(self, shape: Shape, train: TrainConfig) -> float:
+        """Device-hours of one trial: the time of the step nearest in FLOPs, scaled by FLOPs."""
+        model = ModelConfig(shape.n_layer, shape.n_embd, shape.n_head, shape.block_size, self.vocab_size)
+        flops = float(model.flops_per_token) * train.batch_size * shape.block_size
+        near = int(np.argmin(np.abs(np.log(self.flops / flops))))
+        return float(self.ms[near] * flops / self.flops[near]) * train.n_steps / 3.6e6 * self.share

@@ -1,0 +1,1 @@
+"""The only sentences and the only layout: terminal, HTML, Markdown, notebook."""

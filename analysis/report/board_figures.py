@@ -1,0 +1,38 @@
+"""A running study's figures on its board: `python -m analysis.report.board_figures RESULTS`, started by the board at low priority.
+
+Reads the tables as they are; writes one event file into `tensorboard/_study`. Without intervals (no bootstrap), which the report has.
+"""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+from study.display import tensorboard as board
+
+
+def draw(results: Path) -> dict[str, bytes]:
+    """Every figure that the present rows allow, as PNG files by name.
+
+    Raises:
+        ValueError: there is nothing to draw yet.
+    """
+    from analysis.figures import loss_and_sweeps as figures
+    from analysis.findings import conclude as conclusions
+    from analysis.findings.fit_summary import Options
+    from analysis.table import evidence
+    from analysis.table import load as table
+
+    found = evidence.load(results, conclusions.conclude(table.load(results), Options(n_bootstrap=0)))
+    images = {}
+    for name, figure in figures.study_figures(found.fits, found.trials, found.curves).items():
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=110)
+        images[name] = file.getvalue()
+    return images
+
+
+if __name__ == "__main__":
+    os.nice(19)
+    target = Path(sys.argv[1])
+    board.publish(target, draw(target))

@@ -1,0 +1,90 @@
+"""What a study is about to run, in plain text: trials by configuration, what is done, stale or missing.
+
+print(overview(command.study_name, study, trials, survey, corpus))
+"""
+
+from collections.abc import Mapping, Sequence
+
+from study.branches import families, own_costs
+from study.data.corpus import Corpus
+from study.plan.quote import Quote, duration
+from study.results.folder import Survey
+from study.spec import Study, Trial
+from study.sweeps import parse_sweep
+
+MOST_ROWS = 40
+
+
+def flops(trial: Trial, vocab_size: int) -> float:
+    """Expected training FLOPs of a trial, evaluation excluded."""
+    return float(trial.model(vocab_size).flops_per_token) * trial.n_tokens
+
+
+def flops_to_train(trials: Sequence[Trial], vocab_size: int) -> float:
+    """Expected training FLOPs of trials together: a trunk that several lengths share counts once."""
+    steps = {trial_id: own.steps for family in families(trials) for trial_id, own in own_costs(family).items()}
+    return sum(flops(trial, vocab_size) * steps[trial.trial_id] / trial.train.n_steps for trial in trials)
+
+
+def compact(number: float) -> str:
+    """`1.23M`, `45.6K`, `1.10e+15`: three digits and a suffix."""
+    for limit, suffix, scale in ((1e3, "", 1.0), (1e6, "K", 1e3), (1e9, "M", 1e6), (1e12, "B", 1e9)):
+        if abs(number) < limit:
+            return f"{number / scale:.3g}{suffix}"
+    return f"{number:.2e}"
+
+
+def overview(
+    name: str, study: Study, trials: Sequence[Trial], found: Survey, corpus: Corpus | None, vocab_size: int, quoted: Quote | None = None
+) -> str:
+    """All that a person should know before the run starts."""
+    n_configurations = len({trial.config_id for trial in trials})
+    lines = [f"study {name}: {study.question}", describe_data(study, corpus)]
+    lines.append(
+        f"{len(trials)} trials = {n_configurations} configurations x {len(study.seeds)} seeds; "
+        f"{len(found.done)} done, {len(found.missing)} to run" + (f" ({found.failed_before} of them again)" if found.failed_before else "")
+    )
+    if found.stale:
+        lines.append(f"{found.stale} stale rows (older recipe or other data) stay in the folder and are left out")
+    if found.foreign:
+        lines.append(f"{found.foreign} rows are of trials that the study, as it is now, does not hold; they stay and are left out")
+    if study.model.base_width:
+        base = f"base width {study.model.base_width}, head width {study.model.base_head_dim}"
+        lines.append(f"parametrization: muP, {base}; lr holds at the base, matrices follow the width, attention's scale the head width")
+    lines += [f"note: {note}" for note in found.notes]
+    lines += [f"note: sweep {sweep.name}: {line}" for sweep in map(parse_sweep, study.sweeps) for line in sweep.unreachable()]
+    total = flops_to_train(found.missing, vocab_size)
+    table = configuration_table(trials, found, vocab_size, quoted.seconds_by_configuration if quoted else {})
+    return "\n".join([*lines, "", *table, "", f"to run: {compact(total)} FLOPs of training", *(quoted.lines() if quoted else [])])
+
+
+def describe_data(study: Study, corpus: Corpus | None) -> str:
+    """One line on the text."""
+    if corpus is None:
+        return f"data: {study.data.name}, not on this machine yet (the run will fetch it)"
+    text = (
+        f"data: {corpus.name}, {len(corpus.train):,} training and {len(corpus.val):,} validation characters, {corpus.vocab_size} distinct"
+    )
+    text += f", {corpus.n_unknown:,} of them unseen in training" if corpus.n_unknown else ""
+    return text + (f"; entropy {corpus.floor:.3f} nats per character" if corpus.floor is not None else "")
+
+
+def configuration_table(trials: Sequence[Trial], found: Survey, vocab_size: int, expected: Mapping[str, float]) -> list[str]:
+    """Lines of a table with one row per configuration, in the study's order; `expected` seconds of one trial by config_id, where quoted."""
+    groups: dict[str, list[Trial]] = {}
+    for trial in trials:
+        groups.setdefault(trial.config_id, []).append(trial)
+    rows = [("layers", "width", "heads", "params", "non-emb.", "steps", "tokens", "lr", "FLOPs", "each", "to run", "sweeps")]
+    missing = {trial.trial_id for trial in found.missing}
+    for group in groups.values():
+        first, model = group[0], group[0].model(vocab_size)
+        n_missing = sum(trial.trial_id in missing for trial in group)
+        counts = (compact(model.params_total), compact(model.params_non_embedding), f"{first.train.n_steps:,}", compact(first.n_tokens))
+        shape = (str(model.n_layer), str(model.n_embd), str(model.n_head))
+        time_each = duration(expected[first.config_id]) if first.config_id in expected else "-"
+        cost = (f"{first.train.lr:g}", compact(flops(first, vocab_size)), time_each, f"{n_missing} of {len(group)}")
+        rows.append((*shape, *counts, *cost, ", ".join(first.sweeps)))
+    shown = rows[: MOST_ROWS + 1]
+    widths = [max(len(row[column]) for row in shown) for column in range(len(rows[0]) - 1)]
+    lines = ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in shown]
+    return lines + ([f"... and {len(rows) - len(shown)} configurations more"] if len(rows) > len(shown) else [])

@@ -1,0 +1,234 @@
+"""The TensorBoard board: one run per trial and one `_study` run for figures, written by the driver alone.
+
+x is training tokens. Each run holds scalars (`loss/val` first), the shape as hparams, and the stories that the model wrote. The event files
+are written with TensorBoard's own protocol buffers: the driver needs neither torch nor tensorflow.
+
+    board = Board(out / "tensorboard", trials, vocab_size); board.progress(trial_id, rows); board.ended(row, samples); board.close()
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+
+from study import records
+from study.display.event_file import EventFile
+from study.display.terminal import printable
+from study.results.provenance import ROOT
+from study.spec import Trial
+
+SCALARS = {
+    "loss/val": "val_loss",
+    "loss/train": "batch_loss",
+    "optimizer/grad_norm": "grad_norm",
+    "optimizer/lr": "lr",
+    "speed/tokens_per_s": "tokens_per_s",
+}
+"""TensorBoard tag -> column of `curves`."""
+STORIES_PER_STEP = 4
+LINE = 100
+"""Characters in a line of a story: a code block does not wrap by itself."""
+STUDY_RUN = "_study"
+PORT = 6006
+DRAWN_RUNS = 40
+"""With more runs than this TensorBoard opens with none of them ticked."""
+MIN_PAUSE_S = 30.0
+NEW_TRIALS = 3
+FIGURES_SHARE = 20
+"""Pause between two drawings over the time that one takes."""
+
+
+class Board:
+    """Writers of one study's event files.
+
+    Args:
+        folder: where TensorBoard looks.
+        trials: the trials of this run.
+        vocab_size: for the parameter counts among the hparams.
+    """
+
+    def __init__(self, folder: Path, trials: Sequence[Trial], vocab_size: int) -> None:
+        self.folder, self.vocab_size = folder, vocab_size
+        self.trials = {trial.trial_id: trial for trial in trials}
+        self.writers: dict[str, EventFile] = {}
+        self.steps: dict[str, int] = {}
+        self.painter: subprocess.Popen[bytes] | None = None
+        self.painted_at, self.pause_s, self.n_new = time.monotonic(), MIN_PAUSE_S, 0
+
+    def how_to_open(self) -> str:
+        """The command, and a link to the learning curves without smoothing, seeds of one configuration in one color."""
+        pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in ("loss/val", "loss/train")], separators=(",", ":"))
+        query = urllib.parse.urlencode({"pinnedCards": pinned, "smoothing": 0, "runColorGroup": "regex:(.*)-s"})
+        place = self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
+        hint = "   (tick the box beside Run: of so many, none is drawn at first)" if len(self.trials) >= DRAWN_RUNS else ""
+        return f"tensorboard --logdir {shlex.quote(str(place))}   then open http://localhost:{PORT}/?{query}#timeseries{hint}"
+
+    # ---- what the monitor calls ----
+
+    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
+        """Know trials that a search adds."""
+        self.trials.update({trial.trial_id: trial for trial in trials})
+
+    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Scalars of new evaluations; one that was seen before a restart is not drawn twice."""
+        for row in rows:
+            if row["step"] <= self.steps.get(trial_id, -1):
+                continue
+            writer = self._writer(trial_id, row)
+            self.steps[trial_id] = row["step"]
+            values = [Summary.Value(tag=tag, simple_value=row[name]) for tag, name in SCALARS.items() if row.get(name) is not None]
+            writer.add(Event(wall_time=time.time(), step=row["tokens"], summary=Summary(value=values)))
+
+    def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        """Stories, the end of the session, and the file is closed: hundreds of trials keep no file open."""
+        self.n_new += row["status"] == "COMPLETED"
+        writer = self.writers.pop(row["trial_id"], None)
+        if writer is None:
+            return
+        tokens_per_step = row["batch_size"] * row["block_size"]
+        for step in sorted({sample["step"] for sample in samples}):
+            texts = [sample for sample in samples if sample["step"] == step]
+            value = text_value("stories", "\n\n".join(map(story_markdown, texts[:STORIES_PER_STEP])))
+            writer.add(Event(wall_time=time.time(), step=step * tokens_per_step, summary=Summary(value=[value])))
+        status = api_pb2.STATUS_SUCCESS if row["status"] == "COMPLETED" else api_pb2.STATUS_FAILURE
+        info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
+        self._add_hparams(writer, metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
+        writer.close()
+
+    def note(self, text: str) -> None:
+        """Nothing to draw."""
+
+    def tick(self) -> None:
+        """Draw the study's figures anew after more trials have ended, in a process of its own and of low priority.
+
+        The pause grows with what drawing costs, so that it never takes more than a few percent of the machine.
+        """
+        now = time.monotonic()
+        if self.painter is not None and self.painter.poll() is not None:
+            self.pause_s, self.painter = max(MIN_PAUSE_S, FIGURES_SHARE * (now - self.painted_at)), None
+        if self.painter is None and self.n_new >= NEW_TRIALS and now - self.painted_at > self.pause_s:
+            self.n_new, self.painted_at = 0, now
+            command = [sys.executable, "-m", "analysis.report.board_figures", str(self.folder.parent)]
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
+            self.painter = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def close(self) -> None:
+        """Close what is still open."""
+        if self.painter is not None:
+            self.painter.kill()
+            self.painter.wait()
+        for writer in self.writers.values():
+            writer.close()
+        self.writers.clear()
+
+    # ---- files ----
+
+    def _writer(self, trial_id: str, row: Mapping[str, Any]) -> EventFile:
+        """The run's file: made anew for a trial from its start, continued for one from a checkpoint."""
+        if trial_id not in self.writers:
+            folder = self.folder / run_name(self.trials[trial_id])
+            if row["step"] == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+            writer = self.writers[trial_id] = EventFile(folder)
+            if row["step"]:  # later points of an earlier file are void
+                writer.add(Event(wall_time=time.time(), step=row["tokens"], session_log=SessionLog(status=SessionLog.START)))
+            self._start_session(writer, trial_id)
+        return self.writers[trial_id]
+
+    def _start_session(self, writer: EventFile, trial_id: str) -> None:
+        """The hparams of a run. Without an experiment record TensorBoard finds columns and ranges by itself, from all runs there are."""
+        trial = self.trials[trial_id]
+        start = plugin_data_pb2.SessionStartInfo(group_name=run_name(trial), start_time_secs=time.time())
+        for name, value in hparams(trial, self.vocab_size).items():
+            start.hparams[name].number_value = value
+        self._add_hparams(writer, metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
+
+    def _add_hparams(self, writer: EventFile, tag: str, data: plugin_data_pb2.HParamsPluginData) -> None:
+        data.version = metadata.PLUGIN_DATA_VERSION
+        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
+        value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
+        writer.add(Event(wall_time=time.time(), summary=Summary(value=[value])))
+
+
+def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
+    """Put PNG images of the study under `plots/` in its own run.
+
+    Args:
+        folder: where TensorBoard looks.
+        images: name -> PNG file.
+        tokens: x position: training tokens of all trials that the figures show.
+    """
+    writer = EventFile(folder / STUDY_RUN)
+    names = {name: "0_loss" if name == "loss" else name for name in images}  # the figure that answers the question comes first
+    values = [image_value(f"plots/{names[name]}", png) for name, png in sorted(images.items())]
+    writer.add(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
+    writer.close()
+
+
+# ---- names and values ----
+
+
+def run_name(trial: Trial) -> str:
+    """A run's folder, `06x0256-h08-s1-0c9b55`: depth x width, heads, seed, so that runs sort by shape, and the start of the id."""
+    shape = trial.shape
+    return f"{shape.n_layer:02d}x{shape.n_embd:04d}-h{shape.n_head:02d}-s{trial.seed}-{trial.config_id[:6]}"
+
+
+def hparams(trial: Trial, vocab_size: int) -> dict[str, float]:
+    """Five facts, because TensorBoard shows the first five only."""
+    model = trial.model(vocab_size)
+    return {
+        "arch/depth": float(model.n_layer),
+        "arch/heads": float(model.n_head),
+        "arch/params_M": round(model.params_non_embedding / 1e6, 4),
+        "arch/width": float(model.n_embd),
+        "lr": trial.train.lr,
+    }
+
+
+def story_markdown(sample: Mapping[str, Any]) -> str:
+    """A story as an indented code block: whatever a model wrote is shown as it is, never run as HTML or Markdown."""
+    text = printable(f"{sample['prompt']}|{sample['text']}")
+    title = f"temperature {sample['temperature']:g}, prompt and text divided by a bar"
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, LINE, drop_whitespace=False, tabsize=1) or [""]]
+    return "\n".join([title, "", *(f"    {line}" for line in lines)])
+
+
+def text_value(tag: str, text: str) -> Summary.Value:
+    """A summary for TensorBoard's Text tab."""
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
+    plugin = SummaryMetadata.PluginData(plugin_name="text")
+    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=shape)
+    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
+
+
+def image_value(tag: str, png: bytes) -> Summary.Value:
+    """A summary for TensorBoard's Images tab; a PNG file names its size in bytes 16 to 24."""
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    return Summary.Value(tag=tag, image=Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png))
+
+
+def report_images(results: Path) -> dict[str, bytes]:
+    """The figures of the finished report, as PNG files by name."""
+    return {path.stem: path.read_bytes() for path in sorted((results / "report" / "figures").glob("*.png"))}
+
+
+def publish(results: Path, images: dict[str, bytes]) -> None:
+    """Put images onto the board at the tokens that all recorded trials have seen."""
+    tokens = sum(row["n_tokens"] for row in records.read(results, "trials", problems=[]).to_pylist())
+    add_figures(results / "tensorboard", images, tokens)

@@ -1,0 +1,1 @@
+"""What is missing, what it costs, what is worth it."""

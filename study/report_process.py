@@ -1,0 +1,118 @@
+"""What a run asks of others at its end: the best model's reading of all texts, the report, and, with --hold-out, forecasts before the
+largest sizes train.
+
+They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
+
+    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; with Ending(out) as ending: unjudged, problem = ending.wait()
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+from study import records
+from study.display.terminal import printable
+from study.results.provenance import ROOT
+from study.spec import Trial
+
+
+def held_out(trials: Sequence[Trial], n_sizes: int) -> list[Trial]:
+    """Trials of the `n_sizes` largest sizes (non-embedding parameters; sizes within 5 % count as one).
+
+    Raises:
+        ValueError: fewer than two sizes would be left to forecast from.
+    """
+    if not n_sizes:
+        return []
+    sizes: list[int] = []
+    for size in sorted({trial.shape.params_non_embedding for trial in trials}, reverse=True):
+        if not sizes or size < sizes[-1] / 1.05:
+            sizes.append(size)
+    if n_sizes and n_sizes > len(sizes) - 2:
+        raise ValueError(
+            f"hold-out=largest:{n_sizes} leaves fewer than two of the study's {len(sizes)} sizes to forecast from; "
+            f"hold out {max(0, len(sizes) - 2)} at most, or add sizes"
+        )
+    smallest = sizes[n_sizes - 1] / 1.05
+    return [trial for trial in trials if trial.shape.params_non_embedding > smallest]
+
+
+def forecast(out: Path, targets: Sequence[Trial]) -> None:
+    """Put forecasts on record of configurations of which no trial is completed yet."""
+    started = {row["config_id"] for row in records.read(out, "trials").to_pylist() if row["status"] == "COMPLETED"}
+    fresh = {t.config_id: t for t in targets if t.config_id not in started}
+    for trial in fresh.values():
+        shape = f"{trial.shape.n_layer}x{trial.shape.n_embd}h{trial.shape.n_head}@{trial.n_tokens}"
+        done = analysis(out, "--forecast", shape, "--no-report", "--bootstrap", "0")
+        lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no message"]
+        print(lines[0] if done.returncode == 0 else f"no forecast of {shape}: {lines[-1]}", flush=True)
+
+
+class Ending:
+    """The best model's reading of all generated texts and the report, by two processes: the report waits for the reading where it needs it.
+
+    with Ending(out) as ending: ...; unjudged, problem = ending.wait()
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self._ends = ExitStack()
+
+    def __enter__(self) -> "Ending":
+        """Begin both."""
+        with ExitStack() as ends:
+            self._judge, self._judge_said = self._begin(ends, _line("study.train.text_loss", str(self.out)), None, subprocess.PIPE)
+            # Our end of the pipe stays open: the judge may speak to a report that has ended already.
+            self._report, self._report_said = self._begin(
+                ends, _line("analysis", str(self.out), "--judging"), self._judge.stdout, subprocess.DEVNULL
+            )
+            self._ends = ends.pop_all()
+        return self
+
+    @staticmethod
+    def _begin(ends: ExitStack, line: list[str], stdin: Any, stdout: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
+        said = ends.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+        process = ends.enter_context(subprocess.Popen(line, stdin=stdin, stdout=stdout, stderr=said, env=_environment()))
+        ends.callback(process.kill)
+        return process, said
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for process in (self._judge, self._report):
+            process.kill()
+        self._ends.close()
+
+    def wait(self) -> tuple[str, str]:
+        """Why the texts were not judged, or "", and why there is no report, or ""; returns when both processes have ended."""
+        return _why(self._judge, self._judge_said), _why(self._report, self._report_said)
+
+
+def _why(process: "subprocess.Popen[bytes]", said: "IO[bytes]") -> str:
+    """The last line that a process wrote, if it failed."""
+    if process.wait() == 0:
+        return ""
+    said.seek(0)
+    return _last_line(said.read().decode(errors="replace")) or f"it ended with status {process.returncode}"
+
+
+def analysis(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m analysis` on the results in a process of its own."""
+    return subprocess.run(_line("analysis", str(out), *flags), capture_output=True, text=True, env=_environment(), check=False)
+
+
+def _line(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", module, *arguments]
+
+
+def _environment() -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def _last_line(said: str) -> str:
+    return printable(said.strip().splitlines()[-1]) if said.strip() else ""

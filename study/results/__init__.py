@@ -1,0 +1,1 @@
+"""One results folder: its rows, its object store, where it came from."""

@@ -1,0 +1,80 @@
+"""Where a result came from: versions, git state, machine. Standard library only.
+
+facts = provenance()   # {"versions": {...}, "git_commit": ..., "git_dirty": ..., "machine": {...}}
+"""
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+PACKAGES = ("ray", "torch", "numpy", "pyarrow", "pandas", "scipy", "optuna", "tyro", "tensorboard")
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Facts of the program and of the machine that runs the driver."""
+
+    versions: dict[str, str]
+    git_commit: str
+    git_dirty: bool | None
+    host: str
+    machine: dict[str, str | int]
+
+    @property
+    def code_version(self) -> str:
+        """Commit with a mark where the tree differed from it; the package's version outside of git."""
+        if not self.git_commit:
+            return self.versions["scaling-study"]
+        return self.git_commit[:12] + ("+dirty" if self.git_dirty else "")
+
+
+def provenance() -> Provenance:
+    """Collect the facts; what cannot be found is empty, never an error."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in ("scaling-study", *PACKAGES)}}
+    commit = _git("rev-parse", "HEAD")
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None
+    machine: dict[str, str | int] = {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": n_cpus(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    return Provenance(versions, commit, dirty, platform.node(), machine)
+
+
+def version(package: str) -> str:
+    """Installed version of a package without importing it, or "" where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def n_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _git(*arguments: str) -> str:
+    """Output of git in the project's folder; "" without git, outside of a repository, or where the folder belongs to somebody else."""
+    if not (ROOT / ".git").exists():  # installed as a package: a repository further up is not ours
+        return ""
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor()

@@ -1,0 +1,1 @@
+"""Decisions from records: learning rates and architectures. No Ray."""

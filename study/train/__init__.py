@@ -1,0 +1,1 @@
+"""PyTorch, no Ray: bundles of trials, optimizer, checkpoints, samples."""

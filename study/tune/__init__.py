@@ -1,0 +1,1 @@
+"""All of Ray, and nothing else imports it."""

@@ -1,0 +1,302 @@
+"""What the driver does while trials run: a Ray Tune callback that feeds the record writer, the terminal and the TensorBoard board.
+
+Only the driver writes tables, and a trial that was retried appears in them once.
+
+    run_bundles(work, options, out, Monitor(recorder, views, interrupts, bundles))
+"""
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import ray
+from ray import tune
+
+from study.display.overview import flops
+from study.display.terminal import printable
+from study.plan.memory import is_out_of_memory, next_share, share_in_words
+from study.results.trial_writer import Recorder, Where
+from study.spec import Trial
+from study.tune.signals import Interrupts
+from study.tune.worker_input import Bundled, reservation
+
+DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
+"""How a failed trial's traceback names a full disk."""
+
+
+class Upstream(Protocol):
+    """What becomes of the results elsewhere while the run goes on."""
+
+    notes: list[str]
+    """sentences for a person, taken out as they are shown"""
+    problem: str
+    """why the run must stop, or "" """
+
+
+class View(Protocol):
+    """Something that shows the run to a person; none of it is needed for the results."""
+
+    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
+        """Trials follow that were not known when the run began; their expected FLOPs by trial_id."""
+
+    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A trial reported evaluations."""
+
+    def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        """A trial's row was written."""
+
+    def note(self, text: str) -> None:
+        """Something a person should know."""
+
+    def tick(self) -> None:
+        """Called several times a second."""
+
+    def close(self) -> None:
+        """The run is over."""
+
+
+@dataclass
+class _Running:
+    """One bundle between its start and its end."""
+
+    bundled: Bundled
+    started_at: float
+    """POSIX seconds, for a person to read"""
+    alone: bool
+    began: float
+    progress_at: float
+    """both by the monotonic clock: a machine's time of day may jump"""
+    host: str = ""
+    remark: str = ""
+    curves: dict[str, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
+
+    def where(self) -> Where:
+        gpus = self.bundled.gpus
+        alone = self.bundled.at_once == 1 and (gpus >= 1 if gpus else self.alone)
+        return Where(self.started_at, gpus, self.bundled.at_once, alone, self.host, self.remark, time.monotonic() - self.began)
+
+    @classmethod
+    def now(cls, bundled: Bundled, alone: bool) -> "_Running":
+        """A bundle that begins at this moment."""
+        return cls(bundled, time.time(), alone, time.monotonic(), time.monotonic())
+
+
+class Monitor(tune.Callback):
+    """Callback of one run.
+
+    Args:
+        recorder: writes rows as trials end.
+        views: terminal, board.
+        interrupts: signals are acted upon here, between two events of Ray Tune.
+        bundles: by the index that Ray Tune knows.
+        stall_s: a bundle without any result for so long has its process killed, so that it is tried again.
+        budget_s: the run stops after so long; 0 means never.
+        upstream: the mirror of the results in an object store, if there is one.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        views: Sequence[View],
+        interrupts: Interrupts,
+        bundles: Sequence[Bundled],
+        stall_s: float = 1800.0,
+        budget_s: float = 0.0,
+        upstream: Upstream | None = None,
+    ) -> None:
+        self.recorder, self.views, self.interrupts, self.bundles = recorder, list(views), interrupts, list(bundles)
+        self.stall_s, self.budget_s, self.began = stall_s, budget_s, time.monotonic()
+        self.running: dict[int, _Running] = {}
+        self.out_of_budget, self.upstream = False, upstream
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray pickles callbacks with its experiment; files, terminals and locks stay here."""
+        return {}
+
+    # ---- what Ray Tune calls ----
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Between two events: signals, budget, stalled workers, the screen."""
+        if self.budget_s and time.monotonic() - self.began > self.budget_s:
+            self.out_of_budget = True
+            raise OutOfBudget
+        self.interrupts.check()
+        self._look_upstream()
+        self._restart_stalled(trials)
+        self._show(lambda view: view.tick())
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle begins, for the first time or again."""
+        index = trial.config["bundle"]
+        again = self.running.get(index)
+        for other in self.running.values():
+            other.alone = False
+        alone = not self.running
+        if again:
+            again.progress_at = time.monotonic()
+        else:
+            self.running[index] = _Running.now(self.bundles[index], alone)
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        """Evaluations arrived, with the last ones the outcomes. They are taken out of what Ray keeps."""
+        running = self.running[trial.config["bundle"]]
+        running.progress_at, running.host = time.monotonic(), result.get("hostname", "")
+        for note in result.pop("notes", []):
+            self.note(note)
+        for row in result.pop("earlier", []):
+            running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
+        rows = result.pop("rows", [])
+        for row in rows:
+            running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
+            self._show(lambda view, row=row: view.progress(row["trial_id"], [row]))  # type: ignore[misc]
+        if "refused" in result:
+            self._cut_off(running, "FAILED", printable(result["refused"]))
+        for outcome in result.pop("outcomes", []):
+            with _or_stop():
+                row = self.recorder.ended(outcome, running.where())
+            self._show_end(row, outcome["samples"])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle is through; a run of a search that left no outcome was stopped by its scheduler."""
+        trial.metric_n_steps.clear()  # Ray Tune keeps ended trials with 17 KB of running means, which nothing here reads
+        trial.metric_analysis.clear()
+        running = self.running.pop(trial.config["bundle"], None)
+        if running and any(t.may_stop for t in running.bundled.trials):
+            self._cut_off(running, "STOPPED", "worse than other runs of its size")
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle failed and will be tried again."""
+        names = ", ".join(t.trial_id for t in self.bundles[trial.config["bundle"]].trials)
+        if any(full in _newest_failure(trial) for full in DISK_FULL):  # ours, or one of another machine
+            with _or_stop():
+                self.recorder.probe()
+        if said := self._grow(trial):
+            self.note(f"{names} {said}")
+        else:
+            self.note(f"{names} failed ({failure(trial)}); trying again from its newest checkpoint")
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A bundle failed for good: its trials are recorded FAILED and the rest go on."""
+        index = trial.config["bundle"]
+        running = self.running.pop(index, None) or _Running.now(self.bundles[index], False)
+        self._cut_off(running, "FAILED", failure(trial))
+
+    def expect(self, bundled: Bundled) -> int:
+        """Take in a bundle that was not known when the run began; returns its index."""
+        self.bundles.append(bundled)
+        for trial in bundled.trials:
+            self.recorder.trials[trial.trial_id] = trial
+        cost = {trial.trial_id: flops(trial, self.recorder.vocab_size) for trial in bundled.trials}
+        self._show(lambda view: view.expect(bundled.trials, cost))
+        return len(self.bundles) - 1
+
+    # ---- ends ----
+
+    def interrupted(self, reason: str) -> None:
+        """Record what was running as INTERRUPTED: the same command continues it."""
+        with suppress(StoreLost):  # the disk may be full: the checkpoints that are there continue the trials without their rows
+            for running in self.running.values():
+                self._cut_off(running, "INTERRUPTED", reason)
+        self.running.clear()
+
+    def close(self) -> None:
+        """Let the views finish."""
+        self.recorder.sweep()
+        self._show(lambda view: view.close())
+
+    def _cut_off(self, running: _Running, status: str, reason: str) -> None:
+        for trial in running.bundled.trials:
+            if trial.trial_id in self.recorder.rows:  # a bundle's other trial
+                continue
+            steps = running.curves.get(trial.trial_id, {})
+            with _or_stop():
+                row = self.recorder.cut_off(trial.trial_id, status, reason, [steps[step] for step in sorted(steps)], running.where())
+            self._show_end(row, [])
+
+    def _show_end(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
+        self._show(lambda view: view.ended(row, samples))
+
+    def note(self, text: str) -> None:
+        """Tell the views something a person should know."""
+        self._show(lambda view: view.note(text))
+
+    def _show(self, call: Callable[[View], None]) -> None:
+        """Call every view; one whose files cannot be written is dropped, the results are not at stake."""
+        for view in list(self.views):
+            try:
+                call(view)
+            except OSError as error:
+                self.views.remove(view)
+                self.note(f"{type(view).__name__} is given up: {error}")
+
+    def _grow(self, trial: Any) -> str:
+        """Let a bundle that ran out of memory be tried again with a larger share; returns what to say, or "" where memory was not it."""
+        running = self.running.get(trial.config["bundle"])
+        if not running or not is_out_of_memory(_newest_failure(trial)) or not (larger := _larger(running.bundled)):
+            return ""
+        trial.update_resources(reservation(larger.cpus, larger.gpus))
+        trial.run_metadata.num_failures -= 1  # there is a remedy, and shares end at a whole GPU
+        before, after = share_in_words(running.bundled.cpus, running.bundled.gpus), share_in_words(larger.cpus, larger.gpus)
+        running.remark, running.bundled = f"ran out of memory on {before}, went on with {after}", larger
+        return f"ran out of memory on {before}; trying again with {after}"
+
+    def _look_upstream(self) -> None:
+        while self.upstream and self.upstream.notes:
+            self.note(self.upstream.notes.pop(0))
+        if self.upstream and self.upstream.problem:
+            raise StoreLost(self.upstream.problem)
+
+    def _restart_stalled(self, trials: list[Any]) -> None:
+        """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""
+        late = {index for index, running in self.running.items() if time.monotonic() - running.progress_at > self.stall_s}
+        for trial in trials if late else []:
+            actor = trial.temporary_state.ray_actor
+            if trial.config["bundle"] in late and trial.status == "RUNNING" and actor is not None:
+                self.running[trial.config["bundle"]].progress_at = time.monotonic()
+                self.note(f"no progress for {self.stall_s / 60:.3g} minutes in {trial.trial_id}; its worker is replaced")
+                ray.kill(actor)
+
+
+class OutOfBudget(BaseException):
+    """The time given with --budget is used up."""
+
+
+class StoreLost(BaseException):
+    """Results cannot be kept: the disk is full, say, or their object store has been away for too long or belongs to another run now."""
+
+
+@contextmanager
+def _or_stop() -> Iterator[None]:
+    """End the run where a row cannot be written: Ray Tune would turn an OSError into a traceback of its own."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreLost(f"results cannot be written ({error.strerror or error})") from error
+
+
+def failure(trial: Any) -> str:
+    """One line saying why a Ray Tune trial failed: the last line of its newest traceback, or that its process is gone."""
+    newest = _newest_failure(trial)
+    if "running low on memory" in newest:
+        return "its worker was killed because the machine ran low on memory"
+    if "Traceback" not in newest and any(name in newest for name in ("The actor", "ActorDied", "ActorUnavailable", "owner of")):
+        return "its worker process died (killed, or the machine ran out of memory)"
+    lines = [line.strip() for line in newest.splitlines() if line.strip()]
+    return printable(lines[-1])[:500]
+
+
+def _newest_failure(trial: Any) -> str:
+    return Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("Failure # ")[-1]
+
+
+def _larger(bundled: Bundled) -> Bundled | None:
+    """The bundle with the next larger share of a GPU or, without GPUs, with twice its CPUs, so that fewer share the machine's memory."""
+    if share := next_share(bundled.gpus):
+        return replace(bundled, gpus=share)
+    most = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    return replace(bundled, cpus=2 * bundled.cpus) if not bundled.gpus and 2 * bundled.cpus <= most else None

@@ -1,0 +1,178 @@
+"""From missing trials to rows: bundles, Ray's session, the monitor.
+
+Reads the corpus and the survey of the results folder; everything that is written goes through the recorder.
+
+    problem = train(Job(command, trials, corpus, origin, interrupts, quoted), found)   # "" or why it stopped early
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from study.branches import families, programs
+from study.command import Command
+from study.search.architecture import ShapeSearch
+from study.search.search_state import SizeSearch
+from study.tune.signals import Interrupted, Interrupts
+
+if TYPE_CHECKING:
+    from study.data.corpus import Corpus
+    from study.plan.quote import Quote
+    from study.results.folder import Survey
+    from study.results.provenance import Provenance
+    from study.results.store_sync import Mirror
+    from study.search.search_state import Searches
+    from study.spec import Trial
+    from study.tune.monitor import Monitor
+    from study.tune.searcher import Prober
+    from study.tune.worker_input import Bundled
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every phase of a run is about."""
+
+    command: Command
+    trials: "Sequence[Trial]"
+    corpus: "Corpus"
+    origin: "Provenance"
+    interrupts: Interrupts
+    quoted: "Quote | None"
+    store: "Mirror | None" = None
+    """keeps an object store equal to the results folder, where --out names one"""
+    searches: "Searches | None" = None
+    """the study's searches, whose trials follow from what is recorded"""
+
+
+def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]" = ()) -> str:
+    """Train the missing trials, or search sizes; returns why it stopped early, or ""."""
+    from study.tune.environment import set_ray_environment
+
+    options, out, corpus = job.command.options, job.command.out, job.corpus
+    set_ray_environment(on_cluster=options.on_cluster)
+    from study.tune import cluster, tuner, worker_input
+
+    with cluster.ray_session(options) as on_cluster:
+        job.interrupts.install()
+        prober = make_prober(job, sizes) if sizes else None
+        bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted) if not prober else []
+        shares = [prober.resources(size.base) for size in sizes] if prober else [(b.cpus, b.gpus) for b in bundles]
+        warning = cluster.check_resources(shares, on_cluster)
+        cluster.check_nodes(on_cluster)
+        work = worker_input.Work(
+            bundles=tuple(bundles),
+            train=worker_input.share(corpus.train, on_cluster),
+            val=worker_input.share(corpus.val, on_cluster),
+            vocab_size=corpus.vocab_size,
+            characters=corpus.characters,
+            device=options.device,
+            precision=options.precision,
+            checkpoints=out / "checkpoints",
+            checkpoint_s=options.checkpoint_s,
+            **_store_facts(job.store),
+        )
+        monitor = _monitor(job, found, bundles)
+        if on_cluster and not job.quoted:
+            monitor.note(cluster.describe_nodes())
+        if warning:
+            monitor.note(warning)
+        if prober:
+            prober.monitor = monitor
+        return _until_the_end(job, monitor, lambda: tuner.run_bundles(work, options, out, monitor, prober))
+
+
+def _until_the_end(job: Job, monitor: "Monitor", run: Callable[[], None]) -> str:
+    """Run what Ray Tune runs; interruptions are recorded and said, as is a budget's end."""
+    from study.plan.quote import learn_memory
+    from study.tune.monitor import OutOfBudget, StoreLost
+
+    job.interrupts.deferred = True
+    try:
+        run()
+        job.interrupts.check()
+    except Interrupted:
+        monitor.interrupted("Ctrl-C" if job.interrupts.exit_code == 130 else "SIGTERM")
+        return "stopped"
+    except OutOfBudget:
+        monitor.interrupted(f"the budget of {job.command.options.budget} was used up")
+        return f"the budget of {job.command.options.budget} is used up"
+    except StoreLost as lost:
+        monitor.interrupted("results could not be kept")
+        return str(lost)
+    finally:
+        job.interrupts.deferred = False
+        monitor.close()
+        if job.quoted:
+            learn_memory(job.quoted, monitor.recorder.trials, monitor.recorder.rows.values())
+    return ""
+
+
+def _store_facts(store: "Mirror | None") -> dict[str, Any]:
+    """What workers are told of an object store: a folder of the same name on another machine is not the driver's, so a marker tells."""
+    if store is None:
+        return {}
+    marker = f".run-{store.token[:8]}"
+    (store.folder / marker).touch()
+    return {"store": store.store, "marker": marker}
+
+
+def make_bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, quoted: "Quote | None") -> "list[Bundled]":
+    """What Ray schedules, longest first, so that the last workers end together."""
+    from study.display.overview import flops
+    from study.tune import cluster, worker_input
+
+    if quoted:
+        wanted = {trial.trial_id for trial in missing}
+        planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
+        return [worker_input.Bundled(part, bundle.cpus, bundle.gpus) for trials, bundle in planned for part in programs(trials)]
+    gpus = cluster.gpus_per_trial(command.options)
+    longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
+    return [worker_input.Bundled(family, command.options.cpus_per_trial, gpus) for family in families(longest_first)]
+
+
+def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monitor":
+    from study.display.overview import flops
+    from study.display.tensorboard import Board
+    from study.display.terminal import open_view
+    from study.plan.budget import guard_seconds
+    from study.results.trial_writer import Recorder
+    from study.tune.monitor import Monitor
+
+    command, corpus, origin = job.command, job.corpus, job.origin
+    options, missing = command.options, found.missing
+    columns = {
+        "data_name": corpus.name,
+        "data_sha256": corpus.sha256,
+        "loss_floor": corpus.floor,
+        "unique_tokens": len(corpus.train),
+        "git_commit": origin.git_commit,
+        "git_dirty": origin.git_dirty,
+        "torch_version": origin.versions["torch"],
+        "ray_version": origin.versions["ray"],
+    }
+    by_id = {trial.trial_id: trial for trial in missing}
+    recorder = Recorder(command.out, command.study_name, origin.code_version, columns, by_id, corpus.vocab_size, again=found.again)
+    screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
+    board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
+    screen.say(f"board: {board.how_to_open()}")
+    budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None)
+    return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
+
+
+def make_prober(job: Job, wanted: "Sequence[SizeSearch | ShapeSearch]") -> "Prober":
+    """The search of these sizes and shapes, each run with the share of the machine that the plan gave to its size."""
+    from study.display.overview import flops
+    from study.plan.packing import speed_key
+    from study.tune import cluster
+    from study.tune.searcher import Prober
+
+    assert job.searches is not None
+    options, vocab_size = job.command.options, job.corpus.vocab_size
+    planned = job.quoted.plan.bundles if job.quoted else ()
+    shares = {speed_key(bundle.trials[0]): (bundle.cpus, bundle.gpus) for bundle in planned}
+    usual = (options.cpus_per_trial, cluster.gpus_per_trial(options))
+    sizes = [search for search in wanted if isinstance(search, SizeSearch)]
+    shapes = [search for search in wanted if isinstance(search, ShapeSearch)]
+    largest = max(planned, key=lambda bundle: bundle.memory_bytes, default=None)
+    room = (largest.cpus, largest.gpus) if shapes and largest else usual
+    return Prober(job.searches, sizes, lambda trial: shares.get(speed_key(trial), room), lambda trial: flops(trial, vocab_size), shapes)
