@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.cells import part_of, value_of
 from analysis.compare.paired_differences import compare, study_names
+from analysis.estimate import part_of, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, CONVENTIONS, INK, LOSS, VERMILLION, short_count
 from analysis.report import document as content

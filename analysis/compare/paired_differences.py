@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from analysis.cells import part_of
+from analysis.estimate import part_of
 from analysis.report import document as content
 from analysis.table.evidence import Evidence
 

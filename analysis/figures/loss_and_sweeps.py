@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.cells import Fits, Row, is_refused, value_of
+from analysis.estimate import Fits, Row, is_refused, value_of
 from analysis.figures import style
 from analysis.figures.figures_rates import draw_rate_law, has_rate_law
 from analysis.figures.shape import draw_contrasts, draw_forecasts, draw_shapes, draw_shares

@@ -6,7 +6,7 @@ Reads the conclusions (the dict of `fits.json`); writes nothing. Every function 
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.cells import Fits, is_refused, value_of
+from analysis.estimate import Fits, is_refused, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, CONVENTIONS, INK, LOSS, VERMILLION, short_count
 from analysis.wording import WIDEST, contrast_label

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.cells import Row, value_of
+from analysis.estimate import Row, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, CONVENTIONS, INK, LOSS
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.cells import interval_of, reason_of, value_of
+from analysis.estimate import interval_of, reason_of, value_of
 from analysis.wording import WIDEST
 
 

@@ -6,7 +6,7 @@ sections = front_section(fits)   # [] where there was no such search
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.cells import is_refused
+from analysis.estimate import is_refused
 from analysis.findings.pareto_front import WORDS
 from analysis.report.document import Cell, Listing, Section, plain, several, shape_name
 from analysis.report.search_sections import importance_listing

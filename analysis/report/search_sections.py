@@ -8,7 +8,7 @@ Reads `learning_rates` of fits.json; writes nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.cells import is_refused, part_of, reason_of
+from analysis.estimate import is_refused, part_of, reason_of
 from analysis.figures.loss_and_sweeps import tried_rates
 from analysis.report.document import Cell, Listing, Picture, Section, number, plain, sentence, several, shape_name
 from analysis.table.evidence import Evidence

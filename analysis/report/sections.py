@@ -8,7 +8,7 @@ Reads an `Evidence`; writes nothing. Prose that holds a number is a sentence of 
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.cells import is_refused, part_of, reason_of, value_of
+from analysis.estimate import is_refused, part_of, reason_of, value_of
 from analysis.figures.loss_and_sweeps import slug, sweep_levels
 from analysis.figures.style import CONVENTIONS
 from analysis.report import document as content

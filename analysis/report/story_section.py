@@ -6,7 +6,7 @@ Reads an `Evidence` (samples are untrusted text); writes nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.cells import is_refused, reason_of
+from analysis.estimate import is_refused, reason_of
 from analysis.figures.style import short_count
 from analysis.report import document as content
 from analysis.report.document import Cell, Section, Story

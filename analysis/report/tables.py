@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.cells import is_refused, part_of, reason_of, value_of
+from analysis.estimate import is_refused, part_of, reason_of, value_of
 from analysis.figures.loss_and_sweeps import MOST_LEVELS, slug
 from analysis.figures.style import CONVENTIONS, short_count
 from analysis.findings.size_law import AT_LENGTH
