@@ -36,6 +36,8 @@ class Code(StrEnum):
     SHARED_DEVICE = "timing_not_exclusive"
     MISSING = "column_missing"
     NO_VARIATION = "nothing_varies"
+    NO_OPTIMUM = "no_single_exponent_of_shape"
+    INTERACTION = "depth_and_width_interact"
 
 
 class Verdict(StrEnum):

@@ -111,7 +111,7 @@ def test_laws_with_repeated_names_or_no_columns_are_refused():
 
 def test_importing_the_fitting_modules_loads_neither_torch_nor_ray_nor_pandas():
     code = (
-        "import sys, analysis.laws, analysis.fits, analysis.intervals\n"
+        "import sys, analysis.fits.laws, analysis.fits.fit, analysis.fits.intervals\n"
         "heavy = ('torch', 'ray', 'pandas', 'pyarrow', 'matplotlib', 'scipy.optimize', 'scipy.stats')\n"
         "print([name for name in heavy if name in sys.modules])"
     )

@@ -19,7 +19,7 @@ from analysis.fits.coordinates import Array, Design, FitError, build
 from analysis.fits.fit import objective_of
 from analysis.fits.grid_starts import grid_starts
 from analysis.fits.laws import Law, column_values
-from analysis.fits.newton import TOLERANCE, Objective
+from analysis.fits.newton import SQUARES_TOLERANCE, Objective
 
 PROFILE_STARTS = 8
 
@@ -67,7 +67,7 @@ def fit_means(
         data = objective_of(design, columns, means, _precisions(data, theta, noise, df))
         found, scale = modes.least_squares(data, theta)
         theta, norm = found.theta, found.gradient_norm
-    return MeansFit(design, data.at(np.inf, scale), theta, df, norm <= TOLERANCE)
+    return MeansFit(design, data.at(np.inf, scale), theta, df, norm <= SQUARES_TOLERANCE)
 
 
 def _precisions(data: Objective, theta: Array, noise: SeedNoise, df: int) -> Array:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.fits.laws import Bowl, Law, Power, Proportional, Term, column_values
+from analysis.fits.laws import Bowl, Cross, Law, Power, Proportional, Term, column_values, factor_columns
 
 Array = NDArray[np.float64]
 MIN_LOG_AMPLITUDE, MAX_LOG_AMPLITUDE = -20.0, 8.0  # relative to the mean loss: below e^-20 a term has vanished
@@ -61,10 +61,13 @@ class Design:
         return tuple(found)
 
     def _term_features(self, term: Term, columns: Mapping[str, ArrayLike]) -> tuple[Array, Array | None]:
-        logs = {c: np.log(column_values(columns, c) / self.reference[c]) for c in (f.column for f in term.factors)}
+        logs = {c: np.log(column_values(columns, c) / self.reference[c]) for f in term.factors for c in factor_columns(f)}
         parts = [np.ones_like(next(iter(logs.values())))]
         offset = None
         for factor in term.factors:
+            if isinstance(factor, Cross):
+                parts.append(-logs[factor.first] * logs[factor.second] / self._cross_spread(factor))
+                continue
             scaled = logs[factor.column] / self.spread[factor.column]
             if isinstance(factor, Power):
                 parts.append(factor.sign * scaled)
@@ -73,6 +76,9 @@ class Design:
             else:
                 offset = logs[factor.column] if offset is None else offset + logs[factor.column]
         return np.stack(parts, axis=1), offset
+
+    def _cross_spread(self, factor: Cross) -> float:
+        return self.spread[factor.first] * self.spread[factor.second]
 
     def bounds(self) -> tuple[Array, Array]:
         """Lowest and highest coordinates, each (P,). The floor is at least 0; exponents are as their factors say."""
@@ -84,9 +90,9 @@ class Design:
                 if isinstance(factor, Power):
                     low.append(factor.low * self.spread[factor.column])
                     high.append(factor.high * self.spread[factor.column])
-                elif isinstance(factor, Bowl):
-                    low += [-MAX_BOWL] * 2
-                    high += [MAX_BOWL] * 2
+                elif isinstance(factor, Bowl | Cross):
+                    low += [-MAX_BOWL] * (2 if isinstance(factor, Bowl) else 1)
+                    high += [MAX_BOWL] * (2 if isinstance(factor, Bowl) else 1)
         return np.array(low), np.array(high)
 
     def to_params(self, theta: Array) -> dict[str, Array]:
@@ -103,6 +109,9 @@ class Design:
             for factor in term.factors:
                 if isinstance(factor, Power):
                     named[factor.exponent] = theta[position] / self.spread[factor.column]
+                    position += 1
+                elif isinstance(factor, Cross):
+                    named[factor.coefficient] = theta[position] / self._cross_spread(factor)
                     position += 1
                 elif isinstance(factor, Bowl):
                     scale = self.spread[factor.column]
@@ -125,6 +134,8 @@ class Design:
             for factor in term.factors:
                 if isinstance(factor, Power):
                     named.append(np.atleast_1d(params[factor.exponent]) * self.spread[factor.column])
+                elif isinstance(factor, Cross):
+                    named.append(np.atleast_1d(params[factor.coefficient]) * self._cross_spread(factor))
                 elif isinstance(factor, Bowl):
                     scale, curvature = self.spread[factor.column], np.atleast_1d(params[factor.curvature])
                     center = np.log(np.atleast_1d(params[factor.optimum]) / self.reference[factor.column])

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.fits.coordinates import Array, Design
-from analysis.fits.laws import Power, Proportional
+from analysis.fits.laws import Bowl, Power, Proportional
 from analysis.fits.newton import Objective, solve
 
 GRID_POINTS = {1: 24, 2: 14, 3: 7, 4: 5, 5: 3}  # exponents per term, by the number of terms; 2 beyond
@@ -50,7 +50,7 @@ def _exponent_nodes(design: Design) -> list[Array]:
             if powers and factor is powers[0]:
                 coordinates.append(np.clip(grid, powers[0].low, powers[0].high) * design.spread[factor.column])
             else:
-                coordinates += [np.zeros(len(grid))] * (1 if isinstance(factor, Power) else 2)
+                coordinates += [np.zeros(len(grid))] * (2 if isinstance(factor, Bowl) else 1)
         nodes.append(np.stack(coordinates, axis=1) if coordinates else np.zeros((1, 0)))
     return nodes
 

@@ -21,7 +21,7 @@ from analysis.fits.coordinates import Array, Design
 from analysis.fits.fit import BatchResult, FitError, FitResult, fit, fit_batch
 from analysis.fits.laws import Law, column_values
 from analysis.fits.profile_likelihood import Ends, profile_ends
-from analysis.fits.quantities import Contrast, Loss, Parameter, Quantity, Reading, Slope, read
+from analysis.fits.quantities import Contrast, Gain, Loss, Parameter, Quantity, Reading, Slope, Sum, read
 from analysis.fits.resampling import distinct_points, resample
 
 __all__ = [
@@ -176,7 +176,7 @@ def profiles(
             f"{len(means)} configurations for {batch.design.size} parameters leave no degree of freedom for the scatter around the curve"
         )
         return {name: _failed(level, "profile", len(means), reason) for name in quantities}
-    return {name: _interval(batch, quantity, level, new_run) for name, quantity in quantities.items()}
+    return {name: interval_of(batch, quantity, level, new_run) for name, quantity in quantities.items()}
 
 
 def profile_batch(
@@ -207,7 +207,8 @@ def profile_batch(
     return {"low": low, "high": high, "point": reading.report(ends.point)}
 
 
-def _interval(batch: MeansFit, quantity: Quantity, level: float, new_run: bool) -> Interval:
+def interval_of(batch: MeansFit, quantity: Quantity, level: float = 0.95, new_run: bool = False) -> Interval:
+    """The profile interval of one quantity of a fit of configuration means."""
     method = "prediction profile" if new_run else "profile"
     count = batch.data.log_loss.shape[1]
     try:
@@ -233,6 +234,8 @@ def _range(quantity: Quantity, design: Design) -> tuple[float, float]:
         return 0.0, np.inf
     if isinstance(quantity, Parameter) and (quantity.name == design.law.floor or quantity.name in design.law.amplitudes):
         return 0.0, np.inf
+    if isinstance(quantity, Sum | Gain):
+        return -np.inf, np.inf
     powers = {getattr(f, "exponent", ""): f for t in design.law.terms for f in t.factors}
     if isinstance(quantity, Parameter) and quantity.name in powers:
         return getattr(powers[quantity.name], "low", -np.inf), np.inf

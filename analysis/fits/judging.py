@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from analysis.fits import estimators as modes
 from analysis.fits.coordinates import MAX_LOG_AMPLITUDE, MIN_LOG_AMPLITUDE, Array, Design
 from analysis.fits.fit_result import FitStatus
-from analysis.fits.laws import Bowl, Law
+from analysis.fits.laws import Bowl, Cross, Law
 from analysis.fits.newton import TOLERANCE, Minimum, Objective
 
 ILL_CONDITIONED = 1e6  # of the scaled Jacobian: noise of 1e-4 then moves parameters by more than their size
@@ -65,6 +65,8 @@ def coordinate_names(law: Law) -> list[str]:
         for factor in term.factors:
             if isinstance(factor, Bowl):
                 names += [factor.optimum, factor.curvature]
+            elif isinstance(factor, Cross):
+                names.append(factor.coefficient)
             elif hasattr(factor, "exponent"):
                 names.append(factor.exponent)
     return names

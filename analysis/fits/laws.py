@@ -57,7 +57,21 @@ class Proportional:
     column: str
 
 
-Factor = Power | Bowl | Proportional
+@dataclass(frozen=True)
+class Cross:
+    """exp(-coefficient * ln(x / x_ref) * ln(y / y_ref)): the exponent of each column moves with the logarithm of the other."""
+
+    first: str
+    second: str
+    coefficient: str
+
+
+Factor = Power | Bowl | Proportional | Cross
+
+
+def factor_columns(factor: Factor) -> tuple[str, ...]:
+    """Table columns that a factor reads."""
+    return (factor.first, factor.second) if isinstance(factor, Cross) else (factor.column,)
 
 
 @dataclass(frozen=True)
@@ -112,6 +126,8 @@ class Law:
             for factor in term.factors:
                 if isinstance(factor, Power):
                     names.append(factor.exponent)
+                elif isinstance(factor, Cross):
+                    names.append(factor.coefficient)
                 elif isinstance(factor, Bowl):
                     names += [factor.curvature, factor.optimum]
         return tuple(names)
@@ -119,7 +135,7 @@ class Law:
     @property
     def columns(self) -> tuple[str, ...]:
         """Table columns that the law needs; `aspect` and `head_dim` are derived from the shape where absent (`column_values`)."""
-        return tuple(dict.fromkeys(factor.column for term in self.terms for factor in term.factors))
+        return tuple(dict.fromkeys(name for term in self.terms for factor in term.factors for name in factor_columns(factor)))
 
     @property
     def amplitudes(self) -> tuple[str, ...]:
@@ -144,7 +160,7 @@ class Law:
         for term in self.terms:
             product: NDArray[np.float64] = np.asarray(params[term.amplitude], dtype=float)
             for factor in term.factors:
-                product = product * _factor_value(factor, params, values[factor.column], reference)
+                product = product * _factor_value(factor, params, values, reference)
             total = total + product
         return total
 
@@ -162,27 +178,34 @@ class Law:
 
     def on(self, **new_columns: str) -> Law:
         """The same law with columns renamed, for example `law.on(params_non_embedding="params_total")` for another way to count N."""
-        terms = tuple(
-            replace(term, factors=tuple(replace(factor, column=new_columns.get(factor.column, factor.column)) for factor in term.factors))
-            for term in self.terms
-        )
-        return replace(self, terms=terms)
+
+        def renamed(factor: Factor) -> Factor:
+            if isinstance(factor, Cross):
+                return replace(
+                    factor, first=new_columns.get(factor.first, factor.first), second=new_columns.get(factor.second, factor.second)
+                )
+            return replace(factor, column=new_columns.get(factor.column, factor.column))
+
+        return replace(self, terms=tuple(replace(term, factors=tuple(map(renamed, term.factors))) for term in self.terms))
 
 
 def _factor_value(
-    factor: Factor, params: Mapping[str, ArrayLike], values: NDArray[np.float64], reference: Mapping[str, float]
+    factor: Factor, params: Mapping[str, ArrayLike], values: Mapping[str, NDArray[np.float64]], reference: Mapping[str, float]
 ) -> NDArray[np.float64]:
     if isinstance(factor, Bowl):
-        offset = np.log(values / np.asarray(params[factor.optimum], dtype=float))
+        offset = np.log(values[factor.column] / np.asarray(params[factor.optimum], dtype=float))
         return np.exp(np.asarray(params[factor.curvature], dtype=float) * offset**2)
-    relative = values / reference[factor.column]
+    relative = [values[name] / reference[name] for name in factor_columns(factor)]
+    if isinstance(factor, Cross):
+        return np.exp(-np.asarray(params[factor.coefficient], dtype=float) * np.log(relative[0]) * np.log(relative[1]))
     if isinstance(factor, Proportional):
-        return relative
-    return relative ** (factor.sign * np.asarray(params[factor.exponent], dtype=float))
+        return relative[0]
+    return relative[0] ** (factor.sign * np.asarray(params[factor.exponent], dtype=float))
 
 
 def column_values(columns: Mapping[str, ArrayLike], name: str) -> NDArray[np.float64]:
-    """A column as floats; `aspect` (n_embd / n_layer) and `head_dim` (n_embd / n_head) are computed from the shape where absent.
+    """A column as floats; `aspect` (n_embd / n_layer), `head_dim` (n_embd / n_head) and `shape_size` (n_layer n_embd^2, a twelfth of the
+    blocks' weights) are computed from the shape where absent.
 
     Raises:
         ValueError: the column is missing, or has a value that is not positive and finite.
@@ -190,6 +213,8 @@ def column_values(columns: Mapping[str, ArrayLike], name: str) -> NDArray[np.flo
     ratio = {"aspect": ("n_embd", "n_layer"), "head_dim": ("n_embd", "n_head")}.get(name)
     if name in columns:
         values = np.asarray(columns[name], dtype=float)
+    elif name == "shape_size":
+        return column_values(columns, "n_layer") * column_values(columns, "n_embd") ** 2
     elif ratio and all(part in columns for part in ratio):
         return column_values(columns, ratio[0]) / column_values(columns, ratio[1])
     else:
@@ -237,6 +262,20 @@ SEPARABLE_DATA = Law(
     "E + A * n_layer^-a + B * n_embd^-b + C * D^-beta",
     SEPARABLE.source,
     (*SEPARABLE.terms, Term("C", (Power(TOKENS, "beta"),))),
+    floor="E",
+)
+SHAPE = Law(
+    "S",
+    "E + A * n_layer^-a * n_embd^-b",
+    "Kaplan et al. 2020, eq. 1.1, with depth and width as separate factors of the size",
+    (Term("A", (Power("n_embd", "b", low=-MAX_EXPONENT), Power("n_layer", "a", low=-MAX_EXPONENT))),),
+    floor="E",
+)
+SHAPE_CROSSED = Law(
+    "SX",
+    f"{SHAPE.equation} * exp(-c ln(n_layer) ln(n_embd))",
+    SHAPE.source,
+    (replace(SHAPE.terms[0], factors=(*SHAPE.terms[0].factors, Cross("n_layer", "n_embd", "c"))),),
     floor="E",
 )
 TIMING = Law(

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from analysis.fits.coordinates import Array, Block
 
 TOLERANCE = 1e-10  # of the scaled gradient: the stopping rule of every fit
+SQUARES_TOLERANCE = 1e-7  # where only sums of squares are compared: they err by its square
 CHUNK_ELEMENTS = 100_000  # replicates x points per block of work: 0.8 MB an array; measured best between 80 and 160 thousand
 MAX_STEP = 3.0  # in coordinates, which are of order 1
 

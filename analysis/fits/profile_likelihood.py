@@ -21,13 +21,12 @@ from numpy.typing import NDArray
 from scipy.special import stdtrit
 
 from analysis.fits.coordinates import Array
-from analysis.fits.newton import Objective, evaluate, minimize, solve
+from analysis.fits.newton import SQUARES_TOLERANCE, Objective, evaluate, minimize, solve
 from analysis.fits.quantities import Reading
 
 STIFFNESS = 1e3  # of the tilt relative to the profile's own curvature: the reached q is then within 0.1 % of the asked one
 ROOT_TOLERANCE = 1e-5  # of the signed root, in units of its critical value
 MAX_SOLVES = 25
-TILT_TOLERANCE = 1e-7  # of the gradient: the sum of squares then errs by its square
 RESIDUAL_FLOOR = 1e-18  # of S_min: noise-free data would otherwise have intervals of rounding errors
 
 
@@ -88,7 +87,7 @@ class _Search:
     def root(self, rows: NDArray[np.intp], theta: Array, target: Array) -> tuple[Array, Array, Array]:
         """Solve tilted fits; returns coordinates, the reached value, and the root of the F statistic in units of the critical value."""
         tilt = _tilt(self.reading, target, self.stiffness[rows])
-        found = minimize(replace(self.data.take(rows), penalty=tilt), theta, tolerance=TILT_TOLERANCE, max_steps=60)
+        found = minimize(replace(self.data.take(rows), penalty=tilt), theta, tolerance=SQUARES_TOLERANCE, max_steps=60)
         reached, _, _ = self.reading.evaluate(found.theta)
         total = found.value
         if not self.new_run:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from analysis.fits.coordinates import Array, Design
-from analysis.fits.laws import SIZE, Bowl, Power, column_values
+from analysis.fits.laws import SIZE, Bowl, Cross, Power, column_values
 from analysis.fits.newton import Basis, parts, reduce_points
 
 SLOPE_STEP = 0.01  # of ln x; the five-point formula then errs by about 1e-9 of the slope and rounding by 1e-14
@@ -51,7 +51,22 @@ class Contrast:
     other: Mapping[str, float]
 
 
-Quantity = Parameter | Loss | Slope | Contrast
+@dataclass(frozen=True)
+class Gain:
+    """loss at `other` - loss at `at`, in nats: what going from `other` to `at` buys."""
+
+    at: Mapping[str, float]
+    other: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Sum:
+    """A weighted sum of exponents, for example b - 2 a."""
+
+    weights: Mapping[str, float]
+
+
+Quantity = Parameter | Loss | Slope | Contrast | Gain | Sum
 
 
 class Reading(Protocol):
@@ -149,6 +164,38 @@ class _Combination:
         return np.exp(working) if self.exponential else working
 
 
+@dataclass(frozen=True)
+class _Difference:
+    """sum_j coefficient_j f(x_j), in nats."""
+
+    basis: Basis
+    coefficients: Array
+    scale: float
+
+    def evaluate(self, theta: Array) -> tuple[Array, Array, Array]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            value, shares = parts(self.basis, theta)
+        force = -self.coefficients * value  # of rho(r) = exp(-r) at log loss 0: psi = -f, psi' = f, so psi' + psi = 0
+        gradient, hessian = reduce_points(self.basis, theta.shape, shares, force, np.zeros_like(force))
+        return value @ self.coefficients, gradient, hessian
+
+    def report(self, value: ArrayLike) -> Array:
+        return self.scale * np.asarray(value, dtype=float)
+
+
+@dataclass(frozen=True)
+class _Sum:
+    """A weighted sum of coordinates."""
+
+    weights: Array
+
+    def evaluate(self, theta: Array) -> tuple[Array, Array, Array]:
+        return self.weights @ theta, np.repeat(self.weights[:, None], theta.shape[1], axis=1), np.zeros((len(theta), *theta.shape))
+
+    def report(self, value: ArrayLike) -> Array:
+        return np.asarray(value, dtype=float)
+
+
 def read(quantity: Quantity, design: Design) -> Reading:
     """Bind a quantity to a design.
 
@@ -159,6 +206,17 @@ def read(quantity: Quantity, design: Design) -> Reading:
         return _read_parameter(quantity.name, design)
     if isinstance(quantity, Loss):
         return _combine(design, [quantity.at], [1.0], np.log(design.loss_scale), exponential=True)
+    if isinstance(quantity, Sum):
+        weights = np.zeros(design.size)
+        for name, weight in quantity.weights.items():
+            own = _read_parameter(name, design)
+            if not isinstance(own, _Coordinate) or own.exponential:
+                raise ValueError(f"{name!r} is not an exponent of law {design.law.name}; a sum takes exponents only")
+            weights[own.position] += weight * own.scale
+        return _Sum(weights)
+    if isinstance(quantity, Gain):
+        both = _combine(design, [quantity.other, quantity.at], [1.0, -1.0], 0.0, exponential=False)
+        return _Difference(both.basis, both.coefficients, design.loss_scale)
     if isinstance(quantity, Contrast):
         return _combine(design, [quantity.at, quantity.other], [1.0, -1.0], 0.0, exponential=False)
     center = float(column_values(quantity.at, quantity.column))
@@ -185,6 +243,10 @@ def _read_parameter(name: str, design: Design) -> Reading:
             if isinstance(factor, Power):
                 if factor.exponent == name:
                     return _Coordinate(position, 1 / design.spread[factor.column], exponential=False)
+                position += 1
+            elif isinstance(factor, Cross):
+                if factor.coefficient == name:
+                    return _Coordinate(position, 1 / (design.spread[factor.first] * design.spread[factor.second]), exponential=False)
                 position += 1
             elif isinstance(factor, Bowl):
                 if factor.curvature == name:

@@ -1,0 +1,361 @@
+"""The law to infer from: what depth, width and size each buy, from configurations that differ in shape.
+
+    L = E + A n_layer^-a n_embd^-b  =  E + A (n_layer n_embd^2)^-alpha (n_embd / n_layer)^(-kappa / 3)
+
+with alpha = (a + b) / 3 and kappa = b - 2 a, all signed. kappa is what shape does at equal size: 0 where only the number of parameters
+matters, positive where wide models are better, negative where deep ones are. The floor E stays in the law whatever AICc says: without it
+intervals of few configurations cover half of what they promise.
+
+Point and interval are one estimator: least squares of log loss on configuration means, with F-calibrated profiles.
+
+    found = fit_shape_law(cells)
+    found.kappa, found.gain("n_embd", n_layer=2, n_embd=64)
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.estimate import Code, Estimate, Refusal, Verdict, judged
+from analysis.fits import estimators
+from analysis.fits.configuration_means import MeansFit, fit_means
+from analysis.fits.coordinates import Array, FitError
+from analysis.fits.intervals import Interval, Observations, interval_of
+from analysis.fits.laws import POWER_FLOOR, SHAPE, SHAPE_CROSSED, SIZE, Law, with_aspect
+from analysis.fits.quantities import Gain, Parameter, Quantity, Sum
+from analysis.table.configurations import Configurations, f_p_value, t_p_value
+
+CURVED = with_aspect(POWER_FLOOR.on(**{SIZE: "shape_size"}))
+"""E + A (n_layer n_embd^2)^-alpha exp(gamma ln(aspect / aspect_opt)^2): the shape law with a best aspect."""
+
+MAX_CORRELATION = 0.95
+MIN_LEVELS = 3
+MIN_DF = 4
+CLEAR = 0.01
+"""p below which a departure from the law is clear: two are tested, so at most 2 % of studies lose kappa for nothing."""
+
+MIN_SPARED = 0.1
+"""Share of its noise that a configuration must keep as residual to be judged by it: one that determines a parameter alone cannot."""
+
+DOUBLINGS = {
+    "n_layer": (1.0, 0.0),
+    "n_embd": (0.0, 1.0),
+    "params": (1 / 3, 1 / 3),
+    "params_by_width": (0.0, 0.5),
+    "params_by_depth": (1.0, 0.0),
+}
+"""Doublings of depth and of width that double a factor; `params` at fixed aspect."""
+
+
+@dataclass(frozen=True)
+class Departure:
+    """A test of the law against one with a further term; `clear` where p < CLEAR.
+
+    Args:
+        kind: "curvature" (in ln aspect) or "interaction" (depth x width).
+        coefficient: of the further term.
+    """
+
+    kind: str
+    f: float
+    p: float
+    coefficient: float
+
+    @property
+    def clear(self) -> bool:
+        """Whether the plain law is not the whole story."""
+        return self.p < CLEAR
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {"kind": self.kind, "f": self.f, "p": self.p, "coefficient": self.coefficient, "clear": self.clear}
+
+
+@dataclass(frozen=True)
+class Outlier:
+    """A configuration far from the law that all others follow, or a seed far from its siblings.
+
+    Args:
+        deviation: of log loss (0.1 is 10 % above).
+        p: two-sided, times the number that were looked at.
+    """
+
+    kind: str
+    config_id: str
+    seed: int | None
+    deviation: float
+    p: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return dict(self.__dict__)
+
+
+@dataclass(frozen=True)
+class ShapeFit:
+    """The fitted shape law of one training length; losses in nats.
+
+    Args:
+        law: what gains and predictions follow: the plain law, or the one of the clearest departure.
+        a, b: exponents of depth and width (local ones at the centre where an interaction is clear).
+        optimum: best aspect (n_embd / n_layer) where a curvature is clear.
+        residual_sd: relative scatter of configuration means around the law.
+        lack_of_fit: {"f", "p", "sd", "noise_sd"}: that scatter against what seeds explain; None with one seed each.
+        reference: geometric means of depth and width, where A holds.
+    """
+
+    law: Law
+    E: Estimate | Refusal
+    A: float
+    alpha: Estimate | Refusal
+    kappa: Estimate | Refusal
+    a: Estimate | Refusal
+    b: Estimate | Refusal
+    optimum: Estimate | Refusal | None
+    residual_sd: float
+    lack_of_fit: dict[str, float] | None
+    curvature: Departure
+    interaction: Departure
+    outliers: tuple[Outlier, ...]
+    reference: dict[str, float]
+    n: int
+    means: MeansFit = field(repr=False, compare=False)
+
+    def predict(self, n_layer: float, n_embd: float) -> float:
+        """The law's loss of a shape."""
+        return float(np.exp(self.means.design.log_predict(self.means.theta, _columns(n_layer, n_embd))[0, 0]))
+
+    def gain(self, factor: str, n_layer: float, n_embd: float) -> Estimate | Refusal:
+        """What a doubling of a factor buys at a shape, in nats (positive: lower loss): from half a doubling below it to half above.
+
+        Args:
+            factor: n_layer, n_embd, params (at fixed aspect), params_by_width or params_by_depth.
+        """
+        deeper, wider = DOUBLINGS[factor]
+        half = [_columns(n_layer * 2 ** (side * deeper / 2), n_embd * 2 ** (side * wider / 2)) for side in (-1, 1)]
+        places = [{name: float(values[0]) for name, values in place.items()} for place in half]
+        return _estimate(interval_of(self.means, Gain(at=places[1], other=places[0])), "nats", told=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        estimates = {name: getattr(self, name) for name in ("E", "alpha", "kappa", "a", "b", "optimum")}
+        return {
+            "equation": self.law.equation,
+            "source": self.law.source,
+            "reference": self.reference,
+            "A": self.A,
+            **{name: value and value.to_dict() for name, value in estimates.items()},
+            "residual_sd": self.residual_sd,
+            "lack_of_fit": self.lack_of_fit,
+            "curvature": self.curvature.to_dict(),
+            "interaction": self.interaction.to_dict(),
+            "outliers": [outlier.to_dict() for outlier in self.outliers],
+            "n_configurations": self.n,
+        }
+
+
+def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
+    """Fit the shape law to the configurations of one training length, or say why they do not determine it."""
+    refused = _refused(cells)
+    if refused:
+        return refused
+    try:
+        plain, curved, crossed = (_fit(law, cells) for law in (SHAPE, CURVED, SHAPE_CROSSED))
+    except FitError as error:
+        return Refusal(Code.TOO_FEW_DF, str(error))
+    if not plain.converged.all():
+        return Refusal(Code.NOT_CONVERGED, "the law in depth and width has no optimum in these data; add shapes")
+    curvature = _departure("curvature", plain, curved, "gamma")
+    interaction = _departure("interaction", plain, crossed, "c")
+    clearest = min((curvature, interaction), key=lambda test: test.p)
+    used = plain if not clearest.clear else curved if clearest is curvature else crossed
+    asked: dict[str, Quantity] = {name: Parameter(name) for name in "Eab"}
+    asked |= {"alpha": Sum({"a": 1 / 3, "b": 1 / 3}), "kappa": Sum({"b": 1.0, "a": -2.0})}
+    found: dict[str, Estimate | Refusal] = {name: _parameter(plain, crossed, used is crossed, name, asked[name]) for name in asked}
+    if used is not plain:
+        found["kappa"] = _withheld(clearest)
+    if used is curved:
+        found |= {"E": _floor(curved), "alpha": _estimate(interval_of(curved, Parameter("alpha")), "")}
+        found |= {name: _withheld(clearest) for name in "ab"}
+    scatter = _scatter(used)
+    design = used.design
+    return ShapeFit(
+        law=design.law,
+        **found,
+        A=float(design.to_params(used.theta)["A"][0]),
+        optimum=_optimum(curved, cells) if used is curved else None,
+        residual_sd=scatter,
+        lack_of_fit=_lack_of_fit(used, cells),
+        curvature=curvature,
+        interaction=interaction,
+        outliers=(*_far_configurations(used, cells), *_far_seeds(cells)),
+        reference=design.reference,
+        n=len(cells),
+        means=used,
+    )
+
+
+# ---- guards ----
+
+
+def _refused(cells: Configurations) -> Refusal | None:
+    depth, width = cells.columns["n_layer"], cells.columns["n_embd"]
+    if len(cells) and len(np.unique(cells.columns["n_tokens"])) > 1:
+        return Refusal(
+            Code.UNMATCHED, "the configurations have several training lengths, and the shape law is of one; fit each length alone"
+        )
+    for name, values in (("depths", depth), ("widths", width)):
+        levels = len(np.unique(values[np.isfinite(values)]))
+        if levels < MIN_LEVELS:
+            reason = f"the law in depth and width needs {MIN_LEVELS} {name} and there are {levels}; add {MIN_LEVELS - levels} more"
+            return Refusal(Code.NO_VARIATION, reason)
+    if not (np.isfinite(depth) & np.isfinite(width)).all():
+        return Refusal(Code.MISSING, "some configurations have no n_layer or n_embd; give both to learn what shape does")
+    if (df := len(cells) - len(SHAPE.parameters)) < MIN_DF:
+        reason = f"{len(cells)} configurations leave {df} degrees of freedom for the law in depth and width; it needs {MIN_DF}"
+        return Refusal(Code.TOO_FEW_DF, reason)
+    correlation = float(np.corrcoef(np.log(depth), np.log(width))[0, 1])
+    if abs(correlation) > MAX_CORRELATION:
+        reason = (
+            f"depth and width move together (correlation of logs {correlation:.2f}), so their effects cannot be told apart; vary one alone"
+        )
+        return Refusal(Code.COLLINEAR, reason)
+    return None
+
+
+# ---- fits and estimates ----
+
+
+def _columns(n_layer: float, n_embd: float) -> dict[str, Array]:
+    depth, width = np.array([float(n_layer)]), np.array([float(n_embd)])
+    return {"n_layer": depth, "n_embd": width, "shape_size": depth * width**2, "aspect": width / depth}
+
+
+def _fit(law: Law, cells: Configurations) -> MeansFit:
+    group = cells.cell_config
+    rows = {name: values[group] for name, values in cells.columns.items() if name in ("n_layer", "n_embd")}
+    seen = Observations(law, rows, cells.cell_loss, group)
+    columns, means = seen.means()
+    return fit_means(law, columns, means[None], None, seen.seed_noise())
+
+
+def _departure(kind: str, plain: MeansFit, further: MeansFit, name: str) -> Departure:
+    less, more = (_sum_of_squares(fitted, plain) for fitted in (plain, further))
+    f = max(less - more, 0.0) / max(more / further.df, 1e-300)
+    value = float(further.design.to_params(further.theta)[name][0])
+    return Departure(kind, float(f), f_p_value(f, 1, further.df) if further.converged.all() else 1.0, value)
+
+
+def _residuals(fitted: MeansFit) -> Array:
+    return estimators.residuals(fitted.data, fitted.theta)[0]
+
+
+def _sum_of_squares(fitted: MeansFit, weighing: MeansFit) -> float:
+    """Of log residuals, each mean weighing what it does in the fit of another law."""
+    return float((np.broadcast_to(weighing.data.weights, fitted.data.log_loss.shape)[0] * _residuals(fitted) ** 2).sum())
+
+
+def _scatter(fitted: MeansFit) -> float:
+    return math.sqrt(float((_residuals(fitted) ** 2).sum()) / fitted.df)
+
+
+def _estimate(found: Interval, unit: str, told: bool = False) -> Estimate | Refusal:
+    if found.status == "failed":
+        return Refusal(Code.NOT_CONVERGED, found.reason)
+    if found.status != "closed":
+        ends = {end: value for end, value in (("lower", found.low), ("upper", found.high)) if np.isfinite(value)}
+        return Refusal(Code.WIDE_INTERVAL, "the data leave one side of it open; add shapes, or seeds of the largest", ends)
+    verdict = judged(found.low, found.high, Verdict.NOT_TOLD) if told else Verdict.NONE
+    return Estimate(found.point, found.low, found.high, unit, found.n_configurations, found.method, verdict)
+
+
+def _floor(fitted: MeansFit) -> Estimate | Refusal:
+    found = interval_of(fitted, Parameter("E"))
+    if found.status in ("open_low", "open") or found.low <= 0:
+        bound = {"upper": found.high, "level": found.level} if np.isfinite(found.high) else None
+        return Refusal(
+            Code.FLOOR_REACHES_ZERO, "the interval of the irreducible loss E reaches 0: larger models are needed to see it", bound
+        )
+    return _estimate(found, "nats")
+
+
+def _parameter(plain: MeansFit, crossed: MeansFit, is_crossed: bool, name: str, quantity: Quantity) -> Estimate | Refusal:
+    fitted = crossed if is_crossed else plain
+    return _floor(fitted) if name == "E" else _estimate(interval_of(fitted, quantity), "")
+
+
+def _withheld(test: Departure) -> Refusal:
+    what = "the best aspect lies inside the range" if test.kind == "curvature" else "the exponents of depth and width move with each other"
+    return Refusal(
+        Code.NO_OPTIMUM if test.kind == "curvature" else Code.INTERACTION,
+        f"one exponent for shape would mislead: {what} (p = {test.p:.2g})",
+    )
+
+
+def _optimum(curved: MeansFit, cells: Configurations) -> Estimate | Refusal:
+    found = interval_of(curved, Parameter("aspect_opt"))
+    aspects = cells.columns["aspect"]
+    if float(curved.design.to_params(curved.theta)["gamma"][0]) <= 0:
+        return Refusal(Code.NO_OPTIMUM, "loss bends the other way in aspect: the worst shape lies inside the range, not the best")
+    if not aspects.min() <= found.point <= aspects.max():
+        side = "wider" if found.point > aspects.max() else "deeper"
+        return Refusal(Code.EXTRAPOLATION, f"the best aspect lies beyond those that were run; train {side} models", {"beyond": side})
+    return _estimate(found, "n_embd / n_layer")
+
+
+# ---- what departs ----
+
+
+def _lack_of_fit(fitted: MeansFit, cells: Configurations) -> dict[str, float] | None:
+    """Scatter of means around the law against the noise between seeds (of log loss)."""
+    logs = np.log(cells.cell_loss)
+    center = np.bincount(cells.cell_config, weights=logs) / cells.n_seeds
+    df = int((cells.n_seeds - 1).sum())
+    noise = float(((logs - center[cells.cell_config]) ** 2).sum()) / df if df else 0.0
+    if noise <= 0:
+        return None
+    scatter, expected = _scatter(fitted) ** 2, noise * float(np.mean(1 / cells.n_seeds))
+    f = scatter / expected
+    return {"f": f, "p": f_p_value(f, fitted.df, df), "sd": math.sqrt(max(scatter - expected, 0.0)), "noise_sd": math.sqrt(noise)}
+
+
+def _far_configurations(fitted: MeansFit, cells: Configurations) -> list[Outlier]:
+    """Configurations whose residual is out of the ordinary against a law that the others alone determine (externally studentized)."""
+    free = (fitted.theta > fitted.data.low) & (fitted.theta < fitted.data.high)
+    residual, slope = _residuals(fitted), estimators.jacobians(fitted.data, fitted.theta)[0][:, free[:, 0]]
+    basis, values, _ = np.linalg.svd(slope, full_matrices=False)
+    spared = 1 - ((basis**2) * (values > 1e-9 * values[0])).sum(axis=1)
+    found = []
+    for i in np.flatnonzero(spared > MIN_SPARED):
+        others = (float((residual**2).sum()) - residual[i] ** 2 / spared[i]) / (fitted.df - 1)
+        p = len(residual) * t_p_value(residual[i] / math.sqrt(max(others, 1e-30) * spared[i]), fitted.df - 1)
+        if p < CLEAR:
+            found.append(Outlier("configuration", str(cells.config_id[i]), None, float(residual[i] / spared[i]), float(p)))
+    return found
+
+
+def _far_seeds(cells: Configurations) -> list[Outlier]:
+    """The seed of each configuration that is furthest from its siblings, where the noise within all others does not explain it.
+
+    Of two siblings either may be the odd one: then the seed is None.
+    """
+    logs, group, seeds = np.log(cells.cell_loss), cells.cell_config, cells.n_seeds
+    center = np.bincount(group, weights=logs) / seeds
+    within = np.bincount(group, weights=(logs - center[group]) ** 2)
+    found = []
+    for own in np.flatnonzero(seeds > 1):
+        m, df = int(seeds[own]), int((seeds - 1).sum() - (seeds[own] - 1))
+        if df < MIN_DF:
+            continue
+        members = np.flatnonzero(group == own)
+        far = members[np.argmax(np.abs(logs[members] - center[own]))]
+        noise = (within.sum() - within[own]) / df
+        deviation = float((logs[far] - center[own]) * m / (m - 1))
+        p = len(logs) * t_p_value(deviation / math.sqrt(max(noise, 1e-30) * m / (m - 1)), df)
+        if p < CLEAR:
+            found.append(Outlier("seed", str(cells.config_id[own]), int(cells.cell_seed[far]) if m > 2 else None, deviation, float(p)))
+    return found
