@@ -1,33 +1,52 @@
 """python -m analysis RESULTS: conclude, print a summary in blocks, write report/fits.json and the report.
 
-Exit codes: 0 done, 1 the results cannot be read, 2 usage. A person's mistake is answered with one sentence, never with a traceback.
+Exit codes: 0 done, 1 the results cannot be read, 2 usage; with --against 0, 3, 4, 5 (EXITS). A person's mistake is answered with one
+sentence, never with a traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from analysis.compare import page as compare_page
+from analysis.compare.paired_differences import against
 from analysis.estimate import Refusal
 from analysis.findings import conclude as conclusions
 from analysis.findings import forecasts
 from analysis.findings.fit_summary import Options
 from analysis.findings.size_law import Fitted
 from analysis.fits import law_selection as selection
+from analysis.next_trials import next_size as next_trials
+from analysis.next_trials import suggest as suggestions
 from analysis.report import terminal as summary
+from analysis.report.build import build
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from study.console import until_closed
+from study.data.corpus import default_cache_dir
+from study.results import object_store as stores
+from study.results import store_sync as mirror
+
+
+EXITS = """exit codes: 0 done, 1 the results cannot be read, 2 usage;
+with --against: 0 better than the baseline, 3 within noise, 4 worse, 5 cannot be told (no shape of equal length in common, another text, no
+seeds to tell noise by), so that a loop can keep or drop a change. Nothing is written then."""
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    line = argparse.ArgumentParser(prog="python -m analysis", description="What a study's results say, and how sure that is.")
+    line = argparse.ArgumentParser(
+        prog="python -m analysis",
+        description="What a study's results say, and how sure that is.",
+        epilog=EXITS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     line.add_argument(
         "results", nargs="+", help="results folder of a study, its s3:// or gs:// address, or a trials.parquet; two are compared"
     )
@@ -41,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
         help="the texts are still being read: begin, and wait for the end of the input before the report "
         "(python -m study.train.text_loss RESULTS | python -m analysis RESULTS --judging)",
     )
+    line.add_argument("--against", metavar="BASELINE", help="say whether RESULTS are better than those of BASELINE, by the exit code too")
+    line.add_argument("--next-size", action="store_true", help="name the trials that tell whether the best shape wins at the next size too")
     line.add_argument(
         "--suggest", type=int, metavar="N", help="name the N trials that would sharpen a quantity most per device-hour, and stop"
     )
@@ -58,13 +79,8 @@ def _folder(place: str) -> Path:
     Raises:
         ValueError: there is no such place, or it cannot be reached.
     """
-    from study.results import object_store as stores
-
     if not stores.is_address(place):
         return Path(place)
-    from study.data.corpus import default_cache_dir
-    from study.results import store_sync as mirror
-
     stores.check_address(place)
     folder = stores.staging(place, default_cache_dir())
     mirror.fetch(place, folder)
@@ -82,21 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line.error("--out and --forecast go with one results folder; run the others separately")
     if given.aim and given.suggest is None:
         line.error("--for goes with --suggest N, for example --suggest 5 --for alpha")
-    options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
+    if given.against and (len(given.results) > 1 or given.suggest is not None or given.next_size):
+        line.error("--against BASELINE judges one results folder; give --suggest and --next-size in a run of their own")
     try:
-        trees = []
-        given.results = [_folder(place) for place in given.results]
-        for results in given.results:
-            if given.suggest is not None:
-                print(suggested(results, given.aim or "slope", given.suggest))
-                continue
-            for target in given.forecast:
-                print(record_forecast(results, target))
-            trees.append(analyze(results, given.out, options, not given.no_report, given.judging))
-        if len(trees) == 2 and not given.no_report and all(results.is_dir() for results in given.results):
-            from analysis.compare import page as compare_page
-
-            print(f"comparison: {compare_page.build(given.results[0], given.results[1], (trees[0], trees[1]))}")
+        return _do(given)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -106,7 +111,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         place = error.filename or "a file"
         print(f"error: {place} cannot be read or written ({error.strerror or error}); give --out a folder that can", file=sys.stderr)
         return 1
+
+
+def _do(given: argparse.Namespace) -> int:
+    """What the flags ask for; returns the exit code."""
+    folders = [_folder(place) for place in given.results]
+    if given.against:
+        return judge(folders[0], _folder(given.against))
+    if given.suggest is not None or given.next_size:
+        for results in folders:
+            print(suggested(results, given.aim or "slope", given.suggest) if given.suggest is not None else next_size(results))
+        return 0
+    options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
+    if len(folders) == 2 and not given.no_report and all(results.is_dir() for results in folders):
+        trees = [conclusions.conclude(tables.load(results), options) for results in folders]
+        print(f"comparison: {compare_page.build(folders[0], folders[1], (trees[0], trees[1]))}")
+        return 0
+    for results in folders:
+        for target in given.forecast:
+            print(record_forecast(results, target))
+        analyze(results, given.out, options, not given.no_report, given.judging)
     return 0
+
+
+def judge(results: Path, baseline: Path) -> int:
+    """Print whether a study is better than a baseline; returns the exit code that says so."""
+    found = against(tables.load(results), tables.load(baseline))
+    print(compare_page.judgement_text(found))
+    return int(found.outcome)
+
+
+def next_size(results: Path) -> str:
+    """Name and quote the trials that tell whether a win holds at the next size: writes report/suggestion.json; returns what a person reads."""
+    made = next_trials.next_size(tables.load(results))
+    suggestions.write(results, made)
+    rows = [f"  {t['label']:<12} seed {t['seed']}  {t['params_non_embedding']:>12,} parameters" for t in made["trials"]]
+    cost = f"together about {made['device_hours']:.2g} core- or GPU-hours; train them with: python -m study.run --from-suggestion {results}"
+    return "\n".join(["the best shape of equal size against the one least like it, one size up:", "", *rows, "", cost])
 
 
 def analyze(
@@ -117,29 +158,36 @@ def analyze(
     Args:
         judging: the table of judgements is complete only at the end of the standard input.
     """
-    table = tables.load(results)
-    tree = conclusions.conclude(table, options)
     folder = out or (results if results.is_dir() else results.parent) / "report"
-    conclusions.write(folder / "fits.json", tree)
-    print(summary.text(tree))
-    if report and results.is_dir() and importlib.util.find_spec("analysis.report.build"):
-        from analysis.report.build import build
-
-        print(f"\nreport: {build(results, tree, judging=sys.stdin.read if judging else None)}")
-    else:
-        print(f"\nfits: {folder / 'fits.json'}")
+    with current(folder):
+        tree = conclusions.conclude(tables.load(results), options)
+        conclusions.write(folder / "fits.json", tree)
+        print(summary.text(tree))
+        if report and results.is_dir():
+            print(f"\nreport: {build(results, tree, judging=sys.stdin.read if judging else None)}")
+        else:
+            print(f"\nfits: {folder / 'fits.json'}")
     return tree
+
+
+@contextmanager
+def current(folder: Path) -> Iterator[None]:
+    """Where a report cannot be built none is left: an old one would look current."""
+    try:
+        yield
+    except Exception:
+        for name in ("report.html", "report.md", "report.ipynb", "answer.json", "fits.json"):
+            (folder / name).unlink(missing_ok=True)
+        raise
 
 
 def suggested(results: Path, aim: str, n: int) -> str:
     """Suggest the next n trials for a quantity: writes report/suggestion.json; returns what a person reads."""
     if not results.is_dir():
         raise ValueError(f"suggestions are kept in a results folder, and {results} is a file; give the folder")
-    from analysis.next_trials import suggest
-
-    made = suggest.suggest(tables.load(results), aim, n)
-    path = suggest.write(results, made)
-    return f"{suggest.text(made)}\n\nwritten to {path}; to train them: python -m study.run --from-suggestion {results}"
+    made = suggestions.suggest(tables.load(results), aim, n)
+    path = suggestions.write(results, made)
+    return f"{suggestions.text(made)}\n\nwritten to {path}; to train them: python -m study.run --from-suggestion {results}"
 
 
 def record_forecast(results: Path, text: str) -> str:

@@ -4,13 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from analysis.compare import page as compare_page
 from analysis.compare import paired_differences as compare
 from analysis.report import document as content
-from analysis.table import evidence
-from analysis.table.evidence import Evidence
+from analysis.table.load import Table, load
 from study import records
 from tests.conftest import SWEEPS, synthetic_row
 from tests.test_report import Page
@@ -18,13 +16,13 @@ from tests.test_report import Page
 
 def study(
     results: Path, name: str, shift: float, shapes: list[tuple[int, int, int]], rng: np.random.Generator, **facts: object
-) -> Evidence:
+) -> Table:
     """A study of three seeds whose losses lie `shift` nats from the synthetic law."""
     rows = [synthetic_row(shape, seed, rng) | facts for shape in shapes for seed in range(3)]
     for row in rows:
         row["val_loss"] += shift
     records.write(results / name / "trials.parquet", "trials", rows)
-    return evidence.load(results / name, {"study": name})
+    return load(results / name)
 
 
 SHAPES = SWEEPS["depth"] + SWEEPS["width"][2:] + SWEEPS["heads"][:2]
@@ -35,17 +33,10 @@ def test_a_planted_difference_is_found_and_none_is_not_invented(tmp_path: Path) 
     base = study(tmp_path, "base", 0.0, SHAPES, rng)
     found = compare.compare(base, study(tmp_path, "better", -0.03, SHAPES, rng))
     assert found["overall"]["low"] < -0.03 < found["overall"]["high"] < 0
-    assert "is lower than" in found["sentence"]
+    assert "is lower than" in compare_page.sentence(found | {"caution": ""})
     same = compare.compare(base, study(tmp_path, "same", 0.0, SHAPES, rng))
     assert same["overall"]["low"] < 0 < same["overall"]["high"]
-    assert "not distinguishable from" in same["sentence"]
-
-
-def test_intervals_of_the_average_difference_cover(tmp_path: Path) -> None:
-    rng, covered = np.random.default_rng(1), 0
-    for _ in range(400):
-        covered += (found := compare._overall(list(rng.normal(0.02, 0.01, 6))))["low"] <= 0.02 <= found["high"]
-    assert 0.925 <= covered / 400 <= 0.975
+    assert "not distinguishable from" in compare_page.sentence(same | {"caution": ""})
 
 
 def test_only_equal_shapes_and_seeds_are_paired(tmp_path: Path) -> None:
@@ -54,19 +45,19 @@ def test_only_equal_shapes_and_seeds_are_paired(tmp_path: Path) -> None:
         study(tmp_path, "a", 0, SHAPES[:3], rng), study(tmp_path, "b", 0, SHAPES[1:6], rng, lr=1e-2, data_sha256="other")
     )
     assert [(r["n_layer"], r["n_embd"], r["n_pairs"]) for r in found["pairs"]] == [(2, 64, 3), (4, 64, 3)]
-    assert found["overall"]["refused"]["code"] == "too_few_pairs"
+    assert found["overall"]["n"] == 6
     assert found["unpaired"] == [1, 3]
     assert {row["column"] for row in found["recipe"]} == {"lr", "data_sha256"}
-    assert "different texts" in found["caution"]
+    assert not found["same_text"]
 
 
 def test_the_page_of_a_comparison_is_whole_and_traceable(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     for name in ("first", "second"):
         study(tmp_path, name, 0.0, SHAPES, rng)
-    path = compare_page.build(tmp_path / "first", tmp_path / "second", ({"study": "x"}, {"study": "x"}))
+    path = compare_page.build(tmp_path / "first", tmp_path / "second", ({}, {}))
     seen, found = Page(path.read_text(encoding="utf-8")), json.loads((path.parent / "comparison.json").read_text())
-    assert found["studies"] == ["x (first)", "x (second)"]
+    assert found["studies"] == ["synthetic (first)", "synthetic (second)"]
     for source in (a["data-source"] for _, a in seen.elements if "data-source" in a):
         content.at(found, source)
     assert [a["id"] for tag, a in seen.elements if tag == "section"] == ["answer", "pairs", "laws", "recipe"]
@@ -78,6 +69,5 @@ def test_the_page_of_a_comparison_is_whole_and_traceable(tmp_path: Path) -> None
 def test_studies_without_a_common_shape_say_so(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     found = compare.compare(study(tmp_path, "a", 0, SHAPES[:1], rng), study(tmp_path, "b", 0, SHAPES[1:2], rng))
-    assert "no shape and seed in common" in found["sentence"]
-    with pytest.raises(KeyError):
-        found["overall"]["value"]
+    assert "no shape of equal length in common" in compare_page.sentence(found | {"caution": ""})
+    assert found["overall"]["refused"]["code"] == "sizes_not_matched"

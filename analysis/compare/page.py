@@ -14,16 +14,17 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.compare.paired_differences import compare, study_names
-from analysis.estimate import part_of, value_of
+from analysis.compare.paired_differences import Judgement, Outcome, compare, names
+from analysis.estimate import Refusal, part_of, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, CONVENTIONS, INK, LOSS, VERMILLION, short_count
 from analysis.report import document as content
 from analysis.report import html as page
 from analysis.report import text_formats as markdown
 from analysis.report.document import Cell, Listing, Picture, Section, number, plain, shape_name, span_cell
-from analysis.table.evidence import Evidence, load
+from analysis.table.load import Table, load
 
+OTHER_TEXT = "The studies were scored on different texts, so a difference of loss mixes the text with everything else."
 SHOWN = 60
 """Rows of the table of pairs; all are in comparison.json."""
 
@@ -35,12 +36,15 @@ def build(first: Path, second: Path, fits: tuple[Mapping[str, Any], Mapping[str,
         fits: the conclusions of each study.
         out: folder to write to; default `<second>/report`.
     """
-    studies = (load(first, fits[0]), load(second, fits[1]))
+    studies = (load(first), load(second))
     folder = out or second / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    found = compare(*studies)
+    found = compare(*studies, fits)
+    found |= {"studies": [content.visible(name) for name in found["studies"]]}
+    found |= {"caution": "" if found["same_text"] else OTHER_TEXT}
+    found["sentence"] = sentence(found)
     (folder / "comparison.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    drawn = {"both": style.save(draw_both(*studies).get_figure(root=True), folder / "figures", "both")}  # type: ignore[arg-type]
+    drawn = {"both": style.save(draw_both(studies, fits).get_figure(root=True), folder / "figures", "both")}  # type: ignore[arg-type]
     if found["pairs"]:
         drawn["differences"] = style.save(draw_differences(found).get_figure(root=True), folder / "figures", "differences")  # type: ignore[arg-type]
     told = (" and ".join(found["studies"]), f"How does {found['studies'][1]} differ from {found['studies'][0]}?")
@@ -54,6 +58,29 @@ def build(first: Path, second: Path, fits: tuple[Mapping[str, Any], Mapping[str,
     text = "\n".join([*lines, *[line for part in parts for line in markdown.section_lines(part, list(drawn))]])
     (folder / "comparison.md").write_text(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n", encoding="utf-8")
     return path
+
+
+def sentence(found: Mapping[str, Any]) -> str:
+    """What the comparison says, in one sentence."""
+    a, b = found["studies"]
+    overall = found["overall"]
+    if not found["pairs"]:
+        return f"{a} and {b} have no shape of equal length in common, so no difference can be paired."
+    if "refused" in overall:
+        return f"{len(found['pairs'])} shapes are in both studies; {overall['refused']['reason']}."
+    verdict = {"gain": "lower than", "loss": "higher than"}.get(overall["verdict"], "not distinguishable from")
+    numbers = content.spanned(overall["value"], overall["low"], overall["high"])
+    where = f"on average over {len(found['pairs'])} shapes, paired by seed"
+    return f"The loss of {b} is {verdict} that of {a}: {numbers} nats {where}. {found['caution']}".strip()
+
+
+def judgement_text(found: Judgement) -> str:
+    """One line on a study against its baseline."""
+    if isinstance(found.gain, Refusal):
+        return f"cannot be told: {found.gain.reason}"
+    said = {Outcome.BETTER: "better", Outcome.WORSE: "worse", Outcome.WITHIN_NOISE: "within noise"}[found.outcome]
+    numbers = content.spanned(-found.gain.value, *(None if end is None else -end for end in (found.gain.high, found.gain.low)))
+    return f"{said}: the loss changes by {numbers} nats on average over {found.n_shapes} shapes of equal length, paired by seed"
 
 
 def sections(found: Mapping[str, Any]) -> list[Section]:
@@ -95,17 +122,17 @@ def laws_listing(found: Mapping[str, Any]) -> Listing:
     return Listing("laws", "", ["study", "exponent α", "slope d ln L / d ln N", "configurations"], rows)
 
 
-def draw_both(first: Evidence, second: Evidence, ax: Axes | None = None) -> Axes:
+def draw_both(studies: tuple[Table, Table], fits: tuple[Mapping[str, Any], Mapping[str, Any]], ax: Axes | None = None) -> Axes:
     """Every seed of both studies against parameters, with the fit of each."""
     with style.look():
         ax = ax or style.new_axes()
         drawn: list[tuple[float, float]] = []
-        for name, study, color, marker in zip(study_names(first, second), (first, second), (BLUE, VERMILLION), "os", strict=True):
-            points = [(float(t["params_non_embedding"]), float(t["val_loss"])) for t in study.trials]
+        for name, study, own, color, marker in zip(names(*studies), studies, fits, (BLUE, VERMILLION), "os", strict=True):
+            points = list(zip(study.trials["params_non_embedding"].astype(float), study.trials["val_loss"].astype(float), strict=True))
             ax.scatter(
                 [n for n, _ in points], [v for _, v in points], s=18, marker=marker, facecolor="none", edgecolor=color, lw=1, label=name
             )
-            fit = part_of(study.fits.get("fits"), str(study.fits.get("primary_fit"))) or {}
+            fit = part_of(own.get("fits"), str(own.get("primary_fit"))) or {}
             curve = fit.get("curve") or {}
             if curve.get("x") and fit.get("convention") == "params_non_embedding":
                 inside = np.array(curve["inside"], bool)

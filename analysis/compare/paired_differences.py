@@ -1,137 +1,162 @@
-"""Two studies side by side: paired differences of equal shapes and seeds, the laws, and what differs between the recipes.
+"""Two studies side by side: paired differences of equal shapes and lengths, one verdict over all, and what differs between the recipes.
 
-Reads two `Evidence`s; writes nothing (`analysis.compare.page` does).
+Reads two tables; writes nothing (`analysis.compare.page` does).
 
-    compare(load(Path("results/a")), load(Path("results/b")))["overall"]   # {'value': -0.02, 'low': -0.03, 'high': -0.01, ...}
+    against(load(Path("results/change")), load(Path("results/base"))).outcome     # Outcome.BETTER
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+import pandas as pd
 
-from analysis.estimate import part_of
-from analysis.report import document as content
-from analysis.table.evidence import Evidence
+from analysis.estimate import Code, Estimate, Refusal, Verdict, judged, part_of
+from analysis.findings.contrast import Family, Pair
+from analysis.findings.lines import SIZE
+from analysis.fits import law_selection as selection
+from analysis.table.configurations import Configurations, average, t_quantile
+from analysis.table.load import Table
 
-LEVEL = 0.95
+KEY = ("n_layer", "n_embd", "n_head", "n_tokens")
+FEWEST_SHAPES = 3
+"""Shapes of one seed each that are needed for an interval over shapes."""
 RECIPE = (
-    "data_name",
-    "data_sha256",
-    "n_tokens",
-    "n_steps",
-    "batch_size",
-    "block_size",
-    "base_width",
-    "base_head_dim",
-    "vocab_size",
-    "lr",
-    "weight_decay",
-    "dropout",
-    "schedule",
-)
-RECIPE_MORE = ("recipe_version", "precision", "device", "loss_floor")
-"""Columns in which two studies can differ apart from the shapes."""
+    "data_name", "data_sha256", "n_steps", "batch_size", "block_size", "base_width", "base_head_dim", "vocab_size", "lr", "weight_decay",
+    "dropout", "schedule", "recipe_version", "precision", "device", "loss_floor",
+)  # fmt: skip
+"""Columns in which two studies can differ apart from shapes and lengths."""
 
 
-def compare(first: Evidence, second: Evidence) -> dict[str, Any]:
-    """Paired differences (second less first) by shape and over all, and what else differs; JSON-ready.
+class Outcome(IntEnum):
+    """Exit codes of `python -m analysis RESULTS --against BASELINE`: what a loop that keeps or drops a change needs."""
 
-    Pairs are trials of one shape and one seed in both studies. The interval over all shapes treats shapes as the independent units
-    (Student's t on the shapes' mean differences); a shape's own interval pools the spread of its pairs over shapes.
+    BETTER = 0
+    WITHIN_NOISE = 3
+    WORSE = 4
+    CANNOT_TELL = 5
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Configurations that two studies share.
+
+    Args:
+        cells: configurations of both.
+        pairs: (of the first study, of the second) for each shape and length in both, smallest first.
+        lone: shapes and lengths that only the first and only the second has.
     """
-    names = study_names(first, second)
-    pairs = _pairs(first.trials, second.trials)
-    same_text = {t.get("data_sha256") for t in first.trials} == {t.get("data_sha256") for t in second.trials}
-    caution = (
-        "" if same_text else "The studies were scored on different texts, so a difference of loss mixes the text with everything else."
-    )
-    overall = _overall([row["difference"] for row in pairs])
+
+    cells: Configurations
+    pairs: tuple[Pair, ...]
+    lone: tuple[int, int]
+
+    @staticmethod
+    def of(first: pd.DataFrame, second: pd.DataFrame) -> Paired:
+        """Match the trials of one recipe each."""
+        parts = [own[selection.one_recipe(own)] for own in (first, second)]
+        marked = [own.assign(config_id=prefix + own["config_id"].astype(str)) for prefix, own in zip("ab", parts, strict=True)]
+        cells = average(pd.concat(marked, ignore_index=True))
+        keys = list(zip(*(cells.columns[c].tolist() for c in KEY), strict=True))
+        sides = [{key: i for i, key in enumerate(keys) if str(cells.config_id[i])[0] == prefix} for prefix in "ab"]
+        common = [key for key in sides[0] if key in sides[1]]
+        return Paired(
+            cells, tuple((sides[0][k], sides[1][k]) for k in common), (len(sides[0]) - len(common), len(sides[1]) - len(common))
+        )
+
+    def overall(self) -> Estimate | Refusal:
+        """Loss of the first less that of the second, mean over shapes: from seeds, else from the scatter of one-seed shapes."""
+        if not self.pairs:
+            return Refusal(Code.UNMATCHED, "the studies have no shape of equal length in common, so no difference can be paired")
+        found = Family.of(self.cells, self.pairs).contrast(self.pairs)
+        if found.low is not None:
+            return found
+        if len(self.pairs) < FEWEST_SHAPES:
+            reason = f"with one seed a difference needs {FEWEST_SHAPES} shapes in common, these are {len(self.pairs)}; add seeds or shapes"
+            return Refusal(Code.ONE_SEED, reason)
+        gaps = [float(self.cells.loss[i] - self.cells.loss[j]) for i, j in self.pairs]
+        half = t_quantile(len(gaps) - 1) * float(np.std(gaps, ddof=1)) / len(gaps) ** 0.5
+        low, high = found.value - half, found.value + half
+        return replace(found, low=low, high=high, method="paired t over shapes", verdict=judged(low, high, Verdict.WITHIN_NOISE))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether one study is better than another: gain in nats (positive: lower loss than the baseline), or why it cannot be told."""
+
+    outcome: Outcome
+    gain: Estimate | Refusal
+    n_shapes: int
+
+
+def against(results: Table, baseline: Table) -> Judgement:
+    """Judge a study by another one, over the shapes and lengths that both trained."""
+    empty = next((table for table in (results, baseline) if table.trials.empty), None)
+    if empty is not None:
+        return Judgement(Outcome.CANNOT_TELL, Refusal(Code.NO_TRIALS, f"{empty.path} holds no usable trial"), 0)
+    texts = [set(table.trials["data_sha256"].dropna()) for table in (results, baseline)]
+    if texts[0] != texts[1]:
+        reason = "the studies were scored on different texts, so a difference of loss says nothing about the change"
+        return Judgement(Outcome.CANNOT_TELL, Refusal(Code.UNMATCHED, reason), 0)
+    paired = Paired.of(baseline.trials, results.trials)
+    gain = paired.overall()
+    if isinstance(gain, Refusal):
+        return Judgement(Outcome.CANNOT_TELL, gain, len(paired.pairs))
+    outcome = {Verdict.GAIN: Outcome.BETTER, Verdict.LOSS: Outcome.WORSE}.get(gain.verdict, Outcome.WITHIN_NOISE)
+    return Judgement(outcome, gain, len(paired.pairs))
+
+
+def compare(first: Table, second: Table, fits: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})) -> dict[str, Any]:
+    """Paired differences (second less first) by shape and over all, and what else differs; JSON-ready."""
+    paired = Paired.of(first.trials, second.trials)
+    family = Family.of(paired.cells, paired.pairs)
+    overall = paired.overall()
     return {
-        "studies": names,
-        "pairs": pairs,
-        "overall": overall,
-        "sentence": _sentence(names, pairs, overall, caution),
-        "caution": caution,
-        "laws": [_law(name, study.fits) for name, study in zip(names, (first, second), strict=True)],
+        "studies": names(first, second),
+        "pairs": [_row(paired.cells, family, pair) for pair in paired.pairs],
+        "overall": (overall if isinstance(overall, Refusal) else _turned(overall)).to_dict(),
+        "same_text": set(first.trials["data_sha256"]) == set(second.trials["data_sha256"]),
+        "laws": [_law(name, own) for name, own in zip(names(first, second), fits, strict=True)],
         "recipe": _recipe(first.trials, second.trials),
-        "unpaired": [_unpaired(first, second), _unpaired(second, first)],
+        "unpaired": list(paired.lone),
     }
 
 
-def study_names(first: Evidence, second: Evidence) -> list[str]:
-    names = [content.visible(str(study.fits.get("study") or study.results.name)) for study in (first, second)]
-    return names if names[0] != names[1] else [f"{name} ({study.results.name})" for name, study in zip(names, (first, second), strict=True)]
+def names(first: Table, second: Table) -> list[str]:
+    """Names of both studies, with their folders where these are equal."""
+    own = [table.name for table in (first, second)]
+    return own if own[0] != own[1] else [f"{table.name} ({table.path.name})" for table in (first, second)]
 
 
-def _shape(trial: Mapping[str, Any]) -> tuple[int, int, int]:
-    return trial["n_layer"], trial["n_embd"], trial["n_head"]
+def _turned(found: Estimate) -> Estimate:
+    """A gain as a difference of losses."""
+    low, high = (None if end is None else -end for end in (found.high, found.low))
+    return replace(found, value=-found.value, low=low, high=high)
 
 
-def _pairs(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per shape that both studies hold with common seeds, small sizes first."""
-    other = {(_shape(t), t["seed"]): t for t in second}
-    shapes: dict[tuple[int, int, int], list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {}
-    for t in first:
-        if (_shape(t), t["seed"]) in other:
-            shapes.setdefault(_shape(t), []).append((t, other[_shape(t), t["seed"]]))
-    gaps = {shape: np.array([b["val_loss"] - a["val_loss"] for a, b in found]) for shape, found in shapes.items()}
-    df = sum(len(g) - 1 for g in gaps.values())
-    spread = np.sqrt(sum(float(((g - g.mean()) ** 2).sum()) for g in gaps.values()) / df) if df else None
-    rows = []
-    for shape, found in shapes.items():
-        gap = gaps[shape]
-        half = float(student.ppf((1 + LEVEL) / 2, df) * spread / np.sqrt(len(gap))) if spread is not None else None
-        mean = float(gap.mean())
-        rows.append({
-            "n_layer": shape[0], "n_embd": shape[1], "n_head": shape[2], "params_non_embedding": found[0][0]["params_non_embedding"],
-            "first": float(np.mean([a["val_loss"] for a, _ in found])), "second": float(np.mean([b["val_loss"] for _, b in found])),
-            "n_pairs": len(found), "difference": mean,
-            "low": None if half is None else mean - half, "high": None if half is None else mean + half,
-            "verdict": "one pair each: no interval" if half is None else "larger than noise" if abs(mean) > half else "within noise",
-        })  # fmt: skip
-    return sorted(rows, key=lambda r: (r["params_non_embedding"], r["n_layer"], r["n_head"]))
-
-
-def _overall(gaps: Sequence[float]) -> dict[str, Any]:
-    if len(gaps) < 3:
-        return {"refused": {"code": "too_few_pairs", "reason": f"an average difference needs 3 shapes in common, these are {len(gaps)}"}}
-    mean, half = float(np.mean(gaps)), float(student.ppf((1 + LEVEL) / 2, len(gaps) - 1) * np.std(gaps, ddof=1) / np.sqrt(len(gaps)))
-    return {"value": mean, "low": mean - half, "high": mean + half, "level": LEVEL, "method": "paired t over shapes", "n": len(gaps)}
-
-
-def _sentence(names: Sequence[str], pairs: Sequence[Mapping[str, Any]], overall: Mapping[str, Any], caution: str) -> str:
-    if not pairs:
-        return f"{names[0]} and {names[1]} have no shape and seed in common, so no difference can be paired."
-    if "refused" in overall:
-        return f"{len(pairs)} shapes are in both studies; {overall['refused']['reason']}."
-    verdict = "higher" if overall["low"] > 0 else "lower" if overall["high"] < 0 else "not distinguishable"
-    numbers = content.spanned(overall["value"], overall["low"], overall["high"])
-    claim = f"The loss of {names[1]} is {verdict} {'from' if verdict.startswith('not') else 'than'} that of {names[0]}"
-    return f"{claim}: {numbers} nats on average over {overall['n']} shapes, paired by seed. {caution}".strip()
+def _row(cells: Configurations, family: Family, pair: Pair) -> dict[str, Any]:
+    first, second = pair
+    found = _turned(family.contrast([pair]))
+    shape = {name: int(cells.columns[name][first]) for name in (*KEY, SIZE)}
+    losses = {"first": float(cells.loss[first]), "second": float(cells.loss[second])}
+    return {**shape, **losses, "n_pairs": found.n, "difference": found.value, "low": found.low, "high": found.high, "verdict": str(found.verdict)}
 
 
 def _law(name: str, fits: Mapping[str, Any]) -> dict[str, Any]:
     fit = part_of(fits.get("fits"), str(fits.get("primary_fit"))) or {}
-    return {
-        "study": name,
-        "law": fit.get("law"),
-        "alpha": (fit.get("parameters") or {}).get("alpha"),
-        "slope": fit.get("slope"),
-        "n": fit.get("n_configurations"),
-    }
+    parameters = fit.get("parameters") or {}
+    return {"study": name, "law": fit.get("law"), "alpha": parameters.get("alpha"), "slope": fit.get("slope"), "n": fit.get("n_configurations")}
 
 
-def _recipe(first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _recipe(first: pd.DataFrame, second: pd.DataFrame) -> list[dict[str, Any]]:
     """Columns whose values differ between the studies."""
     rows = []
-    for column in (*RECIPE, *RECIPE_MORE):
-        values = [sorted({str(t.get(column)) for t in trials if t.get(column) is not None}) for trials in (first, second)]
+    for column in RECIPE:
+        values = [sorted({str(v) for v in trials[column].dropna().unique()}) for trials in (first, second)]
         if values[0] != values[1]:
             rows.append({"column": column, "first": ", ".join(values[0][:6]), "second": ", ".join(values[1][:6])})
     return rows
-
-
-def _unpaired(one: Evidence, other: Evidence) -> int:
-    return len({_shape(t) for t in one.trials} - {_shape(t) for t in other.trials})

@@ -34,10 +34,14 @@ from analysis.findings import shape_effects as structure
 from analysis.findings import step_time as speed
 from analysis.findings import tokens_and_context as axes
 from analysis.findings import variance_shares as shares
+from analysis.findings import verdict
 from analysis.findings.fit_summary import Options
+from analysis.findings.levers import LENGTHS, Study, levers
+from analysis.findings.lines import at_length
 from analysis.findings.one_factor import Sweep
 from analysis.findings.size_law import AT_LENGTH, CONVENTIONS, SIZE, Fitted, fit_size_law
 from analysis.fits import law_selection as selection
+from analysis.fits.shape_law import fit_shape_law
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table.configurations import Configurations, Noise
@@ -158,7 +162,7 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         "contrasts": contrasts,
         "claims": structure.claims(study.joint, described, contrasts, noise),
     }
-    return {
+    return _answer(study, blocks) | {
         "noise": noise.to_dict(),
         "fits": blocks,
         "primary_fit": primary.fit_id if primary else None,
@@ -177,6 +181,25 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
     }
 
 
+def _answer(study: _Evidence, blocks: Mapping[str, Any]) -> dict[str, Any]:
+    """Levers, shape, best model, trust and next step: what the answer is made from."""
+    cells, table = study.joint, study.table
+    lengths = Study(cells, study.noise).lengths()
+    laws = {n: fit_shape_law(cells.take(at_length(cells, n))) for n in lengths} if len(lengths) <= LENGTHS else {}
+    asked = Study(cells, study.noise, laws)
+    found = levers(asked)
+    shape = verdict.shape(asked, found)
+    misfit = blocks[study.primary.fit_id]["residual_sd"] if study.primary else None
+    trust = verdict.trust(table, table.trials[selection.one_recipe(table.trials)], asked, found, misfit)
+    return {
+        "levers": [lever.to_dict() for lever in found],
+        "shape": shape,
+        "best": verdict.best_model(asked),
+        "trust": trust,
+        "next": verdict.next_step(table, asked, shape, trust),
+    }
+
+
 def _sweep_fits(study: _Evidence) -> list[Fitted]:
     return [f for f in study.fits if f.sweep is not None]
 
@@ -192,8 +215,8 @@ def _one_size() -> dict[str, Any]:
 def _nothing() -> dict[str, Any]:
     """The tree of a study without a usable trial."""
     refusal = Refusal(Code.NO_TRIALS, "no trial completed with a usable loss").to_dict()
-    keys = ("noise", "structure", "returns", "irreducible_loss", "compute_optimal", "diagnostics", "overfitting", "learning_rates")
-    empty: dict[str, Any] = {"fits": {}, "primary_fit": None, "sweeps": [], "conventions": [], "selection": []}
+    keys = ("shape", "best", "trust", "next", "noise", "structure", "returns", "irreducible_loss", "compute_optimal", "diagnostics", "overfitting", "learning_rates")
+    empty: dict[str, Any] = {"fits": {}, "primary_fit": None, "sweeps": [], "levers": [], "conventions": [], "selection": []}
     return empty | dict.fromkeys(keys, refusal) | {"timing": {"rows": [], "fit": refusal, "heads_slowdown": refusal}}
 
 

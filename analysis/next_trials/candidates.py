@@ -84,7 +84,7 @@ def find(study: Study, rows: pd.DataFrame, cells: Configurations, cpus_per_trial
     """
     ran = _by_key(rows)
     place = {str(config): i for i, config in enumerate(cells.config_id)}
-    clock = _Clock.of(rows, cpus_per_trial)
+    clock = Clock.of(rows, cpus_per_trial)
     found = []
     for shape, train, change, sweeps, planned in _configurations(study):
         own = ran.get(_key(shape, train))
@@ -194,7 +194,7 @@ def _by_key(rows: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
 
 
 @dataclass(frozen=True)
-class _Clock:
+class Clock:
     """What steps took: FLOPs of a step and milliseconds by configuration, and the share of a device that a trial reserved."""
 
     flops: np.ndarray
@@ -203,7 +203,7 @@ class _Clock:
     vocab_size: int
 
     @staticmethod
-    def of(rows: pd.DataFrame, cpus_per_trial: float) -> _Clock:
+    def of(rows: pd.DataFrame, cpus_per_trial: float) -> Clock:
         timed = rows.dropna(subset=["ms_per_step", "n_tokens", "n_steps", "flops_per_token", "vocab_size"])
         timed = timed[(timed["ms_per_step"] > 0) & (timed["n_steps"] > 0)]
         if timed.empty:
@@ -213,7 +213,7 @@ class _Clock:
         gpu = float(timed["gpu_fraction"].fillna(0.0).astype(float).mean())
         bundle = float(timed["bundle_size"].fillna(1).astype(float).clip(lower=1).mean())
         share = (gpu if gpu > 0 else cpus_per_trial) / bundle
-        return _Clock(means.index.to_numpy(dtype=float), means.to_numpy(dtype=float), share, int(timed["vocab_size"].iloc[0]))
+        return Clock(means.index.to_numpy(dtype=float), means.to_numpy(dtype=float), share, int(timed["vocab_size"].iloc[0]))
 
     def hours(self, shape: Shape, train: TrainConfig) -> float:
         """Device-hours of one trial: the time of the step nearest in FLOPs, scaled by FLOPs."""

@@ -1,0 +1,124 @@
+"""Lines of configurations that differ in one thing only: what contrasts between levels of a factor are made from.
+
+A line of depth holds width and heads, one of width holds depth and heads (or head width, where heads follow the width by rule), one of heads
+holds depth and width, one of parameters holds the aspect of the best shape, one of text holds the shape. The learning rate may follow the
+shape by rule, never the text.
+
+    found = lines(at_length(cells, 768_000), "n_layer"); found[0].nearest(center)     # a pair of configurations and its doublings
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+
+from analysis.findings.contrast import Pair
+from analysis.table.configurations import Configurations, Floats
+
+SIZE = "params_non_embedding"
+SHAPE = ("n_layer", "n_embd", "n_head")
+FACTORS = (*SHAPE, "params", "n_tokens")
+HELD: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "n_layer": (("n_embd", "n_head"),),
+    "n_embd": (("n_layer", "n_head"), ("n_layer", "head_dim")),
+    "n_head": (("n_layer", "n_embd"),),
+    "n_tokens": ((*SHAPE, "lr"),),
+}
+RECIPE = ("batch_size", "weight_decay", "dropout", "block_size", "unique_tokens")
+SAME_ASPECT = 1.15
+"""Aspects within this factor are one: whole layers and heads allow no better."""
+FEWEST_DOUBLINGS = 0.4
+"""Steps shorter than this part of a doubling are passed over: their noise would be blown up to a whole one."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Configurations along one factor, by its value.
+
+    Args:
+        values: of the factor, rising.
+        members: indices of the configurations.
+        place: log2 of what is held, depth and width first.
+    """
+
+    values: tuple[float, ...]
+    members: tuple[int, ...]
+    place: tuple[float, ...]
+
+    def steps(self) -> list[Pair]:
+        """Neighbours along the line."""
+        return list(pairwise(self.members))
+
+    def doublings(self, pair: Pair) -> float:
+        """Doublings of the factor between two members."""
+        first, second = (self.values[self.members.index(i)] for i in pair)
+        return math.log2(second / first)
+
+    def away(self, pair: Pair, center: float, place: Sequence[float]) -> float:
+        """Doublings from the middle of a pair to a value of the factor and a place of what is held, whichever is more."""
+        middle = math.log2(math.prod(self.values[self.members.index(i)] for i in pair)) / 2
+        return max(abs(middle - math.log2(center)), math.dist(self.place[: len(place)], place))
+
+    def nearest(self, center: float) -> Pair | None:
+        """The two levels whose middle lies nearest to a value; of those that lie equally near, those nearest to one doubling apart."""
+        apart = [pair for pair in combinations(self.members, 2) if self.doublings(pair) >= FEWEST_DOUBLINGS]
+        middle = {pair: abs(math.log2(math.prod(self.values[self.members.index(i)] for i in pair)) / 2 - math.log2(center)) for pair in apart}
+        return min(apart, key=lambda pair: (round(4 * middle[pair]), abs(self.doublings(pair) - 1)), default=None)
+
+    def last(self) -> Pair | None:
+        """The step to the last level that is nearest to one doubling."""
+        ends = [pair for pair in combinations(self.members, 2) if pair[1] == self.members[-1] and self.doublings(pair) >= FEWEST_DOUBLINGS]
+        return min(ends, key=lambda pair: abs(self.doublings(pair) - 1), default=None)
+
+
+def at_length(cells: Configurations, n_tokens: float) -> list[int]:
+    """Configurations of one training length on the freshest text: repeated text is told apart."""
+    own = np.flatnonzero(cells.columns["n_tokens"] == n_tokens)
+    unique = np.nan_to_num(cells.columns["unique_tokens"][own], nan=-1.0)
+    return [int(i) for i in own[unique == unique.max()]] if len(own) else []
+
+
+def lines(cells: Configurations, members: Sequence[int], factor: str, aspect: float | None = None) -> list[Line]:
+    """Lines of a factor among some configurations, those with most levels first; each has two levels or more.
+
+    Args:
+        aspect: width over depth of the best shape, which a line of parameters holds.
+    """
+    if factor == "params":
+        found = [] if aspect is None else list(_of_aspect(cells, members, aspect))
+    else:
+        found = [line for held in HELD[factor] for line in _holding(cells, members, factor, held)]
+    unique = {frozenset(line.members): line for line in reversed(found)}
+    return sorted(unique.values(), key=lambda line: (-len(line.members), line.place))
+
+
+def _holding(cells: Configurations, members: Sequence[int], factor: str, held: tuple[str, ...]) -> Iterator[Line]:
+    recipe = RECIPE[:-1] if factor == "n_tokens" else RECIPE  # longer training on fresh text needs more of it
+    columns = [np.nan_to_num(cells.columns[c][list(members)], nan=-1.0) for c in (*held, *recipe)]
+    groups = np.unique(np.stack(columns), axis=1, return_inverse=True)[1].ravel() if members else np.array([], dtype=int)
+    for group in np.unique(groups):
+        own = [i for i, g in zip(members, groups, strict=True) if g == group]
+        place = [float(cells.columns[c][own[0]]) for c in held if c != "lr"]
+        yield from _line(cells.columns[factor], own, [math.log2(v) for v in place if v > 0])
+
+
+def _of_aspect(cells: Configurations, members: Sequence[int], aspect: float) -> Iterator[Line]:
+    near = [i for i in members if abs(math.log(cells.columns["aspect"][i] / aspect)) <= math.log(SAME_ASPECT)]
+    for heads in ("n_head", "head_dim"):
+        held = {i: tuple(float(v) for v in np.nan_to_num([cells.columns[c][i] for c in (heads, *RECIPE)], nan=-1.0)) for i in near}
+        for group in dict.fromkeys(held.values()):
+            yield from _line(cells.columns[SIZE], [i for i in near if held[i] == group], [])
+
+
+def _line(values: Floats, members: Sequence[int], place: Sequence[float]) -> Iterator[Line]:
+    """One line, of the first member at each value."""
+    first: dict[float, int] = {}
+    for i in members:
+        first.setdefault(float(values[i]), i)
+    if len(first) > 1:
+        ordered = sorted(first)
+        yield Line(tuple(ordered), tuple(first[v] for v in ordered), tuple(place))

@@ -1,0 +1,282 @@
+"""What the answer needs beside the levers: the best model, which shape wins at equal size, whether shape matters at all, how far to trust it.
+
+Shape is called from kappa, the exponent of shape at equal size, never from how many comparisons are clear: configurations scatter around any
+smooth law, and of many comparisons some are clear by that scatter alone. At equal size two configurations are compared, and only those.
+
+    found = shape(study); found["verdict"]     # wide, deep, size_only, optimum or not_told
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.estimate import Code, Estimate, Refusal, Verdict
+from analysis.findings.contrast import Family, Pair
+from analysis.findings.levers import Lever, Study, best
+from analysis.findings.lines import SIZE, at_length
+from analysis.fits.shape_law import ShapeFit
+from analysis.table.configurations import Configurations, Noise, t_quantile
+from analysis.table.load import SAME_SIZE, Table
+
+NEARLY = 0.15
+"""Relative step of N up to which sizes are nearly equal, where none are equal within SAME_SIZE."""
+WORTH_AT_MOST = 30.0
+"""A difference worth more than this factor in parameters is beyond what the sizes of a study can tell."""
+FAST = 3.0
+"""Noise floors per doubling of text from which a loss still falls fast."""
+
+
+@dataclass(frozen=True)
+class EqualSize:
+    """The best shape of the largest size that was trained in several shapes, against the one least like it."""
+
+    winner: dict[str, Any]
+    loser: dict[str, Any]
+    n_tokens: int
+    difference: Estimate
+    noise_ratio: float | None
+    worth: Estimate | Refusal
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return {
+            "winner": self.winner,
+            "loser": self.loser,
+            "n_tokens": self.n_tokens,
+            "difference": self.difference.to_dict(),
+            "noise_ratio": self.noise_ratio,
+            "worth_in_parameters": self.worth.to_dict(),
+        }
+
+
+# ---- the best model ----
+
+
+def shape_of(cells: Configurations, i: int) -> dict[str, Any]:
+    """A configuration as the answer names it."""
+    names = ("n_layer", "n_embd", "n_head", SIZE)
+    return {"config_id": str(cells.config_id[i]), **{name: int(cells.columns[name][i]) for name in names}}
+
+
+def best_model(study: Study) -> dict[str, Any]:
+    """The configuration of lowest mean loss among all, with the interval of its mean."""
+    cells, noise = study.cells, study.noise
+    i = best(cells, range(len(cells)))
+    loss = float(cells.loss[i])
+    half = None if isinstance(noise, Refusal) else noise.half_width(int(cells.n_seeds[i]))
+    ends = {"low": None, "high": None} if half is None else {"low": loss - half, "high": loss + half}
+    return {**shape_of(cells, i), "n_tokens": int(cells.columns["n_tokens"][i]), "val_loss": loss, **ends}
+
+
+# ---- shape ----
+
+
+def shape(study: Study, levers: Sequence[Lever]) -> dict[str, Any]:
+    """The law, the verdict and the comparison at equal size of the longest length that has them, and of each length by itself."""
+    rows = []
+    for n in study.lengths() if len(study.laws) else []:
+        law = study.laws[n]
+        equal = equal_size(study, n, levers)
+        rows.append({"n_tokens": n, "law": law.to_dict(), "verdict": verdict(law, study, n), "equal_size": equal.to_dict()})
+    told = [row for row in rows if row["verdict"] != "not_told"] or [row for row in rows if "refused" not in row["law"]] or rows
+    if not told:
+        reason = "every configuration has a training length of its own, so shapes were not compared; train several shapes at equal length"
+        refused = Refusal(Code.UNMATCHED, reason).to_dict()
+        return {"law": refused, "verdict": "not_told", "equal_size": refused, "by_length": []}
+    compared = [row for row in rows if "refused" not in row["equal_size"]] or rows
+    return {key: told[-1][key] for key in ("n_tokens", "law", "verdict")} | {"equal_size": compared[-1]["equal_size"], "by_length": rows}
+
+
+def verdict(law: ShapeFit | Refusal, study: Study, n_tokens: int) -> str:
+    """What kappa says of shape at equal size; size_only only where all that its interval allows is within the noise."""
+    if isinstance(law, Refusal):
+        return "not_told"
+    if isinstance(law.optimum, Estimate):
+        return "optimum"
+    if isinstance(law.optimum, Refusal):
+        return {"wider": "wide", "deeper": "deep"}.get(str((law.optimum.bound or {}).get("beyond")), "not_told")
+    if isinstance(law.kappa, Estimate):
+        return _of_kappa(law.kappa, law, study, n_tokens)
+    if isinstance(law.a, Estimate) and isinstance(law.b, Estimate):  # local exponents, where they move with each other
+        ends = [law.b.low, law.b.high, law.a.low, law.a.high]
+        if all(end is not None for end in ends):
+            b_low, b_high, a_low, a_high = (float(end) for end in ends if end is not None)
+            return "wide" if b_low > 2 * a_high else "deep" if b_high < 2 * a_low else "not_told"
+    return "not_told"
+
+
+def _of_kappa(kappa: Estimate, law: ShapeFit, study: Study, n_tokens: int) -> str:
+    if kappa.low is None or kappa.high is None:
+        return "not_told"
+    if kappa.low > 0 or kappa.high < 0:
+        return "wide" if kappa.low > 0 else "deep"
+    members = at_length(study.cells, n_tokens)
+    span = float(np.ptp(np.log(study.cells.columns["aspect"][members])))
+    floor = law.E.value if isinstance(law.E, Estimate) else 0.0
+    most = max(-kappa.low, kappa.high) / 3 * span * (float(np.median(study.cells.loss[members])) - floor)
+    return "size_only" if isinstance(study.noise, Noise) and most <= study.noise.detectable else "not_told"
+
+
+# ---- equal size ----
+
+
+def equal_size(study: Study, n_tokens: int, levers: Sequence[Lever]) -> EqualSize | Refusal:
+    """The comparison of one length: chosen by design (the largest size, the shapes least alike), so that luck does not choose it."""
+    cells = study.cells
+    members = at_length(cells, n_tokens)
+    group = next((g for near in (SAME_SIZE, NEARLY) if (g := _largest_group(cells, members, near))), None)
+    if not group:
+        return Refusal(Code.UNMATCHED, "no two shapes of nearly equal size were trained; `matched` trains several shapes of each size")
+    winner = best(cells, group)
+    logs = np.log(cells.columns["aspect"])
+    loser = max(group, key=lambda i: abs(float(logs[i] - logs[winner])))
+    pair: Pair = (loser, winner)
+    found = Family.of(cells, [(i, winner) for i in group if i != winner]) if len(group) > 2 else _family(study, members)
+    difference = replace(found.contrast([pair]), unit="nats/token")
+    ratio = None if isinstance(study.noise, Refusal) else abs(difference.value) / study.noise.detectable
+    worth = _worth(difference, _doubling(study, loser, n_tokens, levers, difference.value))
+    return EqualSize(shape_of(cells, winner), shape_of(cells, loser), n_tokens, difference, ratio, worth)
+
+
+def _family(study: Study, members: Sequence[int]) -> Family:
+    """Of one pair alone the seeds say little: its scatter is that of all neighbours in size at this length."""
+    ordered = sorted(members, key=lambda i: float(study.cells.columns[SIZE][i]))
+    return Family.of(study.cells, list(zip(ordered[:-1], ordered[1:], strict=True)))
+
+
+def _largest_group(cells: Configurations, members: Sequence[int], near: float) -> list[int] | None:
+    """The largest size of which several depths and widths were trained: indices, within a factor of 1 + near."""
+    size, aspect = cells.columns[SIZE], cells.columns["aspect"]
+    for top in sorted(members, key=lambda i: -float(size[i])):
+        group = [i for i in members if size[top] / (1 + near) <= size[i] <= size[top]]
+        if len(np.unique(aspect[group])) > 1:
+            return group
+    return None
+
+
+def _doubling(study: Study, i: int, n_tokens: int, levers: Sequence[Lever], difference: float) -> Estimate | Refusal:
+    """What a doubling of parameters buys from a configuration on: by the law half the way that the difference needs, else by the levers."""
+    law = study.laws.get(n_tokens)
+    if not isinstance(law, ShapeFit):
+        rows = [row.gain for row in levers if row.factor == "params" and row.n_tokens == n_tokens]
+        return rows[-1] if rows else Refusal(Code.MISSING, "what a doubling of parameters buys is not known")
+    depth, width = (float(study.cells.columns[name][i]) for name in ("n_layer", "n_embd"))
+    here = law.gain("params", depth, width)
+    if isinstance(here, Refusal) or here.value <= 0:
+        return here
+    ahead = 2 ** min(difference / here.value / 6, 1.0)  # a doubling of parameters is a third of one in depth and in width each
+    return law.gain("params", depth * ahead, width * ahead)
+
+
+def _worth(difference: Estimate, doubling: Estimate | Refusal) -> Estimate | Refusal:
+    """Factor of parameters that buys as much as a difference; the interval joins the worst ends of both."""
+    if isinstance(doubling, Refusal) or not doubling.low or not doubling.high or doubling.low <= 0:
+        return Refusal(Code.MISSING, "what a doubling of parameters buys is not known, so the difference has no worth in parameters")
+    if difference.low is None or difference.high is None or difference.low <= 0:
+        return Refusal(Code.WIDE_INTERVAL, "a difference that is not clear of noise has no worth in parameters")
+    low, value, high = difference.low / doubling.high, difference.value / doubling.value, difference.high / doubling.low
+    if 2**value > WORTH_AT_MOST:
+        reason = f"the difference is worth more than {WORTH_AT_MOST:.0f} times the parameters, beyond the sizes that were trained"
+        return Refusal(Code.EXTRAPOLATION, reason)
+    return Estimate(2**value, 2**low, 2**high, "times the parameters", difference.n, f"difference over {doubling.method}")
+
+
+# ---- trust ----
+
+
+def trust(table: Table, trials: pd.DataFrame, study: Study, levers: Sequence[Lever], misfit: float | None) -> dict[str, Any]:
+    """Seeds, learning-rate rule, epochs, how steeply losses still fall, misfit, noise, and what lies far from everything else.
+
+    Args:
+        trials: rows of the one recipe.
+        misfit: relative scatter around the size law, used where the law in depth and width is refused.
+    """
+    cells, laws = study.cells, [law for _, law in sorted(study.laws.items()) if isinstance(law, ShapeFit)]
+    epochs = cells.columns["epochs"]
+    falling = still_falling(table, trials, levers)
+    return {
+        "seeds": int(np.median(cells.n_seeds)),
+        "lr_rule": lr_rule(trials),
+        "lr_status": sorted({str(status) for status in trials["lr_status"].dropna()}),
+        "epochs": float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None,
+        "still_falling": falling.to_dict(),
+        "falls_fast": _fast(falling, study.noise),
+        "misfit": laws[-1].residual_sd if laws else misfit,
+        "noise_sd": None if isinstance(study.noise, Refusal) else study.noise.seed_sd,
+        "detectable": None if isinstance(study.noise, Refusal) else study.noise.detectable,
+        "outliers": [outlier.to_dict() for law in laws for outlier in law.outliers],
+    }
+
+
+def _fast(falling: Estimate | Refusal, noise: Noise | Refusal) -> bool | None:
+    """Whether a doubling of text buys several times what can be told from noise: the ranking may then change with longer training."""
+    if isinstance(falling, Refusal) or isinstance(noise, Refusal):
+        return None
+    return falling.value > FAST * noise.detectable
+
+
+def lr_rule(trials: pd.DataFrame) -> str:
+    """one, by_size, mup, or searched (any shape has a rate that a search found)."""
+    if trials["lr_status"].isin(["tuned", "transferred", "at_edge"]).any():
+        return "searched"
+    if "base_width" in trials and (trials["base_width"].fillna(0) > 0).any():
+        return "mup"
+    return "one" if trials["lr"].nunique() <= 1 else "by_size"
+
+
+def still_falling(table: Table, trials: pd.DataFrame, levers: Sequence[Lever]) -> Estimate | Refusal:
+    """Nats per doubling of text: between the two longest lengths where shapes share them, else over the last half of each curve.
+
+    Over one curve the learning rate falls as well, so that its last half promises more than longer training will keep.
+    """
+    rows = [row for row in levers if row.factor == "n_tokens" and row.at == "centre" and isinstance(row.gain, Estimate)]
+    if rows and isinstance(rows[-1].gain, Estimate):
+        return replace(rows[-1].gain, method="lengths")
+    falls = list(_falls(table, trials))
+    if not falls:
+        return Refusal(Code.MISSING, "no validation curves and one training length, so how steeply losses still fall is not known")
+    value, n = float(np.mean(falls)), len(falls)
+    half = t_quantile(n - 1) * float(np.std(falls, ddof=1)) / math.sqrt(n) if n > 1 else None
+    ends = (None, None) if half is None else (value - half, value + half)
+    return Estimate(value, *ends, "nats per doubling", n, "curves", Verdict.GAIN if ends[0] is not None and ends[0] > 0 else Verdict.NOT_TOLD)
+
+
+def _falls(table: Table, trials: pd.DataFrame) -> Iterator[float]:
+    """Loss at half the steps less the last one, mean over the seeds of each configuration of the longest length."""
+    curves = table.curves if table.path.is_dir() else pd.DataFrame(columns=["trial_id", "step", "val_loss"])
+    longest = trials[trials["n_tokens"] == trials["n_tokens"].max()]
+    known = curves[curves["trial_id"].isin(set(longest["trial_id"])) & curves["val_loss"].notna() & (curves["step"] > 0)]
+    config: Mapping[Any, Any] = dict(zip(longest["trial_id"], longest["config_id"], strict=True))
+    found: dict[Any, list[float]] = {}
+    for trial, curve in known.groupby("trial_id"):
+        steps, loss = (curve.sort_values("step")[c].to_numpy(dtype=float) for c in ("step", "val_loss"))
+        if steps[0] <= steps[-1] / 2:
+            middle = float(np.interp(math.log(steps[-1] / 2), np.log(steps), loss))
+            found.setdefault(config[trial], []).append(middle - float(loss[-1]))
+    yield from (float(np.mean(own)) for own in found.values())
+
+
+# ---- what to do next ----
+
+
+def next_step(table: Table, study: Study, found: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
+    """The next command and why: seeds, then shapes of equal size, then length, then size.
+
+    Args:
+        found: the block `shape`.
+        told: the block `trust`.
+    """
+    name, results = table.name, table.path
+    if isinstance(study.noise, Refusal):
+        return {"command": f"python -m study.run {name} --seeds 1,2,3", "why": "seeds", "seconds": None}
+    if "refused" in found["equal_size"]:
+        return {"command": "python -m study.run matched", "why": "equal_size", "seconds": None}
+    if told["falls_fast"] and name != "horizon":
+        return {"command": "python -m study.run horizon", "why": "longer", "seconds": None}
+    return {"command": f"python -m analysis {results} --next-size", "why": "next_size", "seconds": None}

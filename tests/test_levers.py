@@ -1,0 +1,234 @@
+"""Levers, the shape at equal size and the verdict of one study against another: planted effects are recovered, and intervals cover."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.compare.paired_differences import Outcome, Paired
+from analysis.estimate import Estimate, Refusal, Verdict
+from analysis.findings import verdict
+from analysis.findings.contrast import Family
+from analysis.findings.levers import Lever, Study, levers
+from analysis.findings.lines import at_length, lines
+from analysis.fits.shape_law import fit_shape_law
+from analysis.table import configurations as replicates
+from study import records
+
+Shape = tuple[int, int, int]
+Loss = Callable[[int, int, int, int], float]
+GRID: tuple[Shape, ...] = tuple((depth, width, 4) for depth in (1, 2, 4, 8) for width in (16, 32, 64))
+SHORT, LONG = 768_000, 1_536_000
+
+
+def size(depth: int, width: int) -> int:
+    return depth * (12 * width**2 + 2 * width) + width
+
+
+def planted(depth: int, width: int, head: int, tokens: int) -> float:
+    """Width pays three times what depth pays, and depth pays only at the long length."""
+    a, b = (0.02, 0.5) if tokens == SHORT else (0.25, 0.55)
+    return 0.4 + 1.2 * (depth / 2) ** -a * (width / 32) ** -b * (tokens / SHORT) ** -0.3
+
+
+def trials(
+    shapes: Sequence[Shape] = GRID, lengths: Sequence[int] = (SHORT, LONG), loss: Loss = planted, sd: float = 0.0, seeds: int = 3,
+    rng: np.random.Generator | None = None, shared: float = 0.0, **columns: Any,
+) -> pd.DataFrame:  # fmt: skip
+    """Rows of a study; `shared` is the scatter of a run that its lengths have in common."""
+    rng, rows = rng or np.random.default_rng(0), []
+    for depth, width, head in shapes:
+        for seed in range(seeds):
+            trunk = rng.normal(0, shared) if shared else 0.0
+            for tokens in lengths:
+                name = f"{depth}x{width}h{head}@{tokens}"
+                value = loss(depth, width, head, tokens) + trunk + (rng.normal(0, sd) if sd else 0.0)
+                rows.append({
+                    "trial_id": f"{name}s{seed}", "config_id": name, "seed": seed, "status": "COMPLETED", "n_layer": depth,
+                    "n_embd": width, "n_head": head, "params_total": size(depth, width) + 5000, "params_non_embedding": size(depth, width),
+                    "n_tokens": tokens, "val_loss": value, "schedule": "wsd", "lr": 5e-3, "unique_tokens": 4_000_000, "epochs": 0.3,
+                    "loss_floor": 0.4, "data_sha256": "x",
+                } | columns)  # fmt: skip
+    return records.to_table("trials", rows).to_pandas()
+
+
+def study(rows: pd.DataFrame) -> Study:
+    cells = replicates.average(rows)
+    known = Study(cells, replicates.measure_noise(cells))
+    return replace(known, laws={n: fit_shape_law(cells.take(at_length(cells, n))) for n in known.lengths()})
+
+
+def row(found: Sequence[Lever], factor: str, n_tokens: int, at: str = "centre") -> Lever:
+    return next(lever for lever in found if (lever.factor, lever.n_tokens, lever.at) == (factor, n_tokens, at))
+
+
+def gain(lever: Lever) -> Estimate:
+    assert isinstance(lever.gain, Estimate), lever.gain
+    return lever.gain
+
+
+@pytest.fixture(scope="module")
+def grid() -> tuple[Study, list[Lever]]:
+    known = study(trials(sd=0.004, shared=0.006))
+    return known, levers(known)
+
+
+def test_a_grid_at_two_lengths_says_what_depth_width_and_text_buy(grid: tuple[Study, list[Lever]]) -> None:
+    found = grid[1]
+    true = {
+        ("n_layer", SHORT): planted(2, 32, 4, SHORT) - planted(4, 32, 4, SHORT),
+        ("n_layer", LONG): planted(2, 32, 4, LONG) - planted(4, 32, 4, LONG),
+        ("n_embd", SHORT): (planted(2, 16, 4, SHORT) - planted(2, 64, 4, SHORT) + planted(4, 16, 4, SHORT) - planted(4, 64, 4, SHORT)) / 4,
+        ("n_tokens", LONG): float(np.mean([planted(*s, SHORT) - planted(*s, LONG) for s in GRID])),
+    }
+    for (factor, length), value in true.items():
+        own = gain(row(found, factor, length))
+        assert own.low is not None and own.high is not None
+        assert own.low - 0.01 < value < own.high + 0.01
+        assert own.high - own.low < 0.08
+    assert gain(row(found, "n_layer", LONG)).verdict is Verdict.GAIN
+    assert gain(row(found, "n_embd", SHORT)).value > 5 * gain(row(found, "n_layer", SHORT)).value
+    assert all(lever.source == "contrast" for lever in found if lever.factor not in ("n_head", "params"))
+    assert isinstance(row(found, "n_head", SHORT).gain, Refusal)
+
+
+def test_steps_are_differences_of_configurations_and_levers_are_not(grid: tuple[Study, list[Lever]]) -> None:
+    verdicts = {step.gain.verdict for lever in grid[1] for step in lever.steps}
+    assert Verdict.NOT_TOLD not in verdicts
+    assert Verdict.WITHIN_NOISE not in {lever.gain.verdict for lever in grid[1] if isinstance(lever.gain, Estimate)}
+
+
+def test_the_largest_models_have_a_row_of_their_own(grid: tuple[Study, list[Lever]]) -> None:
+    own = row(grid[1], "n_embd", LONG, "largest")
+    assert own.steps[-1].end == 64
+    assert own.gain.value == pytest.approx(planted(8, 32, 4, LONG) - planted(8, 64, 4, LONG), abs=0.02)  # type: ignore[union-attr]
+    assert own.of_reducible == pytest.approx(own.gain.value / (planted(8, 32, 4, LONG) - 0.4), rel=0.1)  # type: ignore[union-attr]
+
+
+def test_one_seed_takes_the_law_where_it_has_an_interval() -> None:
+    found = levers(study(trials(sd=0.005, seeds=1)))
+    own = row(found, "n_embd", LONG)
+    assert own.source == "law"
+    assert gain(own).low is not None
+    assert own.steps and own.steps[0].gain.low is None
+
+
+def test_where_every_size_has_its_own_length_nothing_is_credited_to_either() -> None:
+    rows = pd.concat([trials([shape], [20 * size(*shape[:2])], sd=0.01) for shape in GRID[:8]])
+    known = study(rows)
+    found = levers(known)
+    assert all(isinstance(lever.gain, Refusal) for lever in found)
+    assert verdict.shape(known, found)["verdict"] == "not_told"
+
+
+def test_repeated_text_is_told_apart() -> None:
+    fresh, repeated = trials(sd=0.01), trials(lengths=[LONG], loss=lambda *a: planted(*a) + 1.0, sd=0.01, unique_tokens=24_000)
+    cells = replicates.average(pd.concat([fresh, repeated.assign(config_id=repeated["config_id"] + "r")]))
+    assert {float(cells.columns["unique_tokens"][i]) for i in at_length(cells, LONG)} == {4_000_000}
+    assert all(len({cells.columns["unique_tokens"][i] for i in line.members}) == 1 for line in lines(cells, range(len(cells)), "n_embd"))
+
+
+def test_time_per_step_is_said_where_steps_were_timed_alone() -> None:
+    rows = trials(sd=0.005)
+    rows = rows.assign(ms_per_step=rows["n_layer"] * 2.0, exclusive_timing=True)
+    assert row(levers(study(rows)), "n_layer", SHORT).time_per_step == pytest.approx(2)
+    assert row(levers(study(rows.assign(exclusive_timing=False))), "n_layer", SHORT).time_per_step is None
+
+
+# ---- the one contrast ----
+
+
+@pytest.mark.parametrize("spread", [(1.0, 1.0), (0.6, 1.5)])
+def test_intervals_of_a_contrast_cover_where_seeds_scatter_alike_and_where_not(spread: tuple[float, float]) -> None:
+    rng, covered, n = np.random.default_rng(5), 0, 0
+    rows = trials(GRID, [SHORT], sd=0.0, seeds=3)
+    cells = replicates.average(rows)
+    scale = np.where(cells.columns["n_layer"] > 2, *reversed(spread)) * 0.02
+    pairs = [pair for line in lines(cells, range(len(cells)), "n_layer") for pair in line.steps()]
+    true = cells.loss.copy()
+    for _ in range(150):
+        drawn = cells.cell_loss + rng.normal(size=len(cells.cell_loss)) * scale[cells.cell_config]
+        loss = np.bincount(cells.cell_config, weights=drawn) / 3
+        noisy = replace(cells, cell_loss=drawn, loss=loss)
+        family = Family.of(noisy, pairs)
+        for i, j in pairs:
+            own = family.contrast([(i, j)])
+            assert own.low is not None and own.high is not None
+            covered, n = covered + (own.low <= true[i] - true[j] <= own.high), n + 1
+    assert 0.93 <= covered / n <= 0.985
+
+
+def test_what_lengths_of_one_run_share_cancels() -> None:
+    known = study(trials(sd=0.002, shared=0.1))
+    own = gain(row(levers(known), "n_tokens", LONG))
+    assert own.low is not None and own.high is not None
+    assert own.high - own.low < 0.01
+
+
+# ---- shape at equal size ----
+
+
+@pytest.mark.parametrize(("exponents", "said"), [((0.05, 0.6), "wide"), ((0.4, 0.1), "deep")])
+def test_shape_is_called_from_kappa(exponents: tuple[float, float], said: str) -> None:
+    a, b = exponents
+    known = study(trials(lengths=[SHORT], loss=lambda d, w, h, t: 0.4 + (d / 2) ** -a * (w / 32) ** -b, sd=0.003))
+    found = verdict.shape(known, levers(known))
+    assert found["verdict"] == said
+    winner, loser = (found["equal_size"][side] for side in ("winner", "loser"))
+    wider = winner["n_embd"] / winner["n_layer"] > loser["n_embd"] / loser["n_layer"]
+    assert wider == (said == "wide")
+    assert winner["params_non_embedding"] == pytest.approx(loser["params_non_embedding"], rel=0.05)
+    assert found["equal_size"]["difference"]["verdict"] == "gain"
+
+
+def test_the_worth_of_a_shape_is_the_factor_of_parameters_that_buys_as_much() -> None:
+    known = study(trials(lengths=[SHORT], loss=lambda d, w, h, t: 0.4 + 2 * (d * w**2 / 2048) ** -0.2 * (w / d / 16) ** -0.05, sd=0.002))
+    worth = verdict.shape(known, levers(known))["equal_size"]["worth_in_parameters"]
+    # 2x64 against 8x32: aspect 8 times as large, 8**(0.05 / 0.2) times the parameters
+    assert worth["low"] < 8 ** (0.05 / 0.2) < worth["high"]
+
+
+def test_without_shapes_of_equal_size_the_next_step_is_to_train_some() -> None:
+    known = study(trials([(2, 16, 4), (2, 32, 4), (2, 64, 4)], [SHORT], sd=0.01))
+    found = verdict.shape(known, levers(known))
+    assert found["equal_size"]["refused"]["code"] == "sizes_not_matched"
+
+
+# ---- one study against another ----
+
+
+@pytest.mark.parametrize(("shift", "seeds", "outcome"), [(-0.05, 3, "gain"), (0.05, 3, "loss"), (0.0, 3, "within_noise"), (-0.05, 1, "gain")])
+def test_a_change_is_judged_by_pairs_of_equal_shape_length_and_seed(shift: float, seeds: int, outcome: str) -> None:
+    base = trials(sd=0.01, seeds=seeds)
+    changed = trials(loss=lambda *a: planted(*a) + shift, sd=0.01, seeds=seeds, rng=np.random.default_rng(9))
+    found = Paired.of(base, changed).overall()
+    assert isinstance(found, Estimate)
+    assert found.verdict == outcome
+
+
+def test_too_little_in_common_cannot_be_told() -> None:
+    base, other = trials(GRID[:2], [SHORT], seeds=1), trials(GRID[1:3], [SHORT], seeds=1)
+    assert isinstance(Paired.of(base, other).overall(), Refusal)
+    assert isinstance(Paired.of(base, trials(GRID[4:], [SHORT])).overall(), Refusal)
+    assert [int(o) for o in Outcome] == [0, 3, 4, 5]
+
+
+def test_false_alarms_of_a_judgement_are_one_in_twenty() -> None:
+    rng, alarms = np.random.default_rng(11), 0
+    for _ in range(120):
+        found = Paired.of(*(trials(GRID[:4], [SHORT], sd=0.02, seeds=2, rng=rng) for _ in range(2))).overall()
+        assert isinstance(found, Estimate)
+        alarms += found.verdict is not Verdict.WITHIN_NOISE
+    assert alarms <= 14  # 6 expected; more than 14 of 120 has a chance of 0.1 %
+
+
+def shapes_named(found: Mapping[str, Any]) -> set[str]:
+    return {f"{found[side]['n_layer']}x{found[side]['n_embd']}" for side in ("winner", "loser")}
+
+
+def test_the_comparison_at_equal_size_is_that_of_the_largest_size(grid: tuple[Study, list[Lever]]) -> None:
+    assert shapes_named(verdict.shape(*grid)["equal_size"]) == {"2x64", "8x32"}
