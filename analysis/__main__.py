@@ -9,12 +9,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from analysis.compare import page as compare_page
 from analysis.compare.paired_differences import against
 from analysis.estimate import Refusal
 from analysis.findings import conclude as conclusions
@@ -25,14 +24,12 @@ from analysis.fits import law_selection as selection
 from analysis.next_trials import next_size as next_trials
 from analysis.next_trials import suggest as suggestions
 from analysis.report import terminal as summary
-from analysis.report.build import build
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from study.console import until_closed
 from study.data.corpus import default_cache_dir
 from study.results import object_store as stores
 from study.results import store_sync as mirror
-
 
 EXITS = """exit codes: 0 done, 1 the results cannot be read, 2 usage;
 with --against: 0 better than the baseline, 3 within noise, 4 worse, 5 cannot be told (no shape of equal length in common, another text, no
@@ -125,6 +122,8 @@ def _do(given: argparse.Namespace) -> int:
     options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
     if len(folders) == 2 and not given.no_report and all(results.is_dir() for results in folders):
         trees = [conclusions.conclude(tables.load(results), options) for results in folders]
+        from analysis.compare import page as compare_page  # matplotlib loads with it
+
         print(f"comparison: {compare_page.build(folders[0], folders[1], (trees[0], trees[1]))}")
         return 0
     for results in folders:
@@ -136,13 +135,15 @@ def _do(given: argparse.Namespace) -> int:
 
 def judge(results: Path, baseline: Path) -> int:
     """Print whether a study is better than a baseline; returns the exit code that says so."""
+    from analysis.compare import page as compare_page  # matplotlib loads with it
+
     found = against(tables.load(results), tables.load(baseline))
     print(compare_page.judgement_text(found))
     return int(found.outcome)
 
 
 def next_size(results: Path) -> str:
-    """Name and quote the trials that tell whether a win holds at the next size: writes report/suggestion.json; returns what a person reads."""
+    """Name and quote the trials that tell whether a win holds at the next size: writes report/suggestion.json; returns the text."""
     made = next_trials.next_size(tables.load(results))
     suggestions.write(results, made)
     rows = [f"  {t['label']:<12} seed {t['seed']}  {t['params_non_embedding']:>12,} parameters" for t in made["trials"]]
@@ -164,6 +165,8 @@ def analyze(
         conclusions.write(folder / "fits.json", tree)
         print(summary.text(tree))
         if report and results.is_dir():
+            from analysis.report.build import build  # matplotlib loads with it
+
             print(f"\nreport: {build(results, tree, judging=sys.stdin.read if judging else None)}")
         else:
             print(f"\nfits: {folder / 'fits.json'}")
@@ -177,7 +180,8 @@ def current(folder: Path) -> Iterator[None]:
         yield
     except Exception:
         for name in ("report.html", "report.md", "report.ipynb", "answer.json", "fits.json"):
-            (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)
         raise
 
 

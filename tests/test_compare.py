@@ -14,9 +14,7 @@ from tests.conftest import SWEEPS, synthetic_row
 from tests.test_report import Page
 
 
-def study(
-    results: Path, name: str, shift: float, shapes: list[tuple[int, int, int]], rng: np.random.Generator, **facts: object
-) -> Table:
+def study(results: Path, name: str, shift: float, shapes: list[tuple[int, int, int]], rng: np.random.Generator, **facts: object) -> Table:
     """A study of three seeds whose losses lie `shift` nats from the synthetic law."""
     rows = [synthetic_row(shape, seed, rng) | facts for shape in shapes for seed in range(3)]
     for row in rows:

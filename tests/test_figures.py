@@ -37,7 +37,7 @@ def drawn(study: Evidence) -> dict[str, Figure]:
 
 def test_a_study_has_every_figure_that_its_data_allow(study: Evidence, drawn: dict[str, Figure]) -> None:
     sweeps = [f"{kind}_{name}" for name in ("depth", "width", "heads") for kind in ("sweep", "speed")]
-    assert set(drawn) == {"loss", "residuals", *sweeps, "shares", "contrasts", "learning_curves", "gap", "memory"}
+    assert set(drawn) == {"loss", "residuals", *sweeps, "contrasts", "learning_curves", "gap", "memory"}
     assert figures.study_figure_names(study.fits, study.trials, study.curves) == list(drawn)
 
 
@@ -101,7 +101,6 @@ def test_functions_take_and_return_an_ax(study: Evidence) -> None:
     for draw in (
         lambda ax: figures.draw_sweep(study.fits, "width", ax),
         lambda ax: figures.draw_sweep_speed(study.fits, "width", ax),
-        lambda ax: figures_shape.draw_shares(study.fits, ax),
         lambda ax: figures_shape.draw_contrasts(study.fits, ax),
         lambda ax: figures_training.draw_learning_curves(study.curves, study.trials, ax),
         lambda ax: figures_training.draw_learning_rates(study.trials, ax),

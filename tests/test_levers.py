@@ -1,6 +1,5 @@
 """Levers, the shape at equal size and the verdict of one study against another: planted effects are recovered, and intervals cover."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -66,6 +65,12 @@ def row(found: Sequence[Lever], factor: str, n_tokens: int, at: str = "centre") 
     return next(lever for lever in found if (lever.factor, lever.n_tokens, lever.at) == (factor, n_tokens, at))
 
 
+def ends(own: Estimate) -> tuple[float, float]:
+    assert own.low is not None
+    assert own.high is not None
+    return own.low, own.high
+
+
 def gain(lever: Lever) -> Estimate:
     assert isinstance(lever.gain, Estimate), lever.gain
     return lever.gain
@@ -87,9 +92,9 @@ def test_a_grid_at_two_lengths_says_what_depth_width_and_text_buy(grid: tuple[St
     }
     for (factor, length), value in true.items():
         own = gain(row(found, factor, length))
-        assert own.low is not None and own.high is not None
-        assert own.low - 0.01 < value < own.high + 0.01
-        assert own.high - own.low < 0.08
+        low, high = ends(own)
+        assert low - 0.01 < value < high + 0.01
+        assert high - low < 0.08
     assert gain(row(found, "n_layer", LONG)).verdict is Verdict.GAIN
     assert gain(row(found, "n_embd", SHORT)).value > 5 * gain(row(found, "n_layer", SHORT)).value
     assert all(lever.source == "contrast" for lever in found if lever.factor not in ("n_head", "params"))
@@ -114,7 +119,7 @@ def test_one_seed_takes_the_law_where_it_has_an_interval() -> None:
     own = row(found, "n_embd", LONG)
     assert own.source == "law"
     assert gain(own).low is not None
-    assert own.steps and own.steps[0].gain.low is None
+    assert own.steps[0].gain.low is None
 
 
 def test_where_every_size_has_its_own_length_nothing_is_credited_to_either() -> None:
@@ -156,17 +161,15 @@ def test_intervals_of_a_contrast_cover_where_seeds_scatter_alike_and_where_not(s
         noisy = replace(cells, cell_loss=drawn, loss=loss)
         family = Family.of(noisy, pairs)
         for i, j in pairs:
-            own = family.contrast([(i, j)])
-            assert own.low is not None and own.high is not None
-            covered, n = covered + (own.low <= true[i] - true[j] <= own.high), n + 1
+            low, high = ends(family.contrast([(i, j)]))
+            covered, n = covered + (low <= true[i] - true[j] <= high), n + 1
     assert 0.93 <= covered / n <= 0.985
 
 
 def test_what_lengths_of_one_run_share_cancels() -> None:
     known = study(trials(sd=0.002, shared=0.1))
-    own = gain(row(levers(known), "n_tokens", LONG))
-    assert own.low is not None and own.high is not None
-    assert own.high - own.low < 0.01
+    low, high = ends(gain(row(levers(known), "n_tokens", LONG)))
+    assert high - low < 0.01
 
 
 # ---- shape at equal size ----
@@ -201,7 +204,9 @@ def test_without_shapes_of_equal_size_the_next_step_is_to_train_some() -> None:
 # ---- one study against another ----
 
 
-@pytest.mark.parametrize(("shift", "seeds", "outcome"), [(-0.05, 3, "gain"), (0.05, 3, "loss"), (0.0, 3, "within_noise"), (-0.05, 1, "gain")])
+@pytest.mark.parametrize(
+    ("shift", "seeds", "outcome"), [(-0.05, 3, "gain"), (0.05, 3, "loss"), (0.0, 3, "within_noise"), (-0.05, 1, "gain")]
+)
 def test_a_change_is_judged_by_pairs_of_equal_shape_length_and_seed(shift: float, seeds: int, outcome: str) -> None:
     base = trials(sd=0.01, seeds=seeds)
     changed = trials(loss=lambda *a: planted(*a) + shift, sd=0.01, seeds=seeds, rng=np.random.default_rng(9))

@@ -143,7 +143,7 @@ def test_timings_of_unknown_company_are_not_compared(tmp_path: Path) -> None:
     shared = table.load(write_original(tmp_path, exclusive=None))
     cells = replicates.average(shared.trials)
     heads = next(s for s in sweeps.find_sweeps(cells) if s.name == "heads")
-    from analysis.findings import step_time as speed
+    from analysis.findings import training as speed
 
     assert is_refused(speed.timing(shared.trials, cells, [heads])["heads_slowdown"])
     assert all(not row["exclusive"] for row in speed.timing(shared.trials, cells, [heads])["rows"])

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from analysis.figures.figures_rates import draw_rate_law, has_rate_law
-from analysis.findings import importance
 from analysis.findings import learning_rates as rates
 from analysis.findings import pareto_front as front
+from analysis.findings.pareto_front import importance
 from analysis.report import front_section
 from analysis.report import search_sections as rates_section
 from analysis.table import configurations as replicates
@@ -188,8 +188,8 @@ def test_the_front_of_a_search_over_shapes_marks_dominated_trials_and_those_beyo
 def test_importances_find_the_field_that_matters_and_are_refused_without_enough_runs() -> None:
     rng = np.random.default_rng(2)
     runs = pd.DataFrame({"lr": np.exp(rng.uniform(-7, -3, 60)), "weight_decay": np.exp(rng.uniform(-4, 0, 60))})
-    found = importance.shares(runs, ["lr", "weight_decay"], (np.log(runs["lr"]) + 5) ** 2)
+    found = importance(runs, ["lr", "weight_decay"], (np.log(runs["lr"]) + 5) ** 2)
     assert found["shares"]["lr"] > 0.8
     assert sum(found["shares"].values()) == pytest.approx(1)
-    assert importance.shares(runs[:10], ["lr", "weight_decay"], runs["lr"][:10])["refused"]["code"] == "too_few_degrees_of_freedom"
-    assert importance.shares(runs.assign(weight_decay=0.1), ["lr", "weight_decay"], runs["lr"])["refused"]["code"] == "nothing_varies"
+    assert importance(runs[:10], ["lr", "weight_decay"], runs["lr"][:10])["refused"]["code"] == "too_few_degrees_of_freedom"
+    assert importance(runs.assign(weight_decay=0.1), ["lr", "weight_decay"], runs["lr"])["refused"]["code"] == "nothing_varies"

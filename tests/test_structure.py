@@ -1,18 +1,16 @@
-"""Size or shape: known effects are recovered at equal size, intervals cover, noise is not called an effect, shares add up."""
+"""Size or shape: known effects are recovered at equal size, intervals cover, noise is not called an effect."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from analysis.estimate import Code, Refusal
+from analysis.estimate import Code
 from analysis.findings import one_factor as sweeps
 from analysis.findings import refusal_rules as verdicts
-from analysis.findings import returns
 from analysis.findings import shape_effects as structure
-from analysis.findings import variance_shares as shares
+from analysis.findings import size_law
 from analysis.findings.size_law import Fitted, fit_size_law, mean_variance
 from analysis.table import configurations as replicates
 from study import records
@@ -168,51 +166,7 @@ def test_x_over_y_is_answered_with_matched_sizes_and_seeds() -> None:
     assert "8 layers and width 32" in claim["sentence"]
 
 
-# ---- variance shares ----
-
-
-def test_shares_add_up_and_give_size_what_is_due_to_size() -> None:
-    found = shares.variance_shares(cells_of(study(), sd=0.004), np.random.default_rng(0))
-    assert isinstance(found, list)
-    by_name = {row["factor"]: row for row in found}
-    for kind in ("sequential", "shapley"):
-        assert sum(row[kind] for row in found) == pytest.approx(1, abs=1e-9)
-    assert by_name["parameters"]["sequential"] > 0.97
-    assert all(row["low"] <= row["high"] for row in found)
-
-
-def test_the_shapley_share_of_a_lone_factor_equals_its_sequential_share() -> None:
-    losses = {shape: law(size(shape)) for shape in [(2, 32, 2), (4, 64, 4), (6, 96, 6), (8, 128, 8), (10, 160, 10)]}
-    found = shares.variance_shares(cells_of(losses, sd=0.004), np.random.default_rng(0))
-    assert isinstance(found, list)
-    assert found[0]["shapley"] == pytest.approx(found[0]["sequential"])
-    assert [row["factor"] for row in found] == ["parameters", "lack of fit", "seed"]
-
-
-def test_shares_are_refused_where_shape_follows_from_size() -> None:
-    losses = {shape: law(size(shape)) for shape in [(n, 64, 4) for n in (1, 2, 4, 8, 12, 16)]}
-    found = shares.variance_shares(cells_of(losses, sd=0.004), np.random.default_rng(0))
-    assert isinstance(found, Refusal)
-    assert found.code == Code.UNMATCHED
-
-
-def test_shares_stand_where_a_resample_holds_one_level_only() -> None:
-    shapes = [(2, width, 4) for width in (32, 48, 64, 96, 128, 160)] + [(4, 64, 4)]
-    cells = cells_of({shape: law(size(shape)) for shape in shapes}, sd=0.002)
-    odd = np.where(cells.columns["n_layer"] == 4, 8.0, 16.0)  # one configuration alone has its head_dim: a third of resamples lack it
-    cells = replace(cells, columns={**cells.columns, "head_dim": odd, "aspect": np.full(len(cells), 32.0)})
-    rows = shares.variance_shares(cells, np.random.default_rng(0))
-    assert isinstance(rows, list)
-    assert sum(row["shapley"] for row in rows) == pytest.approx(1.0)
-    assert all(np.isfinite([row["low"], row["high"]]).all() for row in rows)
-
-
-def test_equal_seeds_give_equal_share_intervals() -> None:
-    cells = cells_of(study(), sd=0.004)
-    assert shares.variance_shares(cells, np.random.default_rng(3)) == shares.variance_shares(cells, np.random.default_rng(3))
-
-
-# ---- sweeps and returns ----
+# ---- sweeps ----
 
 
 def test_gains_carry_intervals_per_layer_and_per_million_parameters() -> None:
@@ -250,7 +204,7 @@ def test_returns_fall_below_the_noise_where_the_law_says_so() -> None:
     fitted = fit_size_law("joint", "all", cells)
     assert isinstance(noise, replicates.Noise)
     assert isinstance(fitted, Fitted)
-    block = returns.diminishing(fitted, noise)
+    block = size_law.diminishing(fitted, noise)
     assert isinstance(block, dict)
     # 0.5 (N/1e4)^-1 / 2 = detectable
     truth = 1e4 * 0.25 / noise.detectable
@@ -279,7 +233,7 @@ def test_the_layer_from_which_one_more_is_lost_in_the_noise() -> None:
     fitted = fit_size_law("sweep:depth", "depth", cells)
     assert isinstance(fitted, Fitted)
     assert isinstance(noise, replicates.Noise)
-    found = returns.unit_below_noise(fitted, sweep, noise)
+    found = size_law.unit_below_noise(fitted, sweep, noise)
     # 0.5 / n - 0.5 / (n + 1) = 0.5 / (n (n + 1)) = detectable, to within the width of a layer and the law's small offset in N
     truth = np.sqrt(0.5 / noise.detectable)
     assert found is not None

@@ -79,7 +79,8 @@ def judgement_text(found: Judgement) -> str:
     if isinstance(found.gain, Refusal):
         return f"cannot be told: {found.gain.reason}"
     said = {Outcome.BETTER: "better", Outcome.WORSE: "worse", Outcome.WITHIN_NOISE: "within noise"}[found.outcome]
-    numbers = content.spanned(-found.gain.value, *(None if end is None else -end for end in (found.gain.high, found.gain.low)))
+    low, high = (None if end is None else -end for end in (found.gain.high, found.gain.low))
+    numbers = content.spanned(-found.gain.value, low, high)
     return f"{said}: the loss changes by {numbers} nats on average over {found.n_shapes} shapes of equal length, paired by seed"
 
 

@@ -64,9 +64,7 @@ class Paired:
         keys = list(zip(*(cells.columns[c].tolist() for c in KEY), strict=True))
         sides = [{key: i for i, key in enumerate(keys) if str(cells.config_id[i])[0] == prefix} for prefix in "ab"]
         common = [key for key in sides[0] if key in sides[1]]
-        return Paired(
-            cells, tuple((sides[0][k], sides[1][k]) for k in common), (len(sides[0]) - len(common), len(sides[1]) - len(common))
-        )
+        return Paired(cells, tuple((sides[0][k], sides[1][k]) for k in common), (len(sides[0]) - len(common), len(sides[1]) - len(common)))
 
     def overall(self) -> Estimate | Refusal:
         """Loss of the first less that of the second, mean over shapes: from seeds, else from the scatter of one-seed shapes."""
@@ -143,13 +141,27 @@ def _row(cells: Configurations, family: Family, pair: Pair) -> dict[str, Any]:
     found = _turned(family.contrast([pair]))
     shape = {name: int(cells.columns[name][first]) for name in (*KEY, SIZE)}
     losses = {"first": float(cells.loss[first]), "second": float(cells.loss[second])}
-    return {**shape, **losses, "n_pairs": found.n, "difference": found.value, "low": found.low, "high": found.high, "verdict": str(found.verdict)}
+    return {
+        **shape,
+        **losses,
+        "n_pairs": found.n,
+        "difference": found.value,
+        "low": found.low,
+        "high": found.high,
+        "verdict": str(found.verdict),
+    }
 
 
 def _law(name: str, fits: Mapping[str, Any]) -> dict[str, Any]:
     fit = part_of(fits.get("fits"), str(fits.get("primary_fit"))) or {}
     parameters = fit.get("parameters") or {}
-    return {"study": name, "law": fit.get("law"), "alpha": parameters.get("alpha"), "slope": fit.get("slope"), "n": fit.get("n_configurations")}
+    return {
+        "study": name,
+        "law": fit.get("law"),
+        "alpha": parameters.get("alpha"),
+        "slope": fit.get("slope"),
+        "n": fit.get("n_configurations"),
+    }
 
 
 def _recipe(first: pd.DataFrame, second: pd.DataFrame) -> list[dict[str, Any]]:

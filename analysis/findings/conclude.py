@@ -22,7 +22,7 @@ import numpy as np
 
 from analysis import sentences as answer
 from analysis.estimate import Code, Refusal, collect
-from analysis.findings import diagnostics, forecasts, returns, training
+from analysis.findings import diagnostics, forecasts, size_law, training, verdict
 from analysis.findings import equal_sizes as shapes
 from analysis.findings import fit_card as card
 from analysis.findings import fit_summary as fit_blocks
@@ -31,10 +31,7 @@ from analysis.findings import one_factor as sweeps
 from analysis.findings import pareto_front as front
 from analysis.findings import refusal_rules as verdicts
 from analysis.findings import shape_effects as structure
-from analysis.findings import step_time as speed
 from analysis.findings import tokens_and_context as axes
-from analysis.findings import variance_shares as shares
-from analysis.findings import verdict
 from analysis.findings.fit_summary import Options
 from analysis.findings.levers import LENGTHS, Study, levers
 from analysis.findings.lines import at_length
@@ -155,10 +152,9 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         sweep["axis"] = axes.describe(cells, next(s for s in study.sweeps if s.name == sweep["name"]))
         sweep["shapes"] = shapes.describe(cells, next(s for s in study.sweeps if s.name == sweep["name"]), noise)
         sweep["sentence"] = (sweep["axis"] or sweep["shapes"] or sweep)["sentence"]
-        sweep["unit_below_noise_from"] = returns.unit_below_noise(own, sweep, noise) if own else None
+        sweep["unit_below_noise_from"] = size_law.unit_below_noise(own, sweep, noise) if own else None
     contrasts = structure.contrasts(study.joint, _sweep_fits(study), sweeps.find_sweeps(study.joint), noise)
     shape: dict[str, Any] = {
-        "shares": _json(shares.variance_shares(study.joint, np.random.default_rng(options.seed))),
         "contrasts": contrasts,
         "claims": structure.claims(study.joint, described, contrasts, noise),
     }
@@ -168,13 +164,13 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         "primary_fit": primary.fit_id if primary else None,
         "sweeps": described,
         "structure": shape,
-        "returns": _json(returns.diminishing(primary, noise)) if primary else _one_size(),
+        "returns": _json(size_law.diminishing(primary, noise)) if primary else _one_size(),
         "conventions": conventions(blocks),
         "selection": law_selection(study.joint),
         "irreducible_loss": irreducible(primary, blocks),
         "compute_optimal": compute_optimal(study.joint, primary, noise),
         "diagnostics": diagnostics.examine(primary, noise) if primary else _one_size(),
-        "timing": speed.timing(study.table.trials, cells, study.sweeps),
+        "timing": training.timing(study.table.trials, cells, study.sweeps),
         "overfitting": training.overfitting(cells),
         "learning_rates": _json(rates.learning_rates(study.table, noise)),
         "fronts": front.fronts(study.table),
@@ -215,7 +211,20 @@ def _one_size() -> dict[str, Any]:
 def _nothing() -> dict[str, Any]:
     """The tree of a study without a usable trial."""
     refusal = Refusal(Code.NO_TRIALS, "no trial completed with a usable loss").to_dict()
-    keys = ("shape", "best", "trust", "next", "noise", "structure", "returns", "irreducible_loss", "compute_optimal", "diagnostics", "overfitting", "learning_rates")
+    keys = (
+        "shape",
+        "best",
+        "trust",
+        "next",
+        "noise",
+        "structure",
+        "returns",
+        "irreducible_loss",
+        "compute_optimal",
+        "diagnostics",
+        "overfitting",
+        "learning_rates",
+    )
     empty: dict[str, Any] = {"fits": {}, "primary_fit": None, "sweeps": [], "levers": [], "conventions": [], "selection": []}
     return empty | dict.fromkeys(keys, refusal) | {"timing": {"rows": [], "fit": refusal, "heads_slowdown": refusal}}
 

@@ -1,8 +1,8 @@
 """The one contrast of the project: by how much the losses of configurations differ, from differences within seeds.
 
-Seeds need not scatter alike: the variance of each pair's differences is drawn towards that of its family by as many degrees of freedom as
-the family says (Smyth 2004, section 6: all of them where variances look equal, none where they do not, which is then Welch's test). Pairs may
-share most of their run (branches of one trunk): what they share cancels.
+Seeds need not scatter alike: the variance of each pair's differences is drawn towards that of its family by as many degrees of freedom
+as the family says (Smyth 2004, section 6: all of them where variances look equal, none where they do not, which is then Welch's test).
+Pairs may share most of their run (branches of one trunk): what they share cancels.
 
     family = Family.of(cells, pairs); family.contrast([(3, 5)])     # loss of configuration 3 less that of 5, positive: 5 is better
 """
@@ -55,7 +55,9 @@ class Family:
             return Family(losses, *_unpaired(cells))
         variances, df = (np.array(column, dtype=float) for column in zip(*own, strict=True))
         members = {i for pair in chosen for i in pair}
-        free = sum(int(cells.n_seeds[i]) - 1 for i in members) - (len(seeds) - 1 if len(members) > 2 else int(cells.n_seeds[list(members)].min()) - 1)
+        free = sum(int(cells.n_seeds[i]) - 1 for i in members) - (
+            len(seeds) - 1 if len(members) > 2 else int(cells.n_seeds[list(members)].min()) - 1
+        )
         prior_df = _prior_df(variances, df)
         return Family(losses, _typical(variances, df, prior_df), prior_df, float(max(1, min(free, df.sum()))))
 
@@ -124,8 +126,9 @@ def _unpaired(cells: Configurations) -> tuple[float | None, float, float]:
 def _prior_df(variances: Floats, df: Floats) -> float:
     """Smyth 2004, section 6.2: the spread of log variances beyond what sampling explains, as degrees of freedom of a common prior.
 
-    One standard error is added to that spread, so that unequal variances are seldom missed: intervals of 9 pairs then cover 93.8 and 92.8 %
-    where half the configurations scatter 2.5 and 5 times as much as the others (92.7 and 91.9 % without), and are 9 % wider where all are alike.
+    One standard error is added to that spread, so that unequal variances are seldom missed: intervals of 9 pairs of three seeds then cover
+    93.8 and 92.7 % where some configurations scatter 2.5 and 5 times as much as others (92.7 and 91.9 % without), and are 9 % wider where
+    all are alike.
     """
     if len(variances) < FEWEST:
         return math.inf

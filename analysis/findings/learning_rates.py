@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.estimate import Code, Refusal
-from analysis.findings import importance
+from analysis.findings import pareto_front
 from analysis.fits import law_selection as selection
 from analysis.table.configurations import Noise, t_quantile
 from analysis.table.load import Table
@@ -43,7 +43,7 @@ def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any] | Ref
         "bracketed": all(r["bracketed"] for r in rows),
         "law": law,
         "slopes": slopes,
-        "importance": importance.of_recipe(known),
+        "importance": pareto_front.of_recipe(known),
     }
     return found | {"sentence": " ".join([_rows_sentence(rows), _law_sentence(law), *_slope_sentences(slopes)])}
 

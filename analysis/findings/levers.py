@@ -1,7 +1,8 @@
 """What a doubling buys of depth, width, heads, parameters and text: for each training length, at the centre and at the largest models.
 
-From contrasts between configurations that differ in the factor alone, else from the law in depth and width; each says which. A doubling is more
-than a difference of two configurations, so the law's lack of fit is in its error; the steps between levels are differences and nothing else.
+From contrasts between configurations that differ in the factor alone, else from the law in depth and width; each says which. A doubling
+is more than a difference of two configurations, so the law's lack of fit is in its error; the steps between levels are differences and
+nothing else.
 
     found = levers(cells, noise, laws={768_000: fit_shape_law(...)})
 """
@@ -24,7 +25,7 @@ from analysis.table.configurations import Configurations, Noise
 NEAR = 0.1
 """Lines this much farther from the centre than the nearest one, in doublings, are as near."""
 FAR, LONG = 0.75, 3.2
-"""A pair whose middle lies this far from where a lever is asked for, or that spans so much, in doublings, is no measurement of it; the law is."""
+"""Doublings by which the middle of a pair may miss where a lever is asked for, and that it may span; beyond them the law is asked."""
 LENGTHS = 12
 """Training lengths at most: where every configuration has its own, nothing can be compared within one."""
 

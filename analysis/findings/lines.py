@@ -1,8 +1,8 @@
 """Lines of configurations that differ in one thing only: what contrasts between levels of a factor are made from.
 
-A line of depth holds width and heads, one of width holds depth and heads (or head width, where heads follow the width by rule), one of heads
-holds depth and width, one of parameters holds the aspect of the best shape, one of text holds the shape. The learning rate may follow the
-shape by rule, never the text.
+A line of depth holds width and heads, one of width holds depth and heads (or head width, where heads follow the width by rule), one of
+heads holds depth and width, one of parameters holds the aspect of the best shape, one of text holds the shape. The learning rate may follow
+the shape by rule, never the text.
 
     found = lines(at_length(cells, 768_000), "n_layer"); found[0].nearest(center)     # a pair of configurations and its doublings
 """
@@ -66,7 +66,9 @@ class Line:
     def nearest(self, center: float) -> Pair | None:
         """The two levels whose middle lies nearest to a value; of those that lie equally near, those nearest to one doubling apart."""
         apart = [pair for pair in combinations(self.members, 2) if self.doublings(pair) >= FEWEST_DOUBLINGS]
-        middle = {pair: abs(math.log2(math.prod(self.values[self.members.index(i)] for i in pair)) / 2 - math.log2(center)) for pair in apart}
+        middle = {
+            pair: abs(math.log2(math.prod(self.values[self.members.index(i)] for i in pair)) / 2 - math.log2(center)) for pair in apart
+        }
         return min(apart, key=lambda pair: (round(4 * middle[pair]), abs(self.doublings(pair) - 1)), default=None)
 
     def last(self) -> Pair | None:

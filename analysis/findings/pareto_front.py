@@ -3,18 +3,21 @@
 Costs come from the rows: parameters, FLOPs, measured memory, measured time per token. Dominated trials and those beyond a limit stay in
 the table and are marked.
 
+Which field mattered is PED-ANOVA (Watanabe, Bansal and Hutter 2023): where the best tenth of the runs lies against where all runs lie,
+field by field; the shares sum to one. It needs several fields that vary and some dozen runs.
+
     found = fronts(table)   # [] where the study has no search over shapes
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.findings import importance
+from analysis.estimate import Code, Refusal
 from analysis.table.load import Table
 
 WORDS = {"params": "parameters", "flops": "training FLOPs", "memory": "bytes of memory", "ms_per_token": "milliseconds per token"}
@@ -71,7 +74,7 @@ def front(name: str, against: str, limits: Mapping[str, float], trials: pd.DataF
         for i in order
     ]
     shape = trials.assign(size=trials["params_non_embedding"], aspect=trials["n_embd"] / trials["n_layer"])
-    shares = importance.shares(shape, ["size", "aspect", "n_head", "lr"], loss)
+    shares = importance(shape, ["size", "aspect", "n_head", "lr"], loss)
     n_front = sum(row["verdict"] == "on the front" for row in rows)
     told = f"Of {len(rows)} runs {n_front} are on the front of loss against {WORDS[against]}"
     best = rows[[row["loss"] for row in rows].index(min(row["loss"] for row in rows))]
@@ -86,3 +89,50 @@ def undominated(cost: Any, loss: Any) -> Any:
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
     better = (cost[:, None] < cost) | (loss[:, None] < loss)
     return np.isfinite(cost) & np.isfinite(loss) & ~(no_worse & better).any(axis=0)
+
+
+# ---- which field mattered ----
+
+FIELDS = ("lr", "weight_decay", "warmup_steps", "batch_size")
+FEWEST_RUNS = 20
+
+
+def of_recipe(trials: pd.DataFrame) -> dict[str, Any] | None:
+    """Importance of the searched fields of the recipe, each shape's runs compared among themselves; None where one field alone varies."""
+    present = [f for f in FIELDS if f in trials and (trials[f] > 0).all() and trials[f].nunique() > 1]
+    level = trials.groupby(["n_layer", "n_embd", "n_head"])["val_loss"].transform("min")
+    return importance(trials, present, (trials["val_loss"] - level).to_numpy(dtype=float)) if len(present) > 1 else None
+
+
+def importance(trials: pd.DataFrame, names: Sequence[str], loss: Any) -> dict[str, Any]:
+    """Share of each field, on logarithmic scales, by PED-ANOVA.
+
+    Args:
+        trials: one row per run, with positive columns `names`.
+        loss: what is to be low, shape (runs,).
+    """
+    varying = [name for name in names if trials[name].nunique() > 1]
+    if len(varying) < 2:
+        return Refusal(Code.NO_VARIATION, "importances need two searched fields, there " + _count(len(varying))).to_dict()
+    if len(trials) < FEWEST_RUNS:
+        return Refusal(Code.TOO_FEW_DF, f"importances need {FEWEST_RUNS} runs, there are {len(trials)}").to_dict()
+    return {"method": "PED-ANOVA", "n_runs": len(trials), "shares": _ped_anova({n: trials[n].to_numpy(float) for n in varying}, loss)}
+
+
+def _ped_anova(columns: Mapping[str, Any], loss: Any) -> dict[str, float]:
+    import optuna
+    from optuna.distributions import FloatDistribution
+    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="minimize")
+    space = {name: FloatDistribution(float(np.min(v)), float(np.max(v)), log=True) for name, v in columns.items()}
+    for i, value in enumerate(np.asarray(loss, dtype=float)):
+        point = {name: float(v[i]) for name, v in columns.items()}
+        study.add_trial(optuna.trial.create_trial(params=point, distributions=dict(space), value=float(value)))
+    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), normalize=True)
+    return {name: float(found[name]) for name in columns}
+
+
+def _count(n: int) -> str:
+    return "is one" if n == 1 else f"are {n}"

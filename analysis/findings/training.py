@@ -1,19 +1,28 @@
-"""What training itself shows: the gap between training and validation loss.
+"""What training itself shows: the gap between training and validation loss, and what a step costs.
 
-overfit = training.overfitting(cells)
+Timings of trials that shared a device measure their neighbors; they are listed, marked and never compared or fitted.
+
+    overfit = training.overfitting(cells); block = training.timing(trials, cells, sweeps)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from analysis.estimate import Code, Refusal
+from analysis.findings.fit_summary import thinned
+from analysis.findings.one_factor import Sweep
+from analysis.fits import fit as fits
+from analysis.fits.laws import TIMING
 from analysis.table.configurations import Configurations, t_quantile
 from analysis.wording import reach_text
 
 SIZE = "params_non_embedding"
+SHARED = "these trials shared their device or do not say that they had it alone; run them with exclusive timing to compare speeds"
 
 
 # ---- overfitting ----
@@ -55,3 +64,72 @@ def _gap_verdict(block: dict[str, Any], evaluation_se: float | None) -> dict[str
         "evaluation_noise": floor,
         "sentence": f"{text}: {verdict} (two evaluations differ by up to {floor:.3f} nats).",
     }
+
+
+# ---- time per step ----
+
+
+def timing(trials: pd.DataFrame, cells: Configurations, sweeps: Sequence[Sweep]) -> dict[str, Any]:
+    """Rows of measured times, the timing law's fit, and what heads cost."""
+    alone = np.isfinite(cells.columns["ms_exclusive"])
+    rows = [
+        {
+            **{c: int(cells.columns[c][i]) for c in ("n_layer", "n_embd", "n_head", "params_non_embedding")},
+            "config_id": str(cells.config_id[i]),
+            "ms_per_step": cells.columns["ms_exclusive"][i] if alone[i] else cells.columns["ms_per_step"][i],
+            "tokens_per_s": cells.columns["tokens_per_s"][i],
+            "peak_memory_bytes": cells.columns["peak_memory_bytes"][i],
+            "exclusive": bool(alone[i]),
+        }
+        for i in thinned(len(cells))
+        if np.isfinite(cells.columns["ms_per_step"][i])
+    ]
+    if not rows:
+        refusal = Refusal(Code.MISSING, "no trial recorded ms_per_step").to_dict()
+        return {"rows": [], "fit": refusal, "heads_slowdown": refusal}
+    heads = next((s for s in sweeps if s.factor == "n_head"), None)
+    slowdown = heads_slowdown(trials, cells, heads) if heads else Refusal(Code.NO_VARIATION, "no sweep varies the number of heads")
+    return {"rows": rows, "fit": _fit(cells, alone), "heads_slowdown": slowdown.to_dict() if isinstance(slowdown, Refusal) else slowdown}
+
+
+def _fit(cells: Configurations, alone: Any) -> dict[str, Any]:
+    """The timing law on configurations timed alone, with its median relative error."""
+    if not alone.any():
+        return Refusal(Code.SHARED_DEVICE, f"no law of time per step: {SHARED}").to_dict()
+    timed = cells.take(alone)
+    if any(len(np.unique(timed.columns[c])) < 3 for c in ("n_layer", "n_embd", "n_head")) or len(timed) < len(TIMING.parameters) + 2:
+        reason = f"the timing law needs {len(TIMING.parameters) + 2} exclusive configurations with three depths, widths and head counts"
+        return Refusal(Code.TOO_FEW_DF, reason).to_dict()
+    try:
+        result = fits.fit(TIMING, timed.columns, timed.columns["ms_exclusive"])
+    except fits.FitError as error:
+        return Refusal(Code.TOO_FEW_DF, str(error)).to_dict()
+    card = result.to_dict()
+    keys = ("law", "equation", "source", "reference", "status", "gradient_norm", "starts_agreeing", "n_starts", "condition")
+    typical = float(np.median(np.abs(np.expm1(result.residuals))))
+    return {
+        **{k: card[k] for k in keys},
+        "parameters": dict(result.params),
+        "median_relative_error": typical,
+        "n_configurations": len(timed),
+    }
+
+
+def heads_slowdown(trials: pd.DataFrame, cells: Configurations, sweep: Sweep) -> dict[str, Any] | Refusal:
+    """Time per step with the most heads over that with the fewest, all else equal, with a t interval of its log where trials repeat."""
+    ends = [sweep.members[0], sweep.members[-1]]
+    if not np.isfinite(cells.columns["ms_exclusive"][ends]).all():
+        return Refusal(Code.SHARED_DEVICE, f"no slow-down of heads: {SHARED}")
+    ratio = float(cells.columns["ms_exclusive"][ends[1]] / cells.columns["ms_exclusive"][ends[0]])
+    few, many = (int(cells.columns["n_head"][i]) for i in ends)
+    alone = trials[trials["exclusive_timing"].fillna(False).astype(bool)]
+    logs = [np.log(alone.loc[alone["config_id"].astype(str) == str(cells.config_id[i]), "ms_per_step"].to_numpy(float)) for i in ends]
+    df = sum(len(x) - 1 for x in logs)
+    block: dict[str, Any] = {"ratio": ratio, "low": None, "high": None, "from": few, "to": many}
+    interval = ""
+    if all(len(x) > 1 for x in logs):
+        pooled = sum(float(np.sum((x - x.mean()) ** 2)) for x in logs) / df
+        half = t_quantile(df) * float(np.sqrt(pooled * sum(1 / len(x) for x in logs)))
+        block |= {"low": ratio * np.exp(-half), "high": ratio * np.exp(half)}
+        interval = f" [{block['low']:.2f}, {block['high']:.2f}]"
+    return block | {"sentence": f"A step with {many} heads takes {ratio:.2f}{interval} times as long as with {few}."}

@@ -1,7 +1,7 @@
-"""What the answer needs beside the levers: the best model, which shape wins at equal size, whether shape matters at all, how far to trust it.
+"""What the answer needs beside the levers: the best model, which shape wins at equal size, whether shape matters, how far to trust it.
 
-Shape is called from kappa, the exponent of shape at equal size, never from how many comparisons are clear: configurations scatter around any
-smooth law, and of many comparisons some are clear by that scatter alone. At equal size two configurations are compared, and only those.
+Shape is called from kappa, the exponent of shape at equal size, never from how many comparisons are clear: configurations scatter around
+any smooth law, and of many comparisons some are clear by that scatter alone. At equal size two configurations are compared, and only those.
 
     found = shape(study); found["verdict"]     # wide, deep, size_only, optimum or not_told
 """
@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import Code, Estimate, Refusal, Verdict
+from analysis.estimate import Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.contrast import Family, Pair
 from analysis.findings.levers import Lever, Study, best
 from analysis.findings.lines import SIZE, at_length
@@ -79,7 +80,7 @@ def best_model(study: Study) -> dict[str, Any]:
 
 def shape(study: Study, levers: Sequence[Lever]) -> dict[str, Any]:
     """The law, the verdict and the comparison at equal size of the longest length that has them, and of each length by itself."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for n in study.lengths() if len(study.laws) else []:
         law = study.laws[n]
         equal = equal_size(study, n, levers)
@@ -147,7 +148,7 @@ def equal_size(study: Study, n_tokens: int, levers: Sequence[Lever]) -> EqualSiz
 def _family(study: Study, members: Sequence[int]) -> Family:
     """Of one pair alone the seeds say little: its scatter is that of all neighbours in size at this length."""
     ordered = sorted(members, key=lambda i: float(study.cells.columns[SIZE][i]))
-    return Family.of(study.cells, list(zip(ordered[:-1], ordered[1:], strict=True)))
+    return Family.of(study.cells, list(pairwise(ordered)))
 
 
 def _largest_group(cells: Configurations, members: Sequence[int], near: float) -> list[int] | None:
@@ -243,8 +244,8 @@ def still_falling(table: Table, trials: pd.DataFrame, levers: Sequence[Lever]) -
         return Refusal(Code.MISSING, "no validation curves and one training length, so how steeply losses still fall is not known")
     value, n = float(np.mean(falls)), len(falls)
     half = t_quantile(n - 1) * float(np.std(falls, ddof=1)) / math.sqrt(n) if n > 1 else None
-    ends = (None, None) if half is None else (value - half, value + half)
-    return Estimate(value, *ends, "nats per doubling", n, "curves", Verdict.GAIN if ends[0] is not None and ends[0] > 0 else Verdict.NOT_TOLD)
+    low, high = (None, None) if half is None else (value - half, value + half)
+    return Estimate(value, low, high, "nats per doubling", n, "curves", judged(low, high, Verdict.NOT_TOLD))
 
 
 def _falls(table: Table, trials: pd.DataFrame) -> Iterator[float]:

@@ -107,12 +107,6 @@ def _structure(tree: Tree) -> str:
     if is_refused(structure):
         return _block("Size or shape", [f"refused: {structure['refused']['reason']}"])
     lines = [row["sentence"] for row in structure["contrasts"]]
-    shares = structure["shares"]
-    if is_refused(shares):
-        lines.append(f"variance shares refused: {shares['refused']['reason']}")
-    else:
-        listed = [f"{s['factor']} {100 * s['shapley']:.1f} % ({100 * s['sequential']:.1f} %)" for s in shares]
-        lines.append(f"shares of variance, Shapley (sequential): {', '.join(listed)}")
     return _block("Size or shape", lines)
 
 
