@@ -85,8 +85,8 @@ bench-gpu: $(VENV)/.installed-dev  ## all evidence that needs a GPU, in order (T
 bench-early-stopping: $(VENV)/.installed-dev  ## does early stopping bend the slope? replayed on RESULTS (default results/quick)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_stopping "$(RESULTS)" $(ARGS)
 
-bench-mup: $(VENV)/.installed-dev  ## does one learning rate suit all widths? muP against the standard parametrization
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.mup $(ARGS)
+bench-parametrization: $(VENV)/.installed-dev  ## does one learning rate suit all widths and depths? muP and CompleteP against the standard one
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.parametrization $(ARGS)
 
 bench-scale-tune: $(VENV)/.installed-dev  ## the driver's cost per trial: 10,000 trials of an instant trainer (an hour; fewer: ARGS="--trials 600")
 	@$(BIN)/python -m benchmarks.scale $(ARGS)
@@ -98,4 +98,4 @@ audit:  ## look the pinned dependencies up in the database of known weaknesses (
 	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit 2>/dev/null || { echo "make audit needs a package index with pip-audit, which cannot be reached from here; run it where there is one"; exit 1; }
 	@$(VENV)/audit/bin/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS) || { echo "make audit: a dependency has a known weakness or was not found in the database (both are named above); behind an index that holds no such database nothing was looked up"; exit 1; }
 
-.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-mup bench-study bench-bundle bench-pack bench-original bench-gpu
+.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-parametrization bench-study bench-bundle bench-pack bench-original bench-gpu

@@ -8,7 +8,8 @@ Reads nothing, writes nothing, imports neither torch nor ray, so that a study ca
 import math
 from dataclasses import dataclass, fields
 
-_MAY_BE_ZERO = ("base_width", "base_head_dim")
+BASE = ("base_width", "base_head_dim", "base_depth")
+"""Fields of the shape at which a parametrization equals the standard one; 0 is the standard one itself."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class Shape:
     """0: standard parametrization; else muP (Yang et al. 2022), which equals the standard one at this width and base_head_dim"""
     base_head_dim: int = 0
     """muP: head width at which attention is scaled as usual; 0 scales it as usual at every head width"""
+    base_depth: int = 0
+    """CompleteP (Dey et al. 2025): muP that follows the depth, too, and equals the standard parametrization at this one; 0 does not"""
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in _MAY_BE_ZERO and value == 0 and not isinstance(value, bool):
+            if field.name in BASE and value == 0 and not isinstance(value, bool):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{field.name}={value!r} is not a positive whole number; choose 1 or more")
@@ -45,8 +48,9 @@ class Shape:
                 f"n_embd={self.n_embd} is not divisible by n_head={self.n_head}; "
                 f"choose n_head={nearest}, or a multiple of {self.n_head} for n_embd"
             )
-        if self.base_head_dim and not self.base_width:
-            raise ValueError(f"base_head_dim={self.base_head_dim} belongs to muP; give base_width too, or leave it 0")
+        for name in BASE[1:]:
+            if getattr(self, name) and not self.base_width:
+                raise ValueError(f"{name}={getattr(self, name)} belongs to muP or CompleteP; give base_width too, or leave it 0")
 
     @property
     def d_ff(self) -> int:
@@ -62,6 +66,11 @@ class Shape:
     def width_ratio(self) -> float:
         """m of muP (Yang et al. 2022, section B.1): width over base width; 1 under the standard parametrization."""
         return self.n_embd / self.base_width if self.base_width else 1.0
+
+    @property
+    def depth_ratio(self) -> float:
+        """m_L of CompleteP (Dey et al. 2025, table 1): depth over base depth; 1 where depth is not followed."""
+        return self.n_layer / self.base_depth if self.base_depth else 1.0
 
     @property
     def attention_scale(self) -> float:

@@ -78,7 +78,7 @@ class Transformer(nn.Module):
         """Draw every replica's weights from its own generator on the CPU, so that all devices start alike.
 
         embeddings, qkv, up: normal(0, 0.02); projections into the residual stream: normal(0, 0.02 / sqrt(2 L)); norm scales: 1.
-        Under muP the matrices between channels have 1 / sqrt(width_ratio) of that.
+        Under muP the matrices between channels have 1 / sqrt(width_ratio) of that; under CompleteP L is the base depth at every depth.
         """
         hidden_std = INIT_STD / math.sqrt(self.config.width_ratio)
         for replica, seed in enumerate(seeds):
@@ -87,7 +87,7 @@ class Transformer(nn.Module):
                 target = getattr(self, name)[replica]
                 std = INIT_STD if name in EMBEDDINGS else hidden_std
                 if name.startswith(("proj", "down")):
-                    std /= math.sqrt(2 * self.config.n_layer)
+                    std /= math.sqrt(2 * (self.config.base_depth or self.config.n_layer))
                 if name.startswith("norm"):
                     target.fill_(1.0)
                 else:
@@ -97,9 +97,12 @@ class Transformer(nn.Module):
         """Logits (K, B, T, V) for token ids (K, B, T), T <= block_size; with a cache, the tokens follow those already in it."""
         K, B, T = tokens.shape
         x = self.embed(tokens, cache.length if cache else 0)  # (K, B*T, C); here and below without K where that is 1
+        share = (
+            1 / self.config.depth_ratio
+        )  # what a branch adds: m_L^-1 under CompleteP (Dey et al. 2025, table 1, alpha = 1), else all of it
         for layer in range(self.config.n_layer):
-            x = x + self.drop(self.attention(norm(x, getattr(self, f"norm1_{layer}")), layer, B, T, cache))
-            x = x + self.drop(self.mlp(norm(x, getattr(self, f"norm2_{layer}")), layer))
+            x = torch.add(x, self.drop(self.attention(norm(x, getattr(self, f"norm1_{layer}")), layer, B, T, cache)), alpha=share)
+            x = torch.add(x, self.drop(self.mlp(norm(x, getattr(self, f"norm2_{layer}")), layer)), alpha=share)
         if cache:
             cache.length += T
         # The head stays in float32: it is cheap at a character vocabulary, and logits rounded to bf16 would coarsen the loss.

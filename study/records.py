@@ -58,6 +58,7 @@ _TRIALS = [
     _field("block_size", _int, "tokens", "context length"),
     _field("base_width", _int, "channels", "width at which muP equals the standard parametrization; 0 is the standard one"),
     _field("base_head_dim", _int, "channels", "muP: head width at which attention is scaled as usual; 0: at every one"),
+    _field("base_depth", _int, "layers", "depth at which CompleteP equals the standard parametrization; 0: depth is not followed"),
     _field("vocab_size", _int, "tokens", "characters and special tokens"),
     _field("params_embedding", _int, "parameters", "token embedding"),
     _field("params_position", _int, "parameters", "position embedding"),

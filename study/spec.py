@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from models.config import ModelConfig, Shape
+from models.config import BASE, ModelConfig, Shape
 from study.sweeps import Sweep, parse_sweep
 
 RECIPE_VERSION = 1
 """Raise it when the training code's numerics change: stored rows of an older version are then stale, never mixed in."""
 
-_ADDED_LATER: dict[str, Any] = {"shape.base_width": 0, "shape.base_head_dim": 0}
+PARAMETRIZATIONS = ("standard", "mup", "completep")
+
+_ADDED_LATER: dict[str, Any] = {f"shape.{name}": 0 for name in BASE}
 """Fields added after the first release with the value that means "as before": left out of the identity when they have it,
 so that adding a field does not re-address every stored trial."""
 
@@ -185,19 +187,23 @@ class Study:
     """lr = train.lr * (params_non_embedding / lr_reference) ** lr_exponent; 0 gives every size the same lr"""
     lr_reference: int = 0
     """params_non_embedding at which train.lr holds; 0 means the centre's"""
-    parametrization: Literal["standard", "mup"] = "standard"
+    parametrization: Literal["standard", "mup", "completep"] = "standard"
     """mup (Yang et al. 2022): initialization, learning rates and multipliers follow the width from the centre's (or
-    model.base_width), so that the best lr moves less with width"""
+    model.base_width), so that the best lr moves less with width; completep (Dey et al. 2025): the depth, too, from the centre's (or
+    model.base_depth)"""
     model: Shape = field(default_factory=Shape)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         self._check_parametrization()
-        if self.parametrization == "mup":
-            width = self.model.base_width or self.model.n_embd
-            head_dim = self.model.base_head_dim or max(1, width // self.model.n_head)
-            object.__setattr__(self, "model", replace(self.model, base_width=width, base_head_dim=head_dim))
+        if self.parametrization != "standard":
+            model = self.model
+            width = model.base_width or model.n_embd
+            base = {"base_width": width, "base_head_dim": model.base_head_dim or max(1, width // model.n_head)}
+            if self.parametrization == "completep":
+                base["base_depth"] = model.base_depth or model.n_layer
+            object.__setattr__(self, "model", replace(model, **base))
         _require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
         _require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
         _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
@@ -208,14 +214,18 @@ class Study:
 
     def _check_parametrization(self) -> None:
         name = self.parametrization
-        _require(name in ("standard", "mup"), f"parametrization={name!r} is not one of standard, mup")
+        _require(name in PARAMETRIZATIONS, f"parametrization={name!r} is not one of {', '.join(PARAMETRIZATIONS)}")
         _require(
-            name == "mup" or not self.model.base_width,
-            f"model.base_width={self.model.base_width} belongs to muP; give --parametrization mup too, or leave it out",
+            name != "standard" or not self.model.base_width,
+            f"model.base_width={self.model.base_width} belongs to muP; give --parametrization mup or completep too, or leave it out",
+        )
+        _require(
+            name == "completep" or not self.model.base_depth,
+            f"model.base_depth={self.model.base_depth} belongs to CompleteP; give --parametrization completep too, or leave it out",
         )
         _require(
             name == "standard" or not self.lr_exponent,
-            f"lr_exponent={self.lr_exponent} and parametrization=mup both change the learning rate with size; set lr_exponent to 0",
+            f"lr_exponent={self.lr_exponent} and parametrization={name} both change the learning rate with size; set lr_exponent to 0",
         )
 
 
@@ -244,7 +254,7 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
 def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
     """The centre with some fields changed; tokens become sequences and steps, lr follows the study's rule unless it is changed."""
     kinds = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)}
-    for name in ("base_width", "base_head_dim"):  # of the whole study: what muP compares with
+    for name in BASE:  # of the whole study: what muP and CompleteP compare with
         del kinds[name]
     kinds |= dict.fromkeys(("n_tokens", *_SEQUENCES_OF), int)
     unknown = set(change) - set(kinds)

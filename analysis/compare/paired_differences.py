@@ -26,8 +26,8 @@ KEY = ("n_layer", "n_embd", "n_head", "n_tokens")
 FEWEST_SHAPES = 3
 """Shapes of one seed each that are needed for an interval over shapes."""
 RECIPE = (
-    "data_name", "data_sha256", "n_steps", "batch_size", "block_size", "base_width", "base_head_dim", "vocab_size", "lr", "weight_decay",
-    "dropout", "schedule", "recipe_version", "precision", "device", "loss_floor",
+    "data_name", "data_sha256", "n_steps", "batch_size", "block_size", "base_width", "base_head_dim", "base_depth", "vocab_size", "lr",
+    "weight_decay", "dropout", "schedule", "recipe_version", "precision", "device", "loss_floor",
 )  # fmt: skip
 """Columns in which two studies can differ apart from shapes and lengths."""
 

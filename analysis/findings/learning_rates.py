@@ -63,8 +63,9 @@ def _untuned(known: pd.DataFrame) -> Refusal:
     one = len(distinct) == 1
     how = f"every size ran at one learning rate ({distinct[0]:.3g})" if one else "each size ran at a learning rate set by rule"
     bases = sorted({int(base) for base in known["base_width"].dropna().unique()} - {0}) if "base_width" in known else []
-    if bases:  # Yang et al. 2022: what muP promises, and what it does not
-        how = f"{how} under muP (base width {', '.join(map(str, bases))}), which carries it over widths, not over depths"
+    if bases:  # Yang et al. 2022, Dey et al. 2025: what muP and CompleteP promise, and what they do not
+        name, over = ("CompleteP", "widths and depths") if (known["base_depth"] > 0).any() else ("muP", "widths, not over depths")
+        how = f"{how} under {name} (base width {', '.join(map(str, bases))}), which carries it over {over}"
     advice = "let each size find its own, for example --sweeps rates:kind=search:n_embd=32,64:lr=1e-3,3e-2"
     return Refusal(Code.UNMATCHED, f"{how}, so shape and tuning {'may still be' if bases else 'are'} confounded; {advice}")
 

@@ -18,8 +18,9 @@ from analysis.fits import fit as fits
 from analysis.fits.fit import FitResult
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE, SEPARABLE_DATA, Law, with_aspect, with_head_dim
 from analysis.table.configurations import Configurations
+from analysis.table.load import ADDED_LATER
 
-RECIPE = ("batch_size", "weight_decay", "dropout", "schedule", "block_size", "base_width", "base_head_dim", "unique_tokens", "data_sha256")
+RECIPE = ("batch_size", "weight_decay", "dropout", "schedule", "block_size", *ADDED_LATER, "unique_tokens", "data_sha256")
 TUNED = ("tuned", "transferred", "at_edge")
 SIZE = "params_non_embedding"
 RANK_STARTS = 6

@@ -27,7 +27,7 @@ from study import records
 POSITIVE_COLUMNS = ("params_non_embedding", "params_total", "n_layer", "n_embd", "n_head", "n_tokens")
 """Columns of the laws: their logarithm is taken."""
 
-ADDED_LATER = ("base_width", "base_head_dim")
+ADDED_LATER = ("base_width", "base_head_dim", "base_depth")
 """Columns of the recipe that older files do not have; 0 is the standard parametrization, the only one there was."""
 
 LEAK_ERRORS = 4.0

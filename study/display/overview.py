@@ -49,8 +49,7 @@ def overview(
     if found.foreign:
         lines.append(f"{found.foreign} rows are of trials that the study, as it is now, does not hold; they stay and are left out")
     if study.model.base_width:
-        base = f"base width {study.model.base_width}, head width {study.model.base_head_dim}"
-        lines.append(f"parametrization: muP, {base}; lr holds at the base, matrices follow the width, attention's scale the head width")
+        lines.append(_parametrization(study))
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"note: sweep {sweep.name}: {line}" for sweep in map(parse_sweep, study.sweeps) for line in sweep.unreachable()]
     total = flops_to_train(found.missing, vocab_size)
@@ -67,6 +66,15 @@ def describe_data(study: Study, corpus: Corpus | None) -> str:
     )
     text += f", {corpus.n_unknown:,} of them unseen in training" if corpus.n_unknown else ""
     return text + (f"; entropy {corpus.floor:.3f} nats per character" if corpus.floor is not None else "")
+
+
+def _parametrization(study: Study) -> str:
+    model = study.model
+    name, depth = ("CompleteP", f", base depth {model.base_depth}") if model.base_depth else ("muP", "")
+    follows = "matrices follow the width, " + ("branches the depth, " if depth else "") + "attention's scale the head width"
+    return (
+        f"parametrization: {name}, base width {model.base_width}, head width {model.base_head_dim}{depth}; lr holds at the base, {follows}"
+    )
 
 
 def configuration_table(trials: Sequence[Trial], found: Survey, vocab_size: int, expected: Mapping[str, float]) -> list[str]:

@@ -1,7 +1,9 @@
 """AdamW for a bundle: a few parameter groups per replica, each one flat tensor, so that every scalar of the recipe may differ by replica.
 
 Matrices take weight decay, norm scales do not. Under muP (Yang et al. 2022, table 8, Adam) the matrices between channels are a group of
-their own, whose learning rate falls with width; their decay per step, learning rate times weight decay, does not.
+their own, whose learning rate falls with width; their decay per step, learning rate times weight decay, does not. Under CompleteP (Dey
+et al. 2025, table 1, alpha = 1) no learning rate follows the depth; AdamW's epsilon in the blocks falls with width and depth, as
+gradients do.
 
 optimizer = make_optimizer(model, [trial.train for trial in trials]); replicas = groups_by_replica(optimizer)
 """
@@ -9,6 +11,7 @@ optimizer = make_optimizer(model, [trial.train for trial in trials]); replicas =
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +25,19 @@ from study.spec import TrainConfig
 warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
 
 Groups = dict[str, Any]
+EPSILON = 1e-8
+"""Added to the root of AdamW's second moment at the base shape: torch's and the paper's (Kingma & Ba 2015)."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A run of the flat buffer whose parameters are trained alike; `rate` and `epsilon` are factors of the recipe's."""
+
+    name: str
+    place: slice
+    rate: float = 1.0
+    decays: bool = False
+    epsilon: float = 1.0
 
 
 def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device: bool = False) -> torch.optim.AdamW:
@@ -36,15 +52,14 @@ def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device
     parts = _parts(model.config)
     groups: list[Groups] = []
     for index, recipe in enumerate(recipes):
-        tensors = {rate: torch.full((), recipe.lr * rate, device=device) for _, _, rate, _ in parts}
-        for name, part, rate, decays in parts:
-            weights = model.flat[index, part]
-            weights.grad = model.flat_grad[index, part]
-            lr = tensors[rate] if on_device else recipe.lr * rate
-            decay = recipe.weight_decay / rate if decays else 0.0
-            groups.append(
-                {"params": [weights], "weight_decay": decay, "betas": (recipe.beta1, recipe.beta2), "lr": lr, "name": name, "rate": rate}
-            )
+        tensors = {part.rate: torch.full((), recipe.lr * part.rate, device=device) for part in parts}
+        for part in parts:
+            weights = model.flat[index, part.place]
+            weights.grad = model.flat_grad[index, part.place]
+            lr = tensors[part.rate] if on_device else recipe.lr * part.rate
+            decay = recipe.weight_decay / part.rate if part.decays else 0.0
+            moments = {"betas": (recipe.beta1, recipe.beta2), "eps": EPSILON * part.epsilon}
+            groups.append({"params": [weights], "weight_decay": decay, **moments, "lr": lr, "name": part.name, "rate": part.rate})
     optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), capturable=on_device and device.type == "cuda")
     for group in groups:  # made here, not at the first step, so that a checkpoint can be read into them
         weights = group["params"][0]
@@ -53,14 +68,21 @@ def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device
     return optimizer
 
 
-def _parts(config: ModelConfig) -> list[tuple[str, slice, float, bool]]:
-    """Name, place in the flat buffer, learning rate over the recipe's, and whether weight decays, of each group of a replica."""
-    embeddings, decayed = count_embeddings(config), count_decayed(config)
-    scales = ("scales", slice(decayed, None), 1.0, False)
+def _parts(config: ModelConfig) -> list[_Part]:
+    """The parameter groups of a replica; those of norm scales come last."""
+    embeddings, decayed, width = count_embeddings(config), count_decayed(config), config.width_ratio
     if not config.base_width:
-        return [("matrices", slice(0, decayed), 1.0, True), scales]
-    hidden = ("hidden", slice(embeddings, decayed), 1 / config.width_ratio, True)
-    return [("embeddings", slice(0, embeddings), 1.0, True), hidden, scales]
+        return [_Part("matrices", slice(0, decayed), decays=True), _Part("scales", slice(decayed, None))]
+    outer = _Part("embeddings", slice(0, embeddings), decays=True)
+    if not config.base_depth:
+        return [outer, _Part("hidden", slice(embeddings, decayed), 1 / width, decays=True), _Part("scales", slice(decayed, None))]
+    epsilon = 1 / (width * config.depth_ratio)
+    return [
+        outer,
+        _Part("hidden", slice(embeddings, decayed), 1 / width, True, epsilon),
+        _Part("block scales", slice(decayed, -config.n_embd), epsilon=epsilon),
+        _Part("scales", slice(-config.n_embd, None)),
+    ]
 
 
 def groups_by_replica(optimizer: torch.optim.AdamW) -> list[list[Groups]]:

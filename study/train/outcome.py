@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
+from models.config import BASE
 from study.spec import RECIPE_VERSION, Trial
 
 
@@ -55,7 +56,7 @@ def finished_row(replica: Replica, ran: Ran, vocab_size: int, unique_tokens: int
     n_tokens = steps * trial.train.batch_size * trial.shape.block_size
     last = {} if diverged else curve[-1]
     counts = ("params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token", "d_ff")
-    shape = ("n_layer", "n_embd", "n_head", "block_size", "base_width", "base_head_dim", "vocab_size")
+    shape = ("n_layer", "n_embd", "n_head", "block_size", *BASE, "vocab_size")
     recipe = ("batch_size", "lr", "weight_decay", "dropout", "schedule")
     how = (
         "ms_per_step", "cpu_ms_per_step", "device", "precision", "peak_memory_bytes", "train_s", "eval_s", "wall_s", "restarts",

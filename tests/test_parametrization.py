@@ -1,4 +1,4 @@
-"""muP: equal to the standard parametrization at its base width, and beyond it neither movement nor the best learning rate follow width."""
+"""muP and CompleteP: standard at their base; beyond it neither training nor the best learning rate moves with what they follow."""
 
 import math
 from dataclasses import replace
@@ -13,11 +13,11 @@ from analysis.findings import conclude as conclusions
 from analysis.findings.fit_summary import Options
 from analysis.fits import law_selection as selection
 from analysis.table import load as table
-from benchmarks.mup import best_rate, coordinates, family, growth, losses
+from benchmarks.parametrization import base_shape, best_rate, coordinates, family, growth, losses
 from models.config import ModelConfig, Shape
 from models.transformer import Transformer, count_decayed, count_embeddings
 from study.data import corpus as data
-from study.spec import DataConfig, Study, Trial, expand
+from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.train.bundle import Bundle
 from study.train.device import Execution
 from study.train.optimizer import groups_by_replica, make_optimizer
@@ -39,11 +39,12 @@ def curve(corpus: data.Corpus, *trials: Trial) -> list[float]:
     return [row["val_loss"] for replica in bundle.replicas for row in replica.curve]
 
 
-def test_at_its_base_width_it_is_the_standard_parametrization_bit_for_bit(corpus: data.Corpus) -> None:
-    standard, mup = (family(name, BASE, BASE, 30) for name in ("standard", "mup"))
-    assert mup.shape.base_width == BASE
-    assert mup.trial_id != standard.trial_id
-    assert curve(corpus, mup) == curve(corpus, standard)
+@pytest.mark.parametrize(("name", "depth"), [("mup", 0), ("completep", 2)])
+def test_at_its_base_it_is_the_standard_parametrization_bit_for_bit(corpus: data.Corpus, name: str, depth: int) -> None:
+    standard, other = (family(rule, base_shape(n_embd=BASE), 30) for rule in ("standard", name))
+    assert (other.shape.base_width, other.shape.base_depth) == (BASE, depth)
+    assert other.trial_id != standard.trial_id
+    assert curve(corpus, other) == curve(corpus, standard)
 
 
 def test_beyond_it_initialization_rates_and_multipliers_follow_the_width() -> None:
@@ -60,7 +61,7 @@ def test_beyond_it_initialization_rates_and_multipliers_follow_the_width() -> No
         for layer in range(2):
             getattr(model, f"qkv_{layer}")[:, :128] *= 2.0  # queries: what 1 / D takes away from 1 / sqrt(D)
         torch.testing.assert_close(model(tokens) * 4, standard(tokens))
-    recipe = family("mup", 128, 32, 10).train
+    recipe = TrainConfig(n_steps=10)
     groups = {group["name"]: group for group in groups_by_replica(make_optimizer(model, [recipe]))[0]}
     assert {name: group["lr"] / recipe.lr for name, group in groups.items()} == {"embeddings": 1, "hidden": 0.25, "scales": 1}
     for name in ("embeddings", "hidden"):  # the decay of a step is that of the base width
@@ -72,8 +73,33 @@ def test_beyond_it_initialization_rates_and_multipliers_follow_the_width() -> No
     ]
 
 
-def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path: Path) -> None:
-    trial = family("mup", 2 * BASE, BASE, 20)
+def test_completep_has_the_factors_of_the_paper_s_table() -> None:
+    config = ModelConfig(n_layer=6, n_embd=64, n_head=4, block_size=16, vocab_size=64, base_width=32, base_head_dim=8, base_depth=2)
+    model, mup, shallow = (Transformer(replace(config, **change)) for change in ({}, {"base_depth": 0}, {"n_layer": 2}))
+    torch.testing.assert_close(model.down_5, mup.down_5 * math.sqrt(6 / 2))  # no start of a projection follows the depth
+    assert torch.equal(model.proj_0, shallow.proj_0)
+    given = [torch.randn(1, 4, 64) for _ in range(12)]
+    model.attention = lambda x, layer, *_: given[2 * layer][0]  # type: ignore[method-assign]
+    model.mlp = lambda x, layer: given[2 * layer + 1][0]  # type: ignore[method-assign]
+    with torch.no_grad():
+        tokens = torch.arange(4).view(1, 1, 4)
+        stream = model.embed(tokens) + sum(given)[0] / 3  # type: ignore[index]
+        torch.testing.assert_close(model(tokens)[0, 0], torch.nn.functional.layer_norm(stream, (64,)) / 2 @ model.wte[0].T)
+    recipe = TrainConfig(n_steps=10)
+    groups = groups_by_replica(make_optimizer(model, [recipe]))[0]
+    table = {g["name"]: (g["lr"] / recipe.lr, g["weight_decay"] / recipe.weight_decay, g["eps"] / 1e-8) for g in groups}
+    assert table == {
+        "embeddings": (1, 1, 1),
+        "hidden": (1 / 2, pytest.approx(2), pytest.approx(1 / (2 * 3))),
+        "block scales": (1, 0, pytest.approx(1 / (2 * 3))),
+        "scales": (1, 0, 1),
+    }
+    assert sum(len(group["params"][0]) for group in groups) == config.params_total
+
+
+@pytest.mark.parametrize("name", ["mup", "completep"])
+def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path: Path, name: str) -> None:
+    trial = family(name, base_shape(n_embd=BASE, n_layer=1), 20, n_embd=2 * BASE, n_layer=2)
     trials = [replace(trial, seed=seed, train=replace(trial.train, eval_interval=10, lr=lr)) for seed, lr in ((1, 2e-3), (2, 8e-3))]
     together = curve(corpus, *trials)
     np.testing.assert_allclose(together, curve(corpus, trials[0]) + curve(corpus, trials[1]), rtol=1e-5)
@@ -91,7 +117,7 @@ def test_what_training_moves_does_not_depend_on_width_under_mup_and_does_otherwi
     widths = (32, 64, 128, 256)
     found = {}
     for name in ("standard", "mup"):
-        moved = [coordinates(corpus, family(name, width, 64, 100), (1, 2), n_steps=6, lr=8e-3) for width in widths]
+        moved = [coordinates(corpus, family(name, base_shape(), 100, n_embd=width), (1, 2), n_steps=6, lr=8e-3) for width in widths]
         found[name] = {what: growth(widths, [row[what] for row in moved]) for what in ("logits", "block")}
     assert all(abs(value) < 0.2 for value in found["mup"].values()), found
     assert all(value > 0.4 for value in found["standard"].values()), found
@@ -102,9 +128,9 @@ def test_the_best_learning_rate_moves_less_across_widths_than_under_the_standard
     for name in ("standard", "mup"):
         best = []
         for width in (32, 128):  # half and twice the base, where the two are the same
-            trial = family(name, width, 64, 100, n_layer=1)
-            shape, train = replace(trial.shape, block_size=16), replace(trial.train, batch_size=16, eval_windows=512)
-            best.append(best_rate(rates, losses(corpus, replace(trial, shape=shape, train=train), rates, (1, 2))))
+            trial = family(name, base_shape(n_layer=1, block_size=16), 100, n_embd=width)
+            trial = replace(trial, train=replace(trial.train, batch_size=16, eval_windows=512))
+            best.append(best_rate(rates, losses(corpus, trial, rates, (1, 2))))
         found[name] = growth((32, 128), best)
     assert abs(found["mup"]) < 0.6 * abs(found["standard"]), found
 
@@ -120,14 +146,20 @@ def test_a_study_takes_its_base_from_its_center_and_says_what_does_not_go_togeth
     assert (given.model.base_width, given.model.base_head_dim) == (32, 8)  # its four heads at the base
     with pytest.raises(ValueError, match="both change the learning rate with size; set lr_exponent to 0"):
         Study(parametrization="mup", lr_exponent=-0.15)
-    with pytest.raises(ValueError, match="belongs to muP; give --parametrization mup too"):
+    with pytest.raises(ValueError, match="belongs to muP; give --parametrization mup or completep too"):
         Study(model=Shape(base_width=32))
     with pytest.raises(ValueError, match="changes unknown field"):  # a study has one parametrization
         expand(Study(sweeps=("base:base_width=32,64",)))
-    with pytest.raises(ValueError, match="is not one of standard, mup"):
+    with pytest.raises(ValueError, match="is not one of standard, mup, completep"):
         Study(parametrization="mu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give base_width too"):
         Shape(base_head_dim=8)
+    with pytest.raises(ValueError, match="give base_width too"):
+        Shape(base_depth=2)
+    with pytest.raises(ValueError, match="base_depth=4 belongs to CompleteP; give --parametrization completep too"):
+        Study(parametrization="mup", model=Shape(base_width=64, base_depth=4))
+    with pytest.raises(ValueError, match="and parametrization=completep both change the learning rate with size"):
+        Study(parametrization="completep", lr_exponent=-0.15)
 
 
 def test_the_report_says_what_one_rate_under_mup_does_not_settle(tmp_path: Path) -> None:
@@ -136,14 +168,14 @@ def test_the_report_says_what_one_rate_under_mup_does_not_settle(tmp_path: Path)
 
     write_study(tmp_path, "quick", loss, parametrization=["mup"], lr_exponent=["0"])
     rates = conclusions.conclude(table.load(tmp_path), Options(n_bootstrap=0))["learning_rates"]
-    assert "at one learning rate (0.007) under muP (base width 64)" in rates["refused"]["reason"]
+    assert "at one learning rate (0.005) under muP (base width 32)" in rates["refused"]["reason"]
     assert "may still be confounded" in rates["refused"]["reason"]
 
 
 def test_rows_of_before_are_of_the_standard_parametrization_and_are_fitted_with_those_of_now() -> None:
     old = table.load(Path(__file__).parent.parent / "benchmarks" / "results" / "study_matched.parquet")  # written without the columns
-    assert (old.rows[["base_width", "base_head_dim"]] == 0).all(axis=None)
-    now = old.trials.assign(seed=old.trials["seed"] + 10, base_width=0, base_head_dim=0)
+    assert (old.rows[["base_width", "base_head_dim", "base_depth"]] == 0).all(axis=None)
+    now = old.trials.assign(seed=old.trials["seed"] + 10, base_width=0, base_head_dim=0, base_depth=0)
     assert selection.one_recipe(pd.concat([old.trials, now], ignore_index=True)).all()
     assert not selection.one_recipe(pd.concat([old.trials, now.assign(base_width=64)], ignore_index=True)).all()
 
