@@ -37,6 +37,7 @@ class Code(StrEnum):
     MISSING = "column_missing"
     NO_VARIATION = "nothing_varies"
     NO_OPTIMUM = "no_single_exponent_of_shape"
+    BACKTEST_FAILS = "backtest_covers_too_little"
     INTERACTION = "depth_and_width_interact"
 
 

@@ -267,9 +267,18 @@ SAME_SIZE = 0.05
 such a difference is worth is taken off along the curve before shapes are compared."""
 
 
+def size_labels(values: NDArray[np.float64]) -> NDArray[np.intp]:
+    """The size of each configuration, counted from the smallest: a new one begins where N steps up by more than SAME_SIZE."""
+    order = np.argsort(values, kind="stable")
+    steps = np.diff(np.log(values[order]), prepend=np.log(values[order][:1])) > np.log1p(SAME_SIZE)
+    labels = np.empty(len(values), dtype=np.intp)
+    labels[order] = np.cumsum(steps)
+    return labels
+
+
 def distinct_sizes(values: NDArray[np.float64]) -> int:
     """Number of values that differ by more than SAME_SIZE from the next smaller one."""
-    return int(1 + np.sum(np.diff(np.log(np.sort(values))) > np.log1p(SAME_SIZE))) if len(values) else 0
+    return int(size_labels(values).max()) + 1 if len(values) else 0
 
 
 STALE_PREFIXES = ("stale:", "not in the present study")

@@ -1,0 +1,245 @@
+"""The law to forecast from: exponents fixed before any study trains, amplitudes by non-negative least squares on relative residuals.
+
+    L = E + A / n_layer + B / n_embd + C (N / N0)^-0.34            A, B, C >= 0; E at least the text's entropy where that is known
+
+Exponents of depth and width: Liu et al. 2026 (arXiv 2602.05970; .98 +- .08 and 1.20 +- .27 over 205 runs); of N: Hoffmann et al. 2022.
+Free exponents fit the runs at hand better and unseen larger ones worse (`make bench-laws`).
+
+An interval is twice the root mean square error of predicting each size from all others; what the curve's own covariance promises covers
+half to four fifths. A rolling backtest (every size from all smaller ones) stands beside it, and where that covers less than 90 % there is
+stands beside it, and where that covers less than 90 % there is no interval.
+
+    found = fit_forecast_law(cells); found.predict(n_layer=4, n_embd=128, params=8e5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+from analysis.estimate import Code, Estimate, Refusal
+from analysis.fits.laws import SIZE
+from analysis.table.configurations import Configurations, Floats
+from analysis.table.load import size_labels
+
+EXPONENTS = (1.0, 1.0, 0.34)
+"""Of depth, of width, of N."""
+SENSITIVITY = ((0.6, 0.6, 0.34), (1.0, 1.0, 0.25), (1.0, 1.0, 0.5))
+"""Other exponents that a reader may believe in; each is fitted and scored beside the law."""
+SOURCE = "Liu et al. 2026 (arXiv 2602.05970) for depth and width, Hoffmann et al. 2022 for N"
+EQUATION = "E + A / n_layer + B / n_embd + C * N^-0.34"
+MIN_SIZES, MIN_CONFIGURATIONS = 4, 6
+WIDTH = 2.0
+"""Root mean square errors to either side of a forecast."""
+COVERED = 0.9
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One solution of the law; predicts from columns."""
+
+    coefficients: Floats
+    exponents: tuple[float, float, float]
+    floor: float
+    reference: float
+
+    def predict(self, columns: Mapping[str, Floats]) -> Floats:
+        """Losses in nats, (points,)."""
+        return self.floor + _features(columns, self.exponents, self.reference) @ self.coefficients
+
+
+@dataclass(frozen=True)
+class Backtest:
+    """Every size forecast from all smaller ones.
+
+    Args:
+        rows: per size {"params", "n", "from_sizes", "median_error", "half_width", "covered"}, errors relative.
+        median_error: over all forecast configurations.
+        coverage: share of them within their interval.
+        perfect_error: median error that a perfect law would show at the scatter of the means around this one.
+    """
+
+    rows: tuple[dict[str, float], ...]
+    n: int
+    median_error: float
+    coverage: float
+    perfect_error: float
+
+
+@dataclass(frozen=True)
+class ForecastFit:
+    """The fitted law of one training length; losses in nats, errors relative."""
+
+    curve: Curve
+    half_width: float
+    residual_sd: float
+    backtest: Backtest | None
+    interval_refused: Refusal | None
+    aspects: tuple[float, float]
+    sensitivity: tuple[dict[str, Any], ...]
+    n: int
+    curves: tuple[Curve, ...] = field(repr=False, compare=False)
+
+    def predict(self, n_layer: float, n_embd: float, params: float) -> Estimate:
+        """Loss of a shape; without an interval where the backtest does not earn one (`interval_refused`)."""
+        value = float(self.curve.predict(_point(n_layer, n_embd, params))[0])
+        low, high = (value * (1 + side * self.half_width) for side in (-1, 1))
+        method = "fixed exponents, leaving one size out"
+        if self.interval_refused:
+            return Estimate(value, None, None, "nats", self.n, method)
+        return Estimate(value, low, high, "nats", self.n, method)
+
+    def spread(self, n_layer: float, n_embd: float, params: float) -> list[float]:
+        """The same forecast under the other exponents."""
+        return [float(curve.predict(_point(n_layer, n_embd, params))[0]) for curve in self.curves]
+
+    def best_shape(self, params: float) -> tuple[int, int] | Refusal:
+        """Depth and width of least forecast loss with 12 n_layer n_embd^2 = params, among the aspects that were run."""
+        depth = np.arange(1.0, 1001.0)
+        width = np.round(np.sqrt(params / (12 * depth)))
+        inside = (width >= self.aspects[0] * depth) & (width <= self.aspects[1] * depth) & (width >= 1)
+        if not inside.any():
+            return Refusal(
+                Code.EXTRAPOLATION, f"no shape of {params:.3g} parameters has an aspect that was run; train wider or deeper models first"
+            )
+        depth, width = depth[inside], width[inside]
+        best = int(np.argmin(self.curve.predict({"n_layer": depth, "n_embd": width, SIZE: 12 * depth * width**2})))
+        return int(depth[best]), int(width[best])
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        named = dict(zip("EABC", (self.curve.floor + self.curve.coefficients[0], *self.curve.coefficients[1:]), strict=True))
+        backtest = self.backtest and {**self.backtest.__dict__, "rows": list(self.backtest.rows)}
+        return {
+            "equation": EQUATION,
+            "source": SOURCE,
+            "params": {name: float(value) for name, value in named.items()},
+            "reference": {SIZE: self.curve.reference},
+            "exponents": dict(zip(("n_layer", "n_embd", SIZE), self.curve.exponents, strict=True)),
+            "floor": self.curve.floor,
+            "residual_sd": self.residual_sd,
+            "half_width": None if self.interval_refused else self.half_width,
+            "interval_refused": self.interval_refused and self.interval_refused.to_dict()["refused"],
+            "backtest": backtest,
+            "aspects": list(self.aspects),
+            "sensitivity": list(self.sensitivity),
+            "n_configurations": self.n,
+        }
+
+
+def fit_forecast_law(cells: Configurations, floor: float | None = None) -> ForecastFit | Refusal:
+    """Fit the forecasting law to the configurations of one training length.
+
+    Args:
+        floor: entropy of the text in nats; None takes `loss_floor` where the rows have it, else 0.
+    """
+    refused = _refused(cells)
+    if refused:
+        return refused
+    known = cells.columns["loss_floor"][np.isfinite(cells.columns["loss_floor"])] if "loss_floor" in cells.columns else np.array([])
+    least = float(floor if floor is not None else known.min() if len(known) else 0.0)
+    labels = size_labels(cells.columns[SIZE])
+    curve, *others = (_solve(cells, least, exponents) for exponents in (EXPONENTS, *SENSITIVITY))
+    errors = _errors(curve, cells)
+    sd = float(np.sqrt(np.sum(errors**2) / max(len(cells) - int((curve.coefficients > 0).sum()), 1)))
+    backtest = _backtest(cells, labels, least, EXPONENTS, sd)
+    aspect = cells.columns["aspect"]
+    return ForecastFit(
+        curve=curve,
+        half_width=WIDTH * _left_out(cells, labels, least, EXPONENTS),
+        residual_sd=sd,
+        backtest=backtest,
+        interval_refused=_interval_refused(backtest),
+        aspects=(float(aspect.min()), float(aspect.max())),
+        sensitivity=tuple(_scored(other, cells, labels, least) for other in others),
+        n=len(cells),
+        curves=tuple(others),
+    )
+
+
+def _refused(cells: Configurations) -> Refusal | None:
+    for column in ("n_layer", "n_embd", SIZE):
+        if not len(cells) or not np.isfinite(cells.columns[column]).all():
+            return Refusal(Code.MISSING, f"some configurations have no {column}, which the forecasting law needs")
+    if len(np.unique(cells.columns["n_tokens"])) > 1:
+        return Refusal(
+            Code.UNMATCHED, "the configurations have several training lengths, and the forecasting law is of one; fit each length alone"
+        )
+    if (sizes := int(size_labels(cells.columns[SIZE]).max()) + 1) < MIN_SIZES:
+        return Refusal(Code.TOO_FEW_SIZES, f"a forecast needs {MIN_SIZES} sizes and there are {sizes}; add {MIN_SIZES - sizes} more")
+    if len(cells) < MIN_CONFIGURATIONS:
+        return Refusal(Code.TOO_FEW_DF, f"a forecast needs {MIN_CONFIGURATIONS} configurations and there are {len(cells)}; add some")
+    if len(np.unique(cells.columns["n_layer"])) < 2 and len(np.unique(cells.columns["n_embd"])) < 2:
+        return Refusal(Code.NO_VARIATION, "all configurations have one depth and one width, so what varies their size is not known")
+    return None
+
+
+# ---- solving ----
+
+
+def _point(n_layer: float, n_embd: float, params: float) -> dict[str, Floats]:
+    return {"n_layer": np.array([float(n_layer)]), "n_embd": np.array([float(n_embd)]), SIZE: np.array([float(params)])}
+
+
+def _features(columns: Mapping[str, Floats], exponents: tuple[float, float, float], reference: float) -> Floats:
+    depth, width, size = columns["n_layer"], columns["n_embd"], columns[SIZE] / reference
+    return np.stack([np.ones_like(depth), depth ** -exponents[0], width ** -exponents[1], size ** -exponents[2]], axis=1)
+
+
+def _solve(cells: Configurations, floor: float, exponents: tuple[float, float, float]) -> Curve:
+    reference = float(np.exp(np.mean(np.log(cells.columns[SIZE]))))
+    scaled = _features(cells.columns, exponents, reference) / cells.loss[:, None]
+    length = np.linalg.norm(scaled, axis=0)
+    coefficients, _ = nnls(scaled / length, 1 - floor / cells.loss)
+    return Curve(coefficients / length, exponents, floor, reference)
+
+
+def _errors(curve: Curve, cells: Configurations) -> Floats:
+    """Relative errors of a curve, (configurations,)."""
+    return curve.predict(cells.columns) / cells.loss - 1
+
+
+def _left_out(cells: Configurations, labels: NDArray[np.intp], floor: float, exponents: tuple[float, float, float]) -> float:
+    """Root mean square relative error of predicting each size from all others."""
+    errors = [_errors(_solve(cells.take(labels != size), floor, exponents), cells.take(labels == size)) for size in np.unique(labels)]
+    return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
+
+
+def _backtest(
+    cells: Configurations, labels: NDArray[np.intp], floor: float, exponents: tuple[float, float, float], scatter: float
+) -> Backtest | None:
+    rows, errors, covered = [], [], []
+    for size in range(MIN_SIZES - 1, int(labels.max()) + 1):
+        before, here = cells.take(labels < size), cells.take(labels == size)
+        if len(before) < MIN_CONFIGURATIONS:
+            continue
+        error = np.abs(_errors(_solve(before, floor, exponents), here))
+        half = WIDTH * _left_out(before, labels[labels < size], floor, exponents)
+        errors.append(error)
+        covered.append(error <= half)
+        size_row = {"params": float(np.median(here.columns[SIZE])), "n": len(here), "from_sizes": size}
+        rows.append(size_row | {"median_error": float(np.median(error)), "half_width": half, "covered": int(covered[-1].sum())})
+    if not rows:
+        return None
+    joined, inside = np.concatenate(errors), np.concatenate(covered)
+    return Backtest(tuple(rows), len(joined), float(np.median(joined)), float(inside.mean()), 0.6745 * scatter)
+
+
+def _interval_refused(backtest: Backtest | None) -> Refusal | None:
+    if backtest is None:
+        return Refusal(Code.TOO_FEW_SIZES, "no size can be forecast from enough smaller ones, so no interval is tested; add sizes")
+    if backtest.coverage < COVERED:
+        reason = f"of {backtest.n} forecasts from smaller models {100 * backtest.coverage:.0f} % fell within their interval, less than 90 %"
+        return Refusal(Code.BACKTEST_FAILS, reason)
+    return None
+
+
+def _scored(curve: Curve, cells: Configurations, labels: NDArray[np.intp], floor: float) -> dict[str, Any]:
+    sd = float(np.sqrt(np.mean(_errors(curve, cells) ** 2)))
+    backtest = _backtest(cells, labels, floor, curve.exponents, sd)
+    return {"exponents": list(curve.exponents), "residual_sd": sd, "median_error": backtest and backtest.median_error}
