@@ -116,7 +116,7 @@ class Command:
         if self.options.out:
             return Path(self.options.out).expanduser().resolve()
         data, own = self.study.data, _parse_with(self.name, [self.name], []).study.data
-        other = data != own and (safe_name(Path(data.path).stem) if data.path else data.name if data.name != own.name else "")
+        other = data != own and (safe_name(Path(data.path).stem) if data.path else safe_name(data.name) if data.name != own.name else "")
         return Path("results").resolve() / (f"{self.study_name}-{other}" if other else self.study_name)
 
 

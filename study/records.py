@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """MAJOR.MINOR: a reader refuses a newer major version; a newer minor version only adds columns."""
 
 STATUSES = ("COMPLETED", "STOPPED", "DIVERGED", "FAILED", "INTERRUPTED")
@@ -59,7 +59,10 @@ _TRIALS = [
     _field("base_width", _int, "channels", "width at which muP equals the standard parametrization; 0 is the standard one"),
     _field("base_head_dim", _int, "channels", "muP: head width at which attention is scaled as usual; 0: at every one"),
     _field("base_depth", _int, "layers", "depth at which CompleteP equals the standard parametrization; 0: depth is not followed"),
-    _field("vocab_size", _int, "tokens", "characters and special tokens"),
+    _field("vocab_size", _int, "tokens", "size of the vocabulary, marks included"),
+    _field("tokenizer", _str, "", "char | bytes | bpe:SIZE | a tokenizer.json"),
+    _field("module", _str, "", "FILE:CLASS of a model of the user's own, with the hash of its file; empty: the built-in one"),
+    _field("extra", _str, "", "the user's own fields of that model, as JSON"),
     _field("params_embedding", _int, "parameters", "token embedding"),
     _field("params_position", _int, "parameters", "position embedding"),
     _field("params_blocks", _int, "parameters", "transformer blocks without the final norm"),
@@ -76,6 +79,7 @@ _TRIALS = [
     _field("dropout", _float, "", "dropout probability"),
     _field("schedule", _str, "", "cosine | wsd | constant"),
     _field("val_loss_se", _float, "nats/token", "standard error of val_loss over the validation windows"),
+    _field("val_bpb", _float, "bits/byte", "val_loss per UTF-8 byte of the validation text: comparable across tokenizers"),
     _field("train_loss", _float, "nats/token", "loss on fixed training windows at the last step"),
     _field("best_val_loss", _float, "nats/token", "lowest val_loss of the curve"),
     _field("loss_floor", _float, "nats/token", "entropy of the validation text where it is known"),
@@ -118,6 +122,7 @@ _CURVES = [
     _field("train_loss", _float, "nats/token", "loss on fixed training windows"),
     _field("val_loss", _float, "nats/token", "loss on the fixed validation windows"),
     _field("val_loss_se", _float, "nats/token", "standard error of val_loss over windows"),
+    _field("val_bpb", _float, "bits/byte", "val_loss per UTF-8 byte of the validation text"),
     _field("batch_loss", _float, "nats/token", "mean loss of the training batches since the last evaluation"),
     _field("lr", _float, "", "learning rate of the last step"),
     _field("grad_norm", _float, "", "mean global gradient norm before clipping since the last evaluation"),

@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from study.search.search_state import Searches
     from study.spec import Trial
 
-TINYSTORIES_CHARACTERS = 228
-"""Vocabulary assumed in a dry run while the text is not here (the published study's)."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code. A person's mistake gives one sentence, never a traceback."""
@@ -87,10 +84,10 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     began = time.monotonic()
     study, out = command.study, command.out
     if command.options.dry_run:
-        corpus = data.find(study.data) if study.data.name == "tinystories" else data.prepare(study.data)
+        corpus = data.find(study.data) if study.data.from_hub else data.prepare(study.data)
     else:
         corpus = data.prepare(study.data)
-    vocab_size = corpus.vocab_size if corpus else TINYSTORIES_CHARACTERS
+    vocab_size = corpus.vocab_size if corpus else data.expected_vocab_size(study.data)
     trials = expand(study, data.data_key(study.data))
     if corpus:
         for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:

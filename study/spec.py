@@ -9,6 +9,7 @@ never of where it runs.
 import hashlib
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -21,7 +22,7 @@ RECIPE_VERSION = 1
 
 PARAMETRIZATIONS = ("standard", "mup", "completep")
 
-_ADDED_LATER: dict[str, Any] = {f"shape.{name}": 0 for name in BASE}
+_ADDED_LATER: dict[str, Any] = {f"shape.{name}": 0 for name in BASE} | {"column": "text", "tokenizer": "char", "vocab_size": 0}
 """Fields added after the first release with the value that means "as before": left out of the identity when they have it,
 so that adding a field does not re-address every stored trial."""
 
@@ -101,10 +102,17 @@ class TrainConfig:
 class DataConfig:
     """Which text. A path means the user's own text."""
 
-    name: Literal["stories", "tinystories", "text"] = "stories"
-    """stories: embedded corpus with known entropy; tinystories: download; text: your own file (--data.path)"""
+    name: str = "stories"
+    """stories: embedded corpus with known entropy; tinystories; hub:OWNER/DATASET[@REVISION][/BEGINNING][:COLUMN] of the Hugging Face
+    hub; text: your own (--data.path)"""
     path: str = ""
-    """a UTF-8 text file of your own"""
+    """a text of your own: UTF-8, or .jsonl, .parquet, .gz, or a folder of them; or a folder with train.bin and val.bin (see vocab_size)"""
+    column: str = "text"
+    """the text's column in .jsonl and .parquet files"""
+    tokenizer: str = "char"
+    """char; bytes; bpe:SIZE, learned from the training text; or a tokenizer.json"""
+    vocab_size: int = 0
+    """of arrays of token ids"""
     train_chars: int = 4_000_000
     """stories: characters of training text"""
     seed: int = 0
@@ -115,10 +123,22 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.path:  # a file of one's own wins over the study's text: `original --data.path my.txt`
             object.__setattr__(self, "name", "text")
-        _require(self.name in ("stories", "tinystories", "text"), f"data.name={self.name!r} is not one of stories, tinystories, text")
+        known = self.name in ("stories", "tinystories", "text") or self.name.startswith("hub:")
+        _require(known, f"data.name={self.name!r} is not one of stories, tinystories, text, hub:OWNER/DATASET")
         _require(self.name != "text" or bool(self.path), "data.name=text needs a file; give --data.path FILE")
+        size = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
+        _require(
+            self.tokenizer in ("char", "bytes") or self.tokenizer.endswith(".json") or (size is not None and int(size[1]) > 258),
+            f"data.tokenizer={self.tokenizer!r} is not one of char, bytes, bpe:SIZE with a SIZE above 258, a tokenizer.json",
+        )
+        _require(self.vocab_size >= 0, f"data.vocab_size={self.vocab_size} must be the number of token ids in your arrays")
         _require(self.train_chars >= 1000, f"data.train_chars={self.train_chars} is too short to train on; give 1000 or more")
         _require(self.train_bytes >= 0, f"data.train_bytes={self.train_bytes} must be 0 (all) or more")
+
+    @property
+    def from_hub(self) -> bool:
+        """Whether the text comes over the network."""
+        return self.name == "tinystories" or self.name.startswith("hub:")
 
 
 @dataclass(frozen=True)
@@ -168,7 +188,8 @@ class Trial:
         parts: dict[str, Shape | TrainConfig] = {"shape": self.shape, "train": self.train}
         flat = {f"{group}.{f.name}": getattr(value, f.name) for group, value in parts.items() for f in fields(value)}
         kept = {key: value for key, value in flat.items() if not (key in _ADDED_LATER and _ADDED_LATER[key] == value)}
-        return {**kept, "data": self.data_key or asdict(self.data), "recipe_version": RECIPE_VERSION}
+        data = self.data_key or {key: value for key, value in vars(self.data).items() if _ADDED_LATER.get(key) != value}
+        return {**kept, "data": data, "recipe_version": RECIPE_VERSION}
 
 
 @dataclass(frozen=True)

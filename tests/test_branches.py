@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from models.config import Shape
+from models.tokenizer import Tokenizer
 from study.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
 from study.command import parse
 from study.display.overview import flops, flops_to_train
@@ -29,6 +30,7 @@ RECIPE = TrainConfig(
 )
 TINY = Shape(n_layer=1, n_embd=16, n_head=2, block_size=16)
 CHARACTERS = ("<|endoftext|>", "<unk>", *"abcdefghijklmnop")
+TOKENIZER = Tokenizer(CHARACTERS)
 TOKENS = np.random.default_rng(0).choice(len(CHARACTERS), size=4000, p=np.arange(1, 19) / 171).astype(np.uint8)
 CURVE_TIMES = {"wall_s", "tokens_per_s"}
 
@@ -41,8 +43,8 @@ def family(*n_steps: int, **changes: Any) -> list[Trial]:
     return [trial(length, **changes) for length in n_steps]
 
 
-def trunk(trials: Sequence[Trial], run: str = "", characters: tuple[str, ...] | None = CHARACTERS) -> Trunk:
-    return Trunk(trials, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), characters, FLOAT32, run)
+def trunk(trials: Sequence[Trial], run: str = "", tokenizer: Tokenizer | None = TOKENIZER) -> Trunk:
+    return Trunk(trials, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), tokenizer, FLOAT32, run)
 
 
 def finish(one: Trunk) -> dict[str, Outcome]:
@@ -54,7 +56,7 @@ def finish(one: Trunk) -> dict[str, Outcome]:
 
 
 def lone(one: Trial) -> tuple[Outcome, torch.Tensor]:
-    bundle = Bundle([one], TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), CHARACTERS, FLOAT32)
+    bundle = Bundle([one], TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), TOKENIZER, FLOAT32)
     while not bundle.done:
         bundle.advance()
     return bundle.finish()[0], bundle.model.flat.clone()
@@ -140,7 +142,7 @@ def test_trials_without_a_common_trunk_are_refused() -> None:
 def test_a_family_cut_off_after_any_evaluation_continues_exactly(tmp_path: Path, stop: int) -> None:
     """Cut off in another run of the program: what the first one handed over is recorded, the rest is missing."""
     trials = family(20, 32, 64)
-    whole = finish(trunk(trials, characters=None))
+    whole = finish(trunk(trials, tokenizer=None))
     first, got = trunk(trials, "first", None), {}
     for number in range(stop):
         first.advance()
@@ -250,7 +252,7 @@ def speeds(one: Trial) -> Speeds:
 
 
 def test_a_familys_trials_share_the_time_of_the_trunk_and_add_up_to_all_of_it() -> None:
-    together, outcomes = trunk(family(32, 64), characters=None), []
+    together, outcomes = trunk(family(32, 64), tokenizer=None), []
     train_s = 0.0
     while not together.done:
         together.advance()

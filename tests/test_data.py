@@ -47,7 +47,10 @@ def test_the_prepared_stories_are_the_generated_ones_with_their_floor(tmp_path: 
     for tokens, part in ((corpus.train, made.train), (corpus.val, made.val)):
         assert tokens.dtype == np.uint8
         assert isinstance(tokens, np.memmap)
-        assert corpus.decode(tokens[:3000]) == "".join(story + "<|endoftext|>" for story in part)[: len(corpus.decode(tokens[:3000]))]
+        assert (
+            corpus.tokenizer.decode(tokens[:3000])
+            == "".join(story + "<|endoftext|>" for story in part)[: len(corpus.tokenizer.decode(tokens[:3000]))]
+        )
         assert len(tokens) == sum(len(story) + 1 for story in part)
     assert (corpus.floor, corpus.floor_se) == (made.floor, made.floor_se)
     nats = -sum(stories.log_probability(story) for story in made.val)
@@ -69,11 +72,11 @@ def test_no_window_of_validation_text_of_a_story_s_length_occurs_in_training(tmp
 def test_encode_and_decode_are_inverse_and_the_marker_is_one_token(tmp_path: Path) -> None:
     corpus = data.prepare(own(tmp_path, "Hello wörld. € 🙂\n<|endoftext|>Bye <|endo\n" * 50), tmp_path / "cache")
     text = "Bye wörld<|endoftext|>🙂 <|endo"
-    ids = corpus.encode(text)
-    assert corpus.decode(ids) == text
+    ids = corpus.tokenizer.encode(text)
+    assert corpus.tokenizer.decode(ids) == text
     assert len(ids) == len(text) - len("<|endoftext|>") + 1
-    assert list(corpus.encode("Zz")) == [1, 1]
-    assert corpus.decode([1]) == "<unk>"
+    assert corpus.tokenizer.encode("Zz") == [1, 1]
+    assert corpus.tokenizer.decode([1]) == "<unk>"
 
 
 @pytest.mark.parametrize(
@@ -84,10 +87,10 @@ def test_a_text_is_split_90_to_10_at_the_best_boundary_it_has(tmp_path: Path, en
     text = lines(500, end)
     corpus = data.prepare(own(tmp_path, text), tmp_path / "cache")
     assert boundary in corpus.source
-    assert corpus.decode(corpus.train) + corpus.decode(corpus.val) == text
+    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val) == text
     assert 0.85 <= len(corpus.train) / (len(corpus.train) + len(corpus.val)) <= 0.95
     if end != " ":
-        assert corpus.decode(corpus.train).endswith(end)
+        assert corpus.tokenizer.decode(corpus.train).endswith(end)
     assert corpus.floor is None
 
 
@@ -109,7 +112,7 @@ def test_more_than_256_characters_take_two_bytes_each(tmp_path: Path) -> None:
     text = "".join(chr(0x4E00 + i) for i in range(400)) * 20
     corpus = data.prepare(own(tmp_path, text), tmp_path / "cache")
     assert corpus.train.dtype == np.uint16
-    assert corpus.decode(corpus.train) + corpus.decode(corpus.val) == text
+    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val) == text
 
 
 def test_blocks_cut_through_characters_markers_and_line_ends_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,9 +163,9 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 def test_the_real_sample_with_its_wrongly_decoded_quotes_is_kept_letter_for_letter(tmp_path: Path) -> None:
     corpus = data.prepare(DataConfig(path=str(SAMPLE)), tmp_path)
     text = SAMPLE.read_text(encoding="utf-8")
-    both = corpus.decode(corpus.train) + corpus.decode(corpus.val)
+    both = corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val)
     assert len(both.replace("<unk>", "?")) == len(text)
-    assert corpus.decode(corpus.train) == text[: len(corpus.train)]
+    assert corpus.tokenizer.decode(corpus.train) == text[: len(corpus.train)]
     assert corpus.n_unknown == both.count("<unk>") < 20
     assert "â" in corpus.characters
     assert len(set(text)) == 75
@@ -224,7 +227,7 @@ def test_a_damaged_cache_is_set_aside_and_made_anew(tmp_path: Path, damage, caps
     damage(folder)
     again = data.prepare(config, tmp_path / "cache")
     assert (again.path, again.sha256) == (folder, sha256)
-    assert again.decode(again.train) + again.decode(again.val) == lines(300)
+    assert again.tokenizer.decode(again.train) + again.tokenizer.decode(again.val) == lines(300)
     assert len(list(folder.parent.glob("*.set-aside-*"))) == 1
     assert "set aside" in capsys.readouterr().err
 
@@ -260,6 +263,21 @@ def test_what_a_killed_process_left_is_removed_after_hours_only(tmp_path: Path) 
     damage_missing(folder)
     data.prepare(config, tmp_path / "cache")
     assert (old.exists(), new.exists()) == (False, True)
+
+
+def test_a_cache_that_cannot_be_read_is_named_and_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = own(tmp_path, lines(300))
+    folder = data.prepare(config, tmp_path / "cache").path
+    meta = folder / "meta.json"
+    kept = meta.read_bytes()
+    meta.unlink()
+    meta.mkdir()  # no bytes of it can be read, whoever asks
+    with pytest.raises(ValueError, match=r"meta.json cannot be read \(Is a directory\); mend that, or name another cache"):
+        data.prepare(config, tmp_path / "cache")
+    meta.rmdir()
+    meta.write_bytes(kept)
+    assert data.prepare(config, tmp_path / "cache").path == folder
+    assert list(folder.parent.glob("*.set-aside-*")) == []
 
 
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

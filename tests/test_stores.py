@@ -299,7 +299,7 @@ def test_a_worker_without_the_folder_keeps_its_checkpoints_in_the_store_and_anot
         bundles = (Bundled(expand(command.study)[:1], 1.0, 0.0),)
         found = object.__new__(BundleTrainable)
         place = tmp_path / "of-the-driver" / "checkpoints"
-        work = Work(bundles, *tokens, corpus.vocab_size, corpus.characters, "cpu", "float32", place, 0.0, store=Store.at(f"{bucket}/a"))
+        work = Work(bundles, *tokens, corpus.vocab_size, corpus.tokenizer, "cpu", "float32", place, 0.0, store=Store.at(f"{bucket}/a"))
         found.setup({"bundle": 0}, work)
         return found
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from models.config import Shape
+from models.tokenizer import Tokenizer
 from study.data import corpus as data
 from study.spec import DataConfig, TrainConfig, Trial
 from study.train import checkpoint
@@ -26,6 +27,7 @@ RECIPE = TrainConfig(batch_size=4, n_steps=60, lr=1e-2, warmup_steps=5, eval_int
 TINY = Shape(n_layer=2, n_embd=32, n_head=2, block_size=32)
 TEXT = "the cat sat on the mat. the dog saw the cat and ran to the red house. "
 CHARACTERS = ("<|endoftext|>", "<unk>", *sorted(set(TEXT)))
+TOKENIZER = Tokenizer(CHARACTERS)
 
 
 def corpus() -> tuple[np.ndarray, np.ndarray]:
@@ -41,8 +43,8 @@ def trial(seed: int = 1, shape: Shape = TINY, **changes: object) -> Trial:
     return Trial(shape, replace(RECIPE, **changes), DataConfig(), seed)
 
 
-def bundle(*trials: Trial, execution: Execution = FLOAT32, characters: tuple[str, ...] | None = None) -> Bundle:
-    return Bundle(trials, *corpus(), len(CHARACTERS), characters, execution)
+def bundle(*trials: Trial, execution: Execution = FLOAT32, tokenizer: Tokenizer | None = None) -> Bundle:
+    return Bundle(trials, *corpus(), len(CHARACTERS), tokenizer, execution)
 
 
 def run(*trials: Trial, execution: Execution = FLOAT32) -> list[Outcome]:
@@ -212,7 +214,7 @@ def test_trials_of_different_shape_or_length_cannot_share_a_bundle() -> None:
 
 
 def test_every_trial_is_evaluated_on_the_same_windows_and_writes_from_the_same_prompts() -> None:
-    small, large = bundle(trial(), characters=CHARACTERS), bundle(trial(seed=9, shape=Shape(1, 64, 4, 32)), characters=CHARACTERS)
+    small, large = bundle(trial(), tokenizer=TOKENIZER), bundle(trial(seed=9, shape=Shape(1, 64, 4, 32)), tokenizer=TOKENIZER)
     assert torch.equal(small.val_windows[0], large.val_windows[0])
     texts = []
     for one in (small, large):

@@ -38,7 +38,7 @@ def worker(out: Path, *arguments: str) -> BundleTrainable:
     bundles = tuple(Bundled((trial,), 1.0, 0.0) for trial in expand(command.study))
     tokens = (share(corpus.train, on_cluster=False), share(corpus.val, on_cluster=False))
     found = object.__new__(BundleTrainable)
-    found.setup({"bundle": 0}, Work(bundles, *tokens, corpus.vocab_size, corpus.characters, "cpu", "float32", out / "checkpoints", 0.0))
+    found.setup({"bundle": 0}, Work(bundles, *tokens, corpus.vocab_size, corpus.tokenizer, "cpu", "float32", out / "checkpoints", 0.0))
     return found
 
 

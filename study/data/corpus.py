@@ -1,7 +1,6 @@
-"""Data: a text becomes a corpus of character tokens, prepared once, cached on disk, memory-mapped by every trial.
+"""Data: a text becomes a corpus of token ids, prepared once, cached on disk, memory-mapped by every trial.
 
-Three sources: `stories` (our own generator, with a known entropy), `tinystories` (downloaded), `text` (a file of yours).
-Reads the source; writes `<cache>/corpora/<key>/{train.bin, val.bin, meta.json}`. No torch, no ray, no pandas.
+Reads what `study.data.sources` gathers; writes `<cache>/corpora/<key>/{train.bin, val.bin, meta.json}`. No torch, no ray, no pandas.
 
     corpus = prepare(DataConfig(name="stories"))
     x, y = window(corpus.train, seed=0, step=7, batch_size=8, block_size=64)
@@ -14,17 +13,17 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from study.data import tinystories as download
-from study.data.tokens import END_OF_TEXT, check_text_file, codes_of, count_vocabulary, lookup_table, read_codes, split_documents
-from study.stories import generator as stories
+from models.tokenizer import BYTES, Tokenizer
+from study.data import sources
+from study.data import tokens as text_tokens
 
 if TYPE_CHECKING:
     from study.spec import DataConfig
@@ -32,7 +31,10 @@ if TYPE_CHECKING:
 CACHE_VERSION = 1  # raise it when the same source would give different tokens
 VERIFY_BYTES = 1 << 28  # caches up to this size are hashed whenever they are opened; above it only their sizes are checked
 ABANDONED_S = 6 * 3600.0  # a scratch folder that old was left behind
-Progress = Callable[[str, int, int], None]  # (what, bytes done, bytes in all)
+TINYSTORIES_CHARACTERS = 228
+"""Vocabulary assumed of characters that were not read yet (the published study's)."""
+MOST_UNKNOWN = 0.01
+"""Share of a text that a tokenizer may lose."""
 
 
 @dataclass(frozen=True)
@@ -40,55 +42,43 @@ class Corpus:
     """A prepared corpus; its tokens stay on disk until they are touched."""
 
     name: str
-    train: np.ndarray  # (n_train,) uint8, or uint16 above 256 ids
+    train: np.ndarray  # (n_train,) uint8, uint16 or uint32, by the size of the vocabulary
     val: np.ndarray  # (n_val,) same type
-    characters: tuple[str, ...]  # index = token id; "<|endoftext|>" is 0 and "<unk>" is 1
+    vocab_size: int  # number of token ids
+    tokenizer: Tokenizer | None  # None: arrays of token ids came without one
     sha256: str  # of vocabulary and tokens: the identity of the data
-    n_unknown: int  # validation characters that the training text never shows
+    n_unknown: int  # validation tokens that stand for what the vocabulary lacks
     floor: float | None  # nats per token of the whole validation split: what a model that knew the source would score; None = unknown
     floor_se: float | None  # its standard error over stories
     source: str  # where the text is from, its licence, and how it was split
-    path: Path  # the cache folder
+    path: Path  # the folder
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of token ids."""
-        return len(self.characters)
-
-    def encode(self, text: str) -> np.ndarray:
-        """Token ids of a string; characters outside the vocabulary become the unknown id."""
-        return lookup_table(self.characters)[codes_of(text)]
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The string of some token ids."""
-        return "".join(self.characters[int(i)] for i in ids)
+    @cached_property
+    def characters(self) -> tuple[str, ...]:
+        """What each token id spells alone."""
+        return tuple(self.tokenizer.decode([i]) for i in range(self.vocab_size)) if self.tokenizer else ()
 
 
 # ---- identity ----
 
 
-def data_identity(config: "DataConfig") -> dict[str, Any]:
+def data_identity(config: "DataConfig", cache_dir: Path | None = None) -> dict[str, Any]:
     """Canonical facts that fix the data before they are prepared; they enter the trial's id.
 
     Args:
         config: the data part of a study.
 
     Returns:
-        JSON-ready dict. A text file is known by its content, so moving or renaming it changes nothing.
+        JSON-ready dict. Files are known by their content, so moving or renaming one changes nothing.
     """
-    name = "text" if config.path else config.name
-    if name == "stories":
-        return {"name": name, "generator": stories.VERSION, "train_chars": config.train_chars, "seed": config.seed}
-    if name == "tinystories":
-        return {"name": name, "revision": download.REVISION, "train_bytes": config.train_bytes or None}
-    if name == "text":
-        if not config.path:
-            raise ValueError("data.name=text needs a file; give one with --data.path FILE.")
-        path = Path(config.path).expanduser()
-        check_text_file(path)
-        stat = path.stat()
-        return {"name": name, "sha256": _file_sha256(str(path.resolve()), stat.st_size, stat.st_mtime_ns)}
-    raise ValueError(f"data.name={name!r} is not known; choose stories, tinystories or text.")
+    if folder := _arrays(config):
+        hashes = [sources.file_sha256(folder / name) for name in sources.ARRAYS]
+        return {"name": "arrays", "sha256": hashes, "vocab_size": config.vocab_size}
+    facts = sources.identity(config, cache_dir or default_cache_dir())
+    if config.tokenizer == "char":
+        return facts
+    named = config.tokenizer if config.tokenizer == "bytes" or config.tokenizer.startswith("bpe:") else _file_tokenizer(config).json
+    return facts | {"tokenizer": named if len(named) < 64 else hashlib.sha256(named.encode()).hexdigest()}
 
 
 def data_key(config: "DataConfig") -> str:
@@ -96,17 +86,23 @@ def data_key(config: "DataConfig") -> str:
     return hashlib.sha256(json.dumps(data_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=64)
-def _file_sha256(path: str, size: int, mtime_ns: int) -> str:
-    """Hash of a file's content; size and time are there to notice a changed file."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def expected_vocab_size(config: "DataConfig") -> int:
+    """Token ids that a corpus has or will have, as far as that is known without reading its text."""
+    if config.vocab_size or config.tokenizer == "char":
+        return config.vocab_size or TINYSTORIES_CHARACTERS
+    if config.tokenizer.startswith("bpe:"):
+        return int(config.tokenizer.removeprefix("bpe:"))
+    return BYTES if config.tokenizer == "bytes" else _file_tokenizer(config).size
+
+
+def _file_tokenizer(config: "DataConfig") -> Tokenizer:
+    return text_tokens.read_file(Path(config.tokenizer).expanduser())
 
 
 # ---- preparing ----
 
 
-def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progress | None = None) -> Corpus:
+def prepare(config: "DataConfig", cache_dir: Path | None = None) -> Corpus:
     """Return the corpus that `config` names, from the cache or made now.
 
     Two processes may prepare the same corpus at once: each writes a folder of its own and the first to rename it wins.
@@ -114,18 +110,16 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progr
     Args:
         config: the data part of a study.
         cache_dir: where to keep it; default $SCALING_STUDY_CACHE, else ~/.cache/scaling-study.
-        progress: called with (what, bytes done, bytes in all) during downloads; default a bar on a terminal's stderr.
 
     Raises:
-        ValueError: the text cannot be used, with one sentence saying why.
-        download.DownloadError: TinyStories could not be fetched.
+        ValueError: the text cannot be had or used, with one sentence saying why.
     """
     root = cache_dir or default_cache_dir()
     found = find(config, root)
     if found is None:
         key, folder = _place(config, root)
         try:
-            _make(config, root, folder, key, progress)
+            _make(config, root, folder, key)
         except OSError as error:
             raise ValueError(
                 f"the corpus cannot be written to {root} ({error}); name another folder: SCALING_STUDY_CACHE=FOLDER."
@@ -137,7 +131,9 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None, progress: Progr
 
 
 def find(config: "DataConfig", cache_dir: Path | None = None) -> Corpus | None:
-    """The corpus if the cache has it, else None: nothing is made and nothing downloaded."""
+    """The corpus if the cache has it, else None: nothing is made and no text downloaded."""
+    if folder := _arrays(config):
+        return _open_arrays(config, folder)
     key, folder = _place(config, cache_dir or default_cache_dir())
     meta = _read_meta(folder, key)
     return None if meta is None else _open(folder, meta)
@@ -145,7 +141,7 @@ def find(config: "DataConfig", cache_dir: Path | None = None) -> Corpus | None:
 
 def _place(config: "DataConfig", root: Path) -> tuple[str, Path]:
     """The key of a corpus in the cache and its folder."""
-    key = hashlib.sha256(json.dumps({**data_identity(config), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps({**data_identity(config, root), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
     return key, root / "corpora" / key[:20]
 
 
@@ -155,13 +151,17 @@ def default_cache_dir() -> Path:
 
 
 def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
-    """Facts of a cached corpus, or None where there is none; a damaged or foreign folder is set aside first."""
+    """Facts of a cached corpus, or None where there is none; a folder whose bytes were read and are wrong is set aside first.
+
+    Raises:
+        ValueError: it cannot be read: it may be whole, so it stays.
+    """
     if not folder.exists():
         return None
     try:
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         _check_cache(folder, meta, key)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         aside = folder.with_name(f"{folder.name}.set-aside-{time.time_ns()}")
         try:
             folder.rename(aside)
@@ -169,6 +169,11 @@ def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
             return None
         print(f"the cached corpus {folder.name} is damaged ({error}); set aside as {aside.name} and made anew.", file=sys.stderr)
         return None
+    except OSError as error:
+        raise ValueError(
+            f"the cached corpus {error.filename or folder} cannot be read ({error.strerror or error}); mend that, or name another "
+            "cache with SCALING_STUDY_CACHE=FOLDER"
+        ) from error
     return meta
 
 
@@ -179,26 +184,31 @@ def _check_cache(folder: Path, meta: dict[str, Any], key: str) -> None:
     for part in ("train", "val"):
         if (folder / f"{part}.bin").stat().st_size != meta[f"n_{part}"] * width:
             raise ValueError(f"{part}.bin has the wrong size")
-    if (meta["n_train"] + meta["n_val"]) * width <= VERIFY_BYTES and _hash_corpus(folder, meta["characters"]) != meta["sha256"]:
+    if (meta["n_train"] + meta["n_val"]) * width <= VERIFY_BYTES and _hash_corpus(folder, _tokenizer(meta).dump()) != meta["sha256"]:
         raise ValueError("its tokens do not match their hash")
 
 
-def _hash_corpus(folder: Path, characters: Iterable[str]) -> str:
+def _hash_corpus(folder: Path, vocabulary: str) -> str:
     """SHA-256 of vocabulary, training tokens and validation tokens."""
-    digest = hashlib.sha256(json.dumps(list(characters)).encode())
+    digest = hashlib.sha256(vocabulary.encode())
     for part in ("train", "val"):
         with (folder / f"{part}.bin").open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
 
+def _tokenizer(meta: dict[str, Any]) -> Tokenizer:
+    return Tokenizer(tuple(meta["characters"]), meta.get("tokenizer", ""))
+
+
 def _open(folder: Path, meta: dict[str, Any]) -> Corpus:
     train, val = (np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r") for part in ("train", "val"))
     facts = {name: meta[name] for name in ("name", "sha256", "n_unknown", "floor", "floor_se", "source")}
-    return Corpus(train=train, val=val, characters=tuple(meta["characters"]), path=folder, **facts)
+    tokenizer = _tokenizer(meta)
+    return Corpus(train=train, val=val, vocab_size=tokenizer.size, tokenizer=tokenizer, path=folder, **facts)
 
 
-def _make(config: "DataConfig", root: Path, folder: Path, key: str, progress: Progress | None) -> None:
+def _make(config: "DataConfig", root: Path, folder: Path, key: str) -> None:
     """Write a corpus beside its place and rename it there; whoever comes second throws his copy away."""
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     scratch.mkdir(parents=True)
@@ -206,8 +216,8 @@ def _make(config: "DataConfig", root: Path, folder: Path, key: str, progress: Pr
         if time.time() - left.stat().st_mtime > ABANDONED_S:
             shutil.rmtree(left, ignore_errors=True)
     try:
-        meta = _fill(config, root, scratch, progress)
-        meta |= {"key": key, "sha256": _hash_corpus(scratch, meta["characters"])}
+        meta = _fill(config, root, scratch)
+        meta |= {"key": key, "sha256": _hash_corpus(scratch, _tokenizer(meta).dump())}
         with (scratch / "meta.json").open("w", encoding="utf-8") as file:
             json.dump(meta, file, indent=1)
             file.flush()
@@ -221,59 +231,117 @@ def _make(config: "DataConfig", root: Path, folder: Path, key: str, progress: Pr
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fill(config: "DataConfig", root: Path, scratch: Path, progress: Progress | None) -> dict[str, Any]:
+def _fill(config: "DataConfig", root: Path, scratch: Path) -> dict[str, Any]:
     """Write train.bin and val.bin; return the facts of the corpus."""
-    identity = data_identity(config)
-    name = identity["name"]
-    floor: dict[str, float | None] = {"floor": None, "floor_se": None}
-    if name == "stories":
-        train, val, floor["floor"], floor["floor_se"] = _write_stories(config, scratch)
-        ranges = [(train, 0, train.stat().st_size), (val, 0, val.stat().st_size)]
-        source = (
-            f"generated stories, version {stories.VERSION}, seed {config.seed}; no licence needed; validation from its own random stream"
-        )
-    elif name == "tinystories":
-        train, val = download.tinystories(root / "tinystories", config.train_bytes or None, progress)
-        ranges = [(train, 0, train.stat().st_size), (val, 0, val.stat().st_size)]
-        source = (
-            f"TinyStoriesV2-GPT4 (Eldan and Li 2023), licence {download.LICENCE}, revision {download.REVISION[:8]}; the published split"
-        )
+    texts = sources.gather(config, root, scratch)
+    if texts.val:
+        ranges, split = [(path, 0, path.stat().st_size) for path in (texts.train, texts.val)], ""
     else:
-        path = Path(str(config.path)).expanduser()
-        split = split_documents(path)
-        ranges = [(path, *split.train), (path, *split.val)]
-        source = f"your text {path.name}; licence: as you hold it; split 90/10 at {split.boundary}"
-    return {"name": name, "source": source, **floor, **_write_tokens(ranges, scratch)}
-
-
-def _write_stories(config: "DataConfig", scratch: Path) -> tuple[Path, Path, float, float]:
-    """Generate the story corpus as two text files in `scratch`; return them with the floor and its standard error."""
-    made = stories.build(config.train_chars, config.seed)
-    paths = scratch / "train.txt", scratch / "val.txt"
-    for path, part in zip(paths, (made.train, made.val), strict=True):
-        path.write_text("".join(story + END_OF_TEXT for story in part), encoding="utf-8", newline="\n")
-    return *paths, made.floor, made.floor_se
-
-
-def _write_tokens(ranges: list[tuple[Path, int, int]], scratch: Path) -> dict[str, Any]:
-    """Encode the training and the validation byte range into `scratch`; the vocabulary is the training text's alone."""
-    characters = count_vocabulary(read_codes(*ranges[0]))
-    table = lookup_table(characters)
-    counts, n_unknown = [], 0
-    for part, place in zip(("train", "val"), ranges, strict=True):
-        n = 0
-        with (scratch / f"{part}.bin").open("wb") as file:
-            for codes in read_codes(*place):
-                tokens = table[codes]
-                n += len(tokens)
-                n_unknown += int(np.count_nonzero(tokens == 1))
-                tokens.tofile(file)
-        counts.append(n)
+        cut = text_tokens.split_documents(texts.train)
+        ranges, split = [(texts.train, *cut.train), (texts.train, *cut.val)], f"; split 90/10 at {cut.boundary}"
+    meta = {"name": config.name, "source": texts.about + split, **_write_tokens(config.tokenizer, ranges, scratch)}
+    # The text's entropy is one; it is spread over as many tokens as there are.
+    per_token = texts.n_val_characters / meta["n_val"] if texts.floor is not None else 1.0
+    for name in ("floor", "floor_se"):
+        value = getattr(texts, name)
+        meta[name] = value if value is None or config.tokenizer == "char" else value * per_token
     for path in scratch.glob("*.txt"):
         path.unlink()
+    return meta
+
+
+def _write_tokens(named: str, ranges: list[tuple[Path, int, int]], scratch: Path) -> dict[str, Any]:
+    """Encode the training and the validation byte range into `scratch`; the vocabulary is the training text's alone."""
+    parts: list[Iterator[np.ndarray]]
+    if named == "char":
+        tokenizer = Tokenizer(text_tokens.count_vocabulary(text_tokens.read_codes(*ranges[0])))
+        table = text_tokens.lookup_table(tokenizer.characters)
+        parts = [map(table.__getitem__, text_tokens.read_codes(*place)) for place in ranges]
+    else:
+        tokenizer = text_tokens.make_tokenizer(named, text_tokens.read_text(*ranges[0]))
+        _check_fits(named, tokenizer, next(text_tokens.read_text(*ranges[0]))[:100_000])
+        parts = [text_tokens.read_ids(tokenizer, text_tokens.read_text(*place)) for place in ranges]
+    counts, n_unknown = [], 0
+    for name, part in zip(("train", "val"), parts, strict=True):
+        n = 0
+        with (scratch / f"{name}.bin").open("wb") as file:
+            for tokens in part:
+                n += len(tokens)
+                n_unknown += int(np.count_nonzero(tokens == tokenizer.unknown_id))
+                tokens.tofile(file)
+        counts.append(n)
     if min(counts) < 2:
-        raise ValueError(f"{ranges[0][0]} is too short: {counts[0]} training and {counts[1]} validation characters; give more text.")
-    return {"n_train": counts[0], "n_val": counts[1], "n_unknown": n_unknown, "dtype": table.dtype.name, "characters": characters}
+        raise ValueError(f"{ranges[0][0]} is too short: {counts[0]} training and {counts[1]} validation tokens; give more text.")
+    dtype = text_tokens.id_dtype(tokenizer.size).name
+    facts = {"n_train": counts[0], "n_val": counts[1], "n_unknown": n_unknown, "dtype": dtype, "characters": tokenizer.characters}
+    return facts | ({"tokenizer": tokenizer.json} if tokenizer.json else {})
+
+
+def _check_fits(named: str, tokenizer: Tokenizer, text: str) -> None:
+    """Raise ValueError where a tokenizer loses more of a text than a few strange characters."""
+    ids = tokenizer.encode(text)
+    unknown = ids.count(tokenizer.unknown_id) if tokenizer.unknown_id is not None else 0
+    back = tokenizer.decode(ids, marks=tokenizer.end_id is not None)
+    if unknown > MOST_UNKNOWN * len(ids) or abs(len(back) - len(text)) > MOST_UNKNOWN * len(text) + 1:
+        raise ValueError(
+            f"data.tokenizer={named} does not fit the text: of its first {len(text):,} characters {unknown:,} tokens are unknown and "
+            f"{len(back):,} characters come back; give another, or bpe:SIZE, which is learned from the text"
+        )
+
+
+# ---- arrays of token ids ----
+
+
+def _arrays(config: "DataConfig") -> Path | None:
+    """The folder that holds train.bin and val.bin, where the data are such arrays.
+
+    Raises:
+        ValueError: the size of the vocabulary is not given.
+    """
+    folder = Path(config.path).expanduser()
+    if not config.path or not all(os.path.isfile(folder / name) for name in sources.ARRAYS):
+        return None
+    if not config.vocab_size:
+        raise ValueError(f"data.path={folder} holds arrays of token ids; give the size of their vocabulary too: --data.vocab-size 50257")
+    return folder
+
+
+def _open_arrays(config: "DataConfig", folder: Path) -> Corpus:
+    """The arrays where they lie; with a tokenizer.json beside the command, generated texts can be read."""
+    train, val = (_open_array(folder / name, config.vocab_size) for name in sources.ARRAYS)
+    tokenizer = None if config.tokenizer == "char" else _file_tokenizer(config)
+    if tokenizer and tokenizer.size > config.vocab_size:
+        raise ValueError(
+            f"data.tokenizer={config.tokenizer} has {tokenizer.size:,} tokens and data.vocab-size={config.vocab_size:,}; give its size"
+        )
+    identity = json.dumps(data_identity(config), sort_keys=True)
+    source = f"your arrays of token ids in {folder.name}; licence: as you hold them"
+    return Corpus(
+        "arrays", train, val, config.vocab_size, tokenizer, hashlib.sha256(identity.encode()).hexdigest(), 0, None, None, source, folder
+    )
+
+
+def _open_array(path: Path, vocab_size: int) -> np.ndarray:
+    """Token ids of nanoGPT's layout: uint16, or uint32 where the vocabulary needs it or every other 16 bits are empty.
+
+    Raises:
+        ValueError: an id lies outside the vocabulary.
+    """
+    size = path.stat().st_size
+    tokens = np.memmap(path, dtype=np.uint16, mode="r", shape=(size // 2,))
+    if size % 4 == 0 and (vocab_size > 1 << 16 or not tokens[1 : 1 << 20 : 2].any()):
+        tokens = np.memmap(path, dtype=np.uint32, mode="r", shape=(size // 4,))
+    largest = _largest_id(str(path), tokens.dtype.name, size, path.stat().st_mtime_ns)
+    if largest >= vocab_size:
+        raise ValueError(f"{path} holds the token id {largest:,}, outside of data.vocab-size={vocab_size:,}; give at least {largest + 1:,}")
+    return tokens
+
+
+@lru_cache(maxsize=64)
+def _largest_id(path: str, dtype: str, size: int, mtime_ns: int) -> int:
+    """The largest token id of a file, read once while its size and time stay."""
+    tokens = np.memmap(path, dtype=dtype, mode="r", shape=(size // np.dtype(dtype).itemsize,))
+    return max((int(tokens[start : start + (1 << 24)].max()) for start in range(0, len(tokens), 1 << 24)), default=0)
 
 
 # ---- batches ----

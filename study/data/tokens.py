@@ -1,4 +1,4 @@
-"""Text files as character tokens: reading UTF-8, finding document boundaries, counting a vocabulary, encoding.
+"""Text files as token ids: reading UTF-8, finding document boundaries, counting a vocabulary, encoding.
 
 Everything streams in blocks of BLOCK bytes, so 100 MB of text needs a few tens of megabytes of memory. No torch, no ray, no pandas.
 
@@ -12,15 +12,18 @@ import mmap
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
 
-END_OF_TEXT = "<|endoftext|>"
-UNKNOWN = "<unk>"
+from models.tokenizer import BYTES, END_OF_TEXT, UNKNOWN, Tokenizer, read_file, train_bpe
+
 END_ID = 0
 UNKNOWN_ID = 1
 BLOCK = 1 << 22  # bytes read at a time
+LONG = 1 << 15  # characters from which a document is encoded in pieces
+PIECES_AT_ONCE = 1 << 10
 _SENTINEL = "\U0010ffff"  # a Unicode noncharacter: stands for the whole end-of-text marker while characters are looked up
 _N_CODES = 0x110000  # code points in Unicode
 _UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -46,20 +49,20 @@ def check_text_file(path: Path) -> int:
     """Return the size of a text file in bytes; raise ValueError with one clear sentence for what cannot be a corpus."""
     try:
         if path.is_dir():
-            raise ValueError(f"data.path={path} is a folder; give one UTF-8 text file (join several with cat).")
+            raise ValueError(f"{path} is a folder; give one UTF-8 text file.")
         with path.open("rb") as file:
             head = file.read(BLOCK)
             size = file.seek(0, io.SEEK_END)
     except FileNotFoundError as error:
-        raise ValueError(f"data.path={path} does not exist; give the path of a UTF-8 text file.") from error
+        raise ValueError(f"{path} does not exist; give the path of a UTF-8 text file.") from error
     except OSError as error:
-        raise ValueError(f"data.path={path} cannot be read ({error.strerror or error}); give a regular file that you may read.") from error
+        raise ValueError(f"{path} cannot be read ({error.strerror or error}); give a regular file that you may read.") from error
     if not head.strip():
-        raise ValueError(f"data.path={path} is empty; give a file with text in it.")
+        raise ValueError(f"{path} is empty; give a file with text in it.")
     if head.startswith(_UTF16_MARKS):
-        raise ValueError(f"data.path={path} is UTF-16, not UTF-8; convert it with: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE")
+        raise ValueError(f"{path} is UTF-16, not UTF-8; convert it with: iconv -f UTF-16 -t UTF-8 FILE > NEW_FILE")
     if b"\0" in head:
-        raise ValueError(f"data.path={path} is a binary file (it holds zero bytes); give plain UTF-8 text.")
+        raise ValueError(f"{path} is a binary file (it holds zero bytes); give plain UTF-8 text.")
     return size
 
 
@@ -82,10 +85,10 @@ def split_documents(path: Path, train_share: float = 0.9) -> Split:
     return Split((0, wanted), (wanted, size), "a character, for want of lines")
 
 
-def read_codes(path: Path, begin: int, end: int) -> Iterator[np.ndarray]:
-    """Yield the code points of bytes [begin, end) as uint32 arrays; line ends become "\\n", a leading byte-order mark is dropped.
+def read_text(path: Path, begin: int, end: int) -> Iterator[str]:
+    """Yield the text of bytes [begin, end) in parts that cut no end-of-text mark; line ends become "\\n", a byte-order mark is dropped.
 
-    The end-of-text marker is one code (a noncharacter). Raises ValueError, naming the byte, where the text is not UTF-8.
+    Raises ValueError, naming the byte, where the text is not UTF-8.
     """
     decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8")(), translate=True)
     rest, at = "", begin
@@ -100,7 +103,12 @@ def read_codes(path: Path, begin: int, end: int) -> Iterator[np.ndarray]:
             at += len(block)
             whole = text if at >= end else text[: len(text) - _open_marker(text)]
             rest = text[len(whole) :]
-            yield codes_of(whole)
+            yield whole
+
+
+def read_codes(path: Path, begin: int, end: int) -> Iterator[np.ndarray]:
+    """Yield the code points of bytes [begin, end) as uint32 arrays; the end-of-text mark is one code (a noncharacter)."""
+    return map(codes_of, read_text(path, begin, end))
 
 
 def _decode(decoder: io.IncrementalNewlineDecoder, block: bytes, at: int, path: Path, final: bool) -> str:
@@ -137,8 +145,63 @@ def lookup_table(characters: tuple[str, ...]) -> np.ndarray:
     """Array from code point to token id (uint8 up to 256 ids, uint16 above), UNKNOWN_ID for every other code."""
     if len(characters) > 65_536:
         raise ValueError(f"the text has {len(characters):,} different characters; at most 65,536 fit a token id.")
-    table = np.full(_N_CODES, UNKNOWN_ID, dtype=np.uint8 if len(characters) <= 256 else np.uint16)
+    table = np.full(_N_CODES, UNKNOWN_ID, dtype=id_dtype(len(characters)))
     for token, character in enumerate(characters[2:], start=2):
         table[ord(character)] = token
     table[ord(_SENTINEL)] = END_ID
     return table
+
+
+# ---- other tokens than characters ----
+
+
+def make_tokenizer(name: str, training_text: Iterable[str]) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names: `bytes`, `bpe:SIZE` learned from the training text, or a tokenizer.json.
+
+    Raises:
+        ValueError: the text is too short for so many tokens, or the file cannot be used.
+    """
+    if not name.startswith("bpe:"):
+        return train_bpe((), BYTES) if name == "bytes" else read_file(Path(name).expanduser())
+    size = int(name.removeprefix("bpe:"))
+    found = train_bpe((piece for piece in _pieces(training_text, True) if piece != END_OF_TEXT), size)
+    if found.size < size:
+        raise ValueError(f"data.tokenizer={name} asks for {size:,} tokens and the training text yields {found.size:,}; ask for so many")
+    return found
+
+
+def read_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
+    """Yield the token ids of a text that comes in parts, wherever they are cut."""
+    dtype = id_dtype(tokenizer.size)
+    pieces = _pieces(texts, tokenizer.end_id is not None)
+    while batch := list(islice(pieces, PIECES_AT_ONCE)):
+        ids = [
+            [tokenizer.end_id] if piece == END_OF_TEXT else found for piece, found in zip(batch, tokenizer.encode_parts(batch), strict=True)
+        ]
+        yield np.array(list(chain.from_iterable(ids)), dtype)
+
+
+def _pieces(texts: Iterable[str], at_marks: bool) -> Iterator[str]:
+    """Documents and the marks between them; a long document is cut at line ends, at places that depend on its text alone."""
+    rest = ""
+    for text in texts:
+        *documents, rest = (rest + text).split(END_OF_TEXT) if at_marks else [rest + text]
+        for document in documents:
+            yield from _cut_long(document)
+            yield END_OF_TEXT
+        *cut, rest = _cut_long(rest)
+        yield from cut
+    yield rest
+
+
+def _cut_long(document: str) -> Iterator[str]:
+    while len(document) >= 2 * LONG:
+        at = document.find("\n", LONG, 2 * LONG) + 1 or 2 * LONG
+        yield document[:at]
+        document = document[at:]
+    yield document
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The narrowest type for so many token ids."""
+    return np.dtype(np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -61,11 +61,10 @@ def describe_data(study: Study, corpus: Corpus | None) -> str:
     """One line on the text."""
     if corpus is None:
         return f"data: {study.data.name}, not on this machine yet (the run will fetch it)"
-    text = (
-        f"data: {corpus.name}, {len(corpus.train):,} training and {len(corpus.val):,} validation characters, {corpus.vocab_size} distinct"
-    )
+    unit = "character" if corpus.tokenizer and corpus.tokenizer.characters else "token"
+    text = f"data: {corpus.name}, {len(corpus.train):,} training and {len(corpus.val):,} validation {unit}s, {corpus.vocab_size:,} distinct"
     text += f", {corpus.n_unknown:,} of them unseen in training" if corpus.n_unknown else ""
-    return text + (f"; entropy {corpus.floor:.3f} nats per character" if corpus.floor is not None else "")
+    return text + (f"; entropy {corpus.floor:.3f} nats per {unit}" if corpus.floor is not None else "")
 
 
 def _parametrization(study: Study) -> str:

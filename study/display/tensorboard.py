@@ -34,6 +34,7 @@ from study.spec import Trial
 
 SCALARS = {
     "loss/val": "val_loss",
+    "loss/val_bits_per_byte": "val_bpb",
     "loss/train": "batch_loss",
     "optimizer/grad_norm": "grad_norm",
     "optimizer/lr": "lr",

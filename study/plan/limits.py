@@ -8,11 +8,10 @@ import os
 from collections.abc import Sequence
 
 from study.command import Options
+from study.data.corpus import expected_vocab_size
 from study.plan.packing import memory_bytes
 from study.spec import Trial
 
-VOCABULARY = 256
-"""Distinct tokens assumed before the text is read: a few more or less are nothing beside a model that is too large."""
 LARGEST_GPU = 288 << 30
 """Memory of the largest single accelerator of 2026, where one is here."""
 ABSURD = 1 << 40
@@ -46,7 +45,7 @@ def room(options: Options) -> tuple[int, str]:
 
 
 def _needed(trial: Trial) -> int:
-    return memory_bytes(trial, VOCABULARY, "cpu", "bf16")
+    return memory_bytes(trial, expected_vocab_size(trial.data), "cpu", "bf16")
 
 
 def _gibibytes(n_bytes: int) -> str:

@@ -75,7 +75,7 @@ class Recorder:
     def cut_off(self, trial_id: str, status: str, reason: str, curve: Rows, where: Where) -> dict[str, Any]:
         """Write a trial that did not come to its end: FAILED, STOPPED by a search, or INTERRUPTED and to be continued."""
         last = curve[-1] if curve else {}
-        losses = {name: last.get(name) for name in ("val_loss", "train_loss")}
+        losses = {name: last.get(name) for name in ("val_loss", "val_bpb", "train_loss")}
         steps = {"n_steps": last.get("step", 0), "n_tokens": last.get("tokens", 0)}
         row = {**self._facts(trial_id), **_place(where), **losses, **steps, "status": status, "reason": reason}
         if trial_id in self.again:

@@ -21,6 +21,8 @@ from study.spec import Study, Trial, changed
 BATCH = 4
 """Trials that are made at once: so many workers have work, whatever the machine, and the chain of trials stays the same everywhere."""
 ATTEMPTS = 60
+CHARACTERS = 64
+"""Vocabulary of characters that FLOPs and memory are counted with: whatever a text has, and another number would be another search."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class ShapeSearch:
     settings: ShapeSettings
     study: Study
     base: Trial
-    vocab_size: int = 64
+    vocab_size: int = CHARACTERS
     results: dict[str, tuple[float, float, bool]] = field(default_factory=dict)
     failed: set[str] = field(default_factory=set)
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from models.config import Shape
-from study.search.architecture import ShapeSearch, most_expensive, suggest, unfold
+from study.data.corpus import expected_vocab_size
+from study.search.architecture import CHARACTERS, ShapeSearch, most_expensive, suggest, unfold
 from study.search.learning_rate import Decision, Found, Point, Probe, decide, noise_of, optimum, predict_rate, rate_law, rounded
 from study.search_settings import WHOLE, SearchSettings, ShapeSettings
 from study.spec import RECIPE_VERSION, Study, TrainConfig, Trial, changed, expand
@@ -216,8 +217,10 @@ def plan(study: Study, data_key: str = "") -> Searches:
     sizes, transfers, shapes = [], {}, []
     for sweep in sweeps.values():
         if isinstance(sweep.search, ShapeSettings):
-            center = changed(study, {}, sweep.name)
-            shapes.append(ShapeSearch(sweep.name, sweep.search, study, _trial(study, *center, data_key, (sweep.name,))))
+            base = _trial(study, *changed(study, {}, sweep.name), data_key, (sweep.name,))
+            of_characters = study.data.tokenizer == "char" and not study.data.vocab_size
+            vocab_size = CHARACTERS if of_characters else expected_vocab_size(study.data)
+            shapes.append(ShapeSearch(sweep.name, sweep.search, study, base, vocab_size))
         elif sweep.search is not None:
             own = [_trial(study, shape, train, data_key, names) for (shape, train), names in _sizes(study, sweep, sweeps).items()]
             sizes += [SizeSearch(sweep.name, sweep.search, base) for base in own]

@@ -4,7 +4,7 @@ The trunk is the longest trial's own bundle. Where a shorter trial leaves it, th
 trains its decay to the end; then the trunk goes on. Because everything random is a function of (seed, step), each trial equals its lone
 run bit for bit on a CPU. A family of one is simply a bundle.
 
-    family = Trunk(trials, corpus.train, corpus.val, corpus.vocab_size, corpus.characters)
+    family = Trunk(trials, corpus.train, corpus.val, corpus.vocab_size, corpus.tokenizer)
     while not family.done: rows = family.advance(); outcomes = family.outcomes
 """
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from models.tokenizer import Tokenizer
 from study.branches import leaves_at, lengths, own_seconds
 from study.spec import Trial
 from study.train.bundle import ANYWHERE, Bundle
@@ -33,7 +34,7 @@ class Trunk:
 
     Args:
         trials: every replica at every length (see `study.branches.programs`).
-        train_tokens, val_tokens, vocab_size, characters, execution: as `study.train.bundle.Bundle` takes them.
+        train_tokens, val_tokens, vocab_size, tokenizer, execution: as `study.train.bundle.Bundle` takes them.
         run: names this run of the study. Within one run, a trial that was handed over is not trained again after a restart; in another
             run, the trials given are those that are missing.
 
@@ -47,14 +48,14 @@ class Trunk:
         train_tokens: np.ndarray,
         val_tokens: np.ndarray,
         vocab_size: int,
-        characters: tuple[str, ...] | None = None,
+        tokenizer: Tokenizer | None = None,
         execution: Execution = ANYWHERE,
         run: str = "",
     ) -> None:
         by_length = [tuple(t for t in trials if t.train.n_steps == length) for length in lengths(trials)]
         _check_family(by_length)
         self._bundle: Callable[[Sequence[Trial]], Bundle] = lambda members: Bundle(
-            members, train_tokens, val_tokens, vocab_size, characters, execution
+            members, train_tokens, val_tokens, vocab_size, tokenizer, execution
         )
         self.lengths, self.run = by_length, run
         self.folder: Path | None = None

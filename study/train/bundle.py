@@ -4,7 +4,7 @@ A bundle is one program: every replica has its own weights, data order, learning
 Everything random is a function of (seed, step), so a checkpoint is weights, moments and counters, and a resumed run equals the unbroken
 one bit for bit on a CPU.
 
-    bundle = Bundle([trial], corpus.train, corpus.val, corpus.vocab_size, corpus.characters)
+    bundle = Bundle([trial], corpus.train, corpus.val, corpus.vocab_size, corpus.tokenizer)
     while not bundle.done: rows = bundle.advance()
     outcome = bundle.finish()[0]
 """
@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from study.data import corpus as data
 from study.spec import Trial
@@ -58,7 +59,7 @@ class Bundle:
         trials: of one `Trial.bundle_key`.
         train_tokens, val_tokens: (n,) integer arrays, memory-mapped or not.
         vocab_size: number of token ids.
-        characters: token id -> text, for generated samples; None generates none.
+        tokenizer: for generated samples and bits per byte; without one there are none.
         execution: device, precision, threads.
 
     Raises:
@@ -71,7 +72,7 @@ class Bundle:
         train_tokens: np.ndarray,
         val_tokens: np.ndarray,
         vocab_size: int,
-        characters: tuple[str, ...] | None = None,
+        tokenizer: Tokenizer | None = None,
         execution: Execution = ANYWHERE,
     ) -> None:
         if len({trial.bundle_key for trial in trials}) != 1:
@@ -82,7 +83,7 @@ class Bundle:
         self.recipe, shape = trials[0].train, trials[0].shape
         self.device = choose_device(execution.device)
         prepare_process(execution, self.device)
-        self.characters, self.vocab_size, self.val_tokens = characters, vocab_size, val_tokens
+        self.tokenizer, self.vocab_size, self.val_tokens = tokenizer, vocab_size, val_tokens
         self.train_tokens = [data.first_tokens(train_tokens, trial.train.unique_tokens) for trial in trials]
         self.model = Transformer(trials[0].model(vocab_size), [t.seed for t in trials], self.recipe.dropout, str(self.device))
         self.model.precision = choose_precision(execution.precision, self.device, shape.n_embd)
@@ -92,6 +93,7 @@ class Bundle:
         self.device_steps = DeviceSteps(self.model, self.optimizer, trials, train_tokens) if resident else None
         self.norm_limits = norm_limits(recipes, self.device)
         self.val_windows = self._windows(val_tokens)
+        self.val_bytes = self._bytes_per_token(self.val_windows[1])
         self.train_windows = self._windows(self.train_tokens[0])
         self.step, self.restarts, self.notes = 0, 0, list[str]()
         self.pace = Pace(one_thread=self.device.type == "cpu" and torch.get_num_threads() == 1)
@@ -211,6 +213,11 @@ class Bundle:
         x, y = data.evaluation_windows(tokens, self.recipe.eval_windows, self.replicas[0].trial.shape.block_size)
         return self._to_device(x), self._to_device(y)
 
+    def _bytes_per_token(self, targets: Tensor) -> float | None:
+        """UTF-8 bytes of the validation text per token to predict; end-of-text marks are tokens without bytes."""
+        found = self.tokenizer.count_bytes(targets.flatten().tolist()) if self.tokenizer else 0
+        return found / targets.numel() or None
+
     def _evaluate(self, batch_loss: Tensor | None, grad_norm: Tensor | None, seconds: float) -> list[dict[str, Any]]:
         last = self.step >= self.recipe.n_steps
         val = self._window_losses(*self.val_windows)  # (K, windows)
@@ -228,6 +235,7 @@ class Bundle:
                 "tokens": self.step * tokens_per_step,
                 "train_loss": float(train[index].mean()) if train is not None else None,
                 "val_loss": val_loss,
+                "val_bpb": val_loss / math.log(2) / self.val_bytes if self.val_bytes else None,
                 "val_loss_se": float(val[index].std() / math.sqrt(val.shape[1])) if val.shape[1] > 1 else None,
                 "batch_loss": float(batch_loss[index]) if batch_loss is not None else None,
                 "lr": replica.trial.train.lr_at(max(0, self.step - 1)),
@@ -257,12 +265,12 @@ class Bundle:
 
     def _sample_on_the_way(self) -> None:
         """A short text at an eighth, a quarter and half of the run: stories as they improve."""
-        if self.characters and self.step in self.sample_at:
+        if self.tokenizer and self.step in self.sample_at:
             self._collect_samples(n_prompts=2, n_tokens=100, temperatures=(0.8,), repeats=1)
 
     def _collect_samples(self, **how: Any) -> None:
-        assert self.characters is not None
-        texts = draw_samples(self.model, self.val_tokens, self.characters, **how)
+        assert self.tokenizer is not None
+        texts = draw_samples(self.model, self.val_tokens, self.tokenizer, **how)
         for replica, rows in zip(self.replicas, texts, strict=True):
             if replica.diverged_at is None:
                 replica.samples += [{"trial_id": replica.trial.trial_id, "step": self.step, **row} for row in rows]
@@ -355,7 +363,7 @@ class Bundle:
             self.settle()
         except (OSError, SafetensorError) as error:  # the trial is finished all the same
             self.notes.append(f"a checkpoint of trial {self.replicas[0].trial.trial_id} could not be written ({error})")
-        if self.characters and any(r.diverged_at is None for r in self.replicas):
+        if self.tokenizer and any(r.diverged_at is None for r in self.replicas):
             self._collect_samples()
         ms_per_step = self.pace.ms_per_step or (self.pace.train_s / self.step * 1e3 if self.step else None)
         times = ms_per_step, self.pace.cpu_ms_per_step, self.pace.train_s, self.pace.eval_s, self.pace.wall_s

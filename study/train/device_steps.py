@@ -29,8 +29,8 @@ WARM_UP = 3
 """Steps launched one by one before a capture, so that libraries have chosen their kernels and made their workspaces."""
 CHUNK = 1 << 26
 """Tokens copied to the device at a time: the host's copy of a large corpus stays a file."""
-DTYPES = {"uint8": torch.uint8, "uint16": torch.int32}
-"""Of tokens on the device: torch indexes no uint16."""
+DTYPES = {"uint8": torch.uint8, "uint16": torch.int32, "uint32": torch.int32}
+"""Of tokens on the device: torch indexes no unsigned integers but bytes."""
 
 
 def fits(tokens: np.ndarray, dropout: float, room: int) -> bool:

@@ -79,7 +79,7 @@ def finished_row(replica: Replica, ran: Ran, vocab_size: int, unique_tokens: int
         "unique_tokens": unique_tokens,
         "epochs": n_tokens / unique_tokens,
         "flops": float(model.flops_per_token) * n_tokens,
-        **{name: last.get(name) for name in ("val_loss", "val_loss_se", "train_loss")},
+        **{name: last.get(name) for name in ("val_loss", "val_loss_se", "val_bpb", "train_loss")},
         "best_val_loss": min((row["val_loss"] for row in curve), default=None),
         "tokens_per_s": n_tokens / ran.train_s if ran.train_s else None,
         "torch_version": version("torch"),

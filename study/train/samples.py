@@ -9,17 +9,17 @@ import numpy as np
 import torch
 
 from models.generate import generate
+from models.tokenizer import Tokenizer
 from models.transformer import Transformer
 from study.spec import TrainConfig
 
-END_OF_TEXT_ID, UNKNOWN_ID = 0, 1
 PROMPT_TOKENS = 24
 SAMPLE_SEED = 20_231
 
 
-def prompts_from(val_tokens: np.ndarray, n_prompts: int, length: int) -> np.ndarray:
+def prompts_from(val_tokens: np.ndarray, n_prompts: int, length: int, end_id: int | None = 0) -> np.ndarray:
     """Openings of validation documents, spread evenly over them, (n_prompts, length) token ids without separators."""
-    ends = np.flatnonzero(np.asarray(val_tokens[:4_000_000]) == END_OF_TEXT_ID)
+    ends = np.flatnonzero(np.asarray(val_tokens[:4_000_000]) == (-1 if end_id is None else end_id))
     starts = ends[:-1] + 1
     whole = starts[np.diff(ends) > length]
     if len(whole) < n_prompts:
@@ -38,7 +38,7 @@ def sample_steps(recipe: TrainConfig) -> set[int]:
 def draw_samples(
     model: Transformer,
     val_tokens: np.ndarray,
-    characters: tuple[str, ...],
+    tokenizer: Tokenizer,
     n_prompts: int = 8,
     n_tokens: int = 256,
     temperatures: tuple[float, ...] = (0.7, 1.0),
@@ -49,18 +49,21 @@ def draw_samples(
     The end-of-text token may appear inside a text: it shows where the model ends a story.
     """
     length = min(PROMPT_TOKENS, model.config.block_size)
-    prompts = prompts_from(val_tokens, n_prompts, length)
+    prompts = prompts_from(val_tokens, n_prompts, length, tokenizer.end_id)
     plan = [(p, t, i) for p in range(n_prompts) for t in temperatures for i in range(repeats)]
     batch = torch.from_numpy(prompts[[p for p, _, _ in plan]]).to(model.flat.device)  # (B, P)
     warmth = torch.tensor([t for _, t, _ in plan])
-    tokens = generate(model, batch.expand(model.replicas, *batch.shape), n_tokens, warmth, SAMPLE_SEED, forbidden=(UNKNOWN_ID,)).cpu()
-
-    def text(ids: Any) -> str:
-        return "".join(characters[i] for i in ids)
-
+    forbidden = () if tokenizer.unknown_id is None else (tokenizer.unknown_id,)
+    tokens = generate(model, batch.expand(model.replicas, *batch.shape), n_tokens, warmth, SAMPLE_SEED, forbidden).cpu()
     return [
         [
-            {"prompt": text(prompts[p].tolist()), "index": i, "temperature": t, "text": text(row.tolist()), "n_tokens": n_tokens}
+            {
+                "prompt": tokenizer.decode(prompts[p].tolist()),
+                "index": i,
+                "temperature": t,
+                "text": tokenizer.decode(row.tolist()),
+                "n_tokens": n_tokens,
+            }
             for (p, t, i), row in zip(plan, rows, strict=True)
         ]
         for rows in tokens

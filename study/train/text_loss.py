@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from models import weights
 from models.transformer import Transformer
 from study import records
 from study.data import corpus as data
 from study.spec import DataConfig
-from study.train import final_weights as weights
 from study.train.device import choose_device, choose_precision
 
 END = "<|endoftext|>"
@@ -56,7 +56,7 @@ def judge_results(results: Path) -> dict[str, Any]:
     if not rows:
         raise ValueError(f"{results} holds no generated texts")
     device = choose_device("auto")
-    model = weights.load(results / "weights" / f"{judges[0]}.safetensors", str(device))
+    model, _ = weights.read(results / "weights" / f"{judges[0]}.safetensors", str(device))
     model.precision = choose_precision("auto", device, model.config.n_embd)
     losses = text_losses(model, [encode(row["prompt"], row["text"], corpus.characters) for row in rows])
     keys = ("trial_id", "step", "prompt", "index", "temperature")

@@ -64,7 +64,7 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
             train=worker_input.share(corpus.train, on_cluster),
             val=worker_input.share(corpus.val, on_cluster),
             vocab_size=corpus.vocab_size,
-            characters=corpus.characters,
+            tokenizer=corpus.tokenizer,
             device=options.device,
             precision=options.precision,
             checkpoints=out / "checkpoints",
@@ -143,6 +143,7 @@ def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monito
     columns = {
         "data_name": corpus.name,
         "data_sha256": corpus.sha256,
+        "tokenizer": command.study.data.tokenizer,
         "loss_floor": corpus.floor,
         "unique_tokens": len(corpus.train),
         "git_commit": origin.git_commit,

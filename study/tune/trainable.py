@@ -51,7 +51,7 @@ class BundleTrainable(tune.Trainable):
         self.refused, self.earlier = "", list[dict[str, Any]]()
         try:
             self.bundle = Trunk(
-                bundled.trials, *self.tokens, work.vocab_size, work.characters, _execution(work, bundled, self._share(bundled)), work.run
+                bundled.trials, *self.tokens, work.vocab_size, work.tokenizer, _execution(work, bundled, self._share(bundled)), work.run
             )
         except ValueError as error:  # bad input: trying again would not help
             self.refused = str(error)

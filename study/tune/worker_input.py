@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray import tune
 
+from models.tokenizer import Tokenizer
 from study.branches import lengths
 from study.results.object_store import Store
 from study.spec import Trial
@@ -61,7 +62,7 @@ class Work:
     train: Tokens
     val: Tokens
     vocab_size: int
-    characters: tuple[str, ...]
+    tokenizer: Tokenizer | None
     device: str
     precision: str
     checkpoints: Path
