@@ -19,18 +19,21 @@ BLOCKED_FROM = 128
 BLOCK = 64
 
 
-def linear(x: Tensor, weight: Tensor, precision: Precision, out_dtype: torch.dtype = torch.float32) -> Tensor:
+def linear(x: Tensor, weight: Tensor, precision: Precision, rounded: bool = False) -> Tensor:
     """(K, M, in) times (K, out, in) transposed -> (K, M, out); for K = 1 without it, (M, in) -> (M, out).
+
+    The result has the weights' own type, or stays bf16 where `rounded`.
 
     One replica avoids the batched kernels, which are slower on a CPU, and a dimension that every operation would take off and put on again.
 
     Casts are left to autograd: a function of our own, which kept the bf16 copies itself, cost 4 to 13 % of a step in Python.
     """
+    own = weight.dtype
     if precision == "bf16":
         x, weight = x.bfloat16(), weight.bfloat16()
-    if weight.shape[0] == 1:  # squeezing views: indexing would copy the whole gradient on the way back
-        return F.linear(x, weight.squeeze(0)).to(out_dtype)
-    return torch.bmm(x, weight.mT).to(out_dtype)
+    # Squeezing views: indexing would copy the whole gradient on the way back.
+    out = F.linear(x, weight.squeeze(0)) if weight.shape[0] == 1 else torch.bmm(x, weight.mT)
+    return out if rounded else out.to(own)
 
 
 class _BlockedAttention(torch.autograd.Function):
@@ -76,11 +79,11 @@ class _BlockedAttention(torch.autograd.Function):
         return out, None
 
 
-def attention_dtype(device: torch.device, precision: Precision, T: int, dropout: float) -> torch.dtype:
-    """What attention should be given: bf16 where it computes in it. Torch's fused kernels want bf16 on a GPU; on a CPU they are several
+def rounds_attention(device: torch.device, precision: Precision, T: int, dropout: float) -> bool:
+    """Whether attention should be given bf16: where it computes in it. Torch's fused kernels want bf16 on a GPU; on a CPU they are several
     times slower in it than in float32, so that only our blocked attention takes it there."""
     blocked = device.type == "cpu" and T >= BLOCKED_FROM and not dropout
-    return torch.bfloat16 if precision == "bf16" and (blocked or device.type == "cuda") else torch.float32
+    return precision == "bf16" and (blocked or device.type == "cuda")
 
 
 def causal_attention(qkv: Tensor, scale: float, dropout: float = 0.0) -> Tensor:

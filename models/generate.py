@@ -55,7 +55,7 @@ def generate(
         else:
             cache = model.new_cache(B) if cached else None
             logits = model(text[:, :, start:end], cache)
-        last = logits[:, :, -1].float()  # (K, B, V)
+        last = logits[:, :, -1]  # (K, B, V)
         gumbel = -torch.log(-torch.log(torch.rand(B, V, generator=noise).clamp_(1e-20, 1 - 1e-7))).to(last.device)
         choice = last / scale + gumbel.masked_fill(greedy[0], 0.0)  # Gumbel-max: argmax(logits / t + Gumbel) samples softmax(logits / t)
         if forbidden:

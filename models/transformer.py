@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.arithmetic import Precision, attention_dtype, causal_attention, linear
+from models.arithmetic import Precision, causal_attention, linear, rounds_attention
 from models.config import ModelConfig
 
 INIT_STD = 0.02
@@ -91,7 +91,7 @@ class Transformer(nn.Module):
                 if name.startswith("norm"):
                     target.fill_(1.0)
                 else:
-                    target.copy_(torch.randn(target.shape, generator=generator) * std)
+                    target.copy_(torch.randn(target.shape, generator=generator, dtype=torch.float32) * std)
 
     def forward(self, tokens: Tensor, cache: Cache | None = None) -> Tensor:
         """Logits (K, B, T, V) for token ids (K, B, T), T <= block_size; with a cache, the tokens follow those already in it."""
@@ -125,8 +125,8 @@ class Transformer(nn.Module):
         """Causal self-attention, (K, B*T, C) -> (K, B*T, C)."""
         K, H, D, shape = self.replicas, self.config.n_head, self.config.head_dim, x.shape
         dropout = self.dropout if self.training else 0.0
-        dtype = attention_dtype(x.device, self.precision, 0 if cache else T, dropout)
-        qkv = linear(x, getattr(self, f"qkv_{layer}"), self.precision, dtype).view(K * B, T, 3, H, D)
+        rounded = rounds_attention(x.device, self.precision, 0 if cache else T, dropout)
+        qkv = linear(x, getattr(self, f"qkv_{layer}"), self.precision, rounded).view(K * B, T, 3, H, D)
         scale = self.config.attention_scale
         y = self.cached_attention(qkv, layer, cache, scale) if cache else causal_attention(qkv, scale, dropout)  # (K*B, T, H, D)
         return linear(y.reshape(shape), getattr(self, f"proj_{layer}"), self.precision)
@@ -145,14 +145,13 @@ class Transformer(nn.Module):
     def new_cache(self, B: int) -> Cache:
         """An empty cache for B sequences per replica."""
         shape = (self.config.n_layer, self.replicas * B, self.config.n_head, self.config.block_size, self.config.head_dim)
-        dtype = torch.bfloat16 if self.precision == "bf16" and self.flat.device.type == "cuda" else torch.float32
+        dtype = torch.bfloat16 if self.precision == "bf16" and self.flat.device.type == "cuda" else self.flat.dtype
         keys = torch.zeros(shape, dtype=dtype, device=self.flat.device)
         return Cache(keys, torch.zeros_like(keys))
 
     def mlp(self, x: Tensor, layer: int) -> Tensor:
         """C -> 4C -> GELU (exact) -> C."""
-        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        hidden = F.gelu(linear(x, getattr(self, f"up_{layer}"), self.precision, dtype))
+        hidden = F.gelu(linear(x, getattr(self, f"up_{layer}"), self.precision, self.precision == "bf16"))
         return linear(hidden, getattr(self, f"down_{layer}"), self.precision)
 
     def drop(self, x: Tensor) -> Tensor:
@@ -167,7 +166,7 @@ class Transformer(nn.Module):
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of every token, (K, B, T)."""
         logits = self(tokens)
-        return F.cross_entropy(logits.flatten(0, 2).float(), targets.flatten(), reduction="none").view_as(targets)
+        return F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

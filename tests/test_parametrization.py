@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,10 +20,13 @@ from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.train.bundle import Bundle
 from study.train.device import Execution
 from study.train.optimizer import groups_by_replica, make_optimizer
+from tests.rounding import drift, float64
 from tests.running import write_study
 
 CPU = Execution("cpu", "float32")
 BASE = 32
+LONGEST_SUM = TrainConfig().batch_size * 64
+"""Terms of a weight's gradient: the tokens of a batch."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,8 @@ def test_at_its_base_it_is_the_standard_parametrization_bit_for_bit(corpus: data
     standard, other = (family(rule, base_shape(n_embd=BASE), 30) for rule in ("standard", name))
     assert (other.shape.base_width, other.shape.base_depth) == (BASE, depth)
     assert other.trial_id != standard.trial_id
-    assert curve(corpus, other) == curve(corpus, standard)
+    with float64():
+        assert curve(corpus, other) == pytest.approx(curve(corpus, standard), rel=drift(30, LONGEST_SUM))
 
 
 def test_beyond_it_initialization_rates_and_multipliers_follow_the_width() -> None:
@@ -60,7 +63,7 @@ def test_beyond_it_initialization_rates_and_multipliers_follow_the_width() -> No
         assert not torch.allclose(model(tokens) * 4, standard(tokens), rtol=1e-3)  # attention differs, too
         for layer in range(2):
             getattr(model, f"qkv_{layer}")[:, :128] *= 2.0  # queries: what 1 / D takes away from 1 / sqrt(D)
-        torch.testing.assert_close(model(tokens) * 4, standard(tokens))
+        torch.testing.assert_close(model(tokens) * 4, standard(tokens), rtol=drift(1, 512), atol=drift(1, 512))
     recipe = TrainConfig(n_steps=10)
     groups = {group["name"]: group for group in groups_by_replica(make_optimizer(model, [recipe]))[0]}
     assert {name: group["lr"] / recipe.lr for name, group in groups.items()} == {"embeddings": 1, "hidden": 0.25, "scales": 1}
@@ -102,7 +105,9 @@ def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path: Pa
     trial = family(name, base_shape(n_embd=BASE, n_layer=1), 20, n_embd=2 * BASE, n_layer=2)
     trials = [replace(trial, seed=seed, train=replace(trial.train, eval_interval=10, lr=lr)) for seed, lr in ((1, 2e-3), (2, 8e-3))]
     together = curve(corpus, *trials)
-    np.testing.assert_allclose(together, curve(corpus, trials[0]) + curve(corpus, trials[1]), rtol=1e-5)
+    with float64():
+        bundled, alone = curve(corpus, *trials), curve(corpus, trials[0]) + curve(corpus, trials[1])
+    assert bundled == pytest.approx(alone, rel=drift(20, LONGEST_SUM))
     first, second = (Bundle(trials, corpus.train, corpus.val, corpus.vocab_size, None, CPU) for _ in range(2))
     for _ in range(2):
         first.advance()
@@ -166,9 +171,10 @@ def test_the_report_says_what_one_rate_under_mup_does_not_settle(tmp_path: Path)
     def loss(trial: Trial) -> float:
         return 0.5 + (trial.shape.params_non_embedding / 1e4) ** -0.2
 
-    write_study(tmp_path, "quick", loss, parametrization=["mup"], lr_exponent=["0"])
+    trial = next(iter(write_study(tmp_path, "quick", loss, parametrization=["mup"], lr_exponent=["0"]).values()))
     rates = conclusions.conclude(table.load(tmp_path), Options(n_bootstrap=0))["learning_rates"]
-    assert "at one learning rate (0.005) under muP (base width 32)" in rates["refused"]["reason"]
+    stated = f"at one learning rate ({trial.train.lr:g}) under muP (base width {trial.shape.base_width})"
+    assert stated in rates["refused"]["reason"]
     assert "may still be confounded" in rates["refused"]["reason"]
 
 

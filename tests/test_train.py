@@ -20,6 +20,7 @@ from study.train.bundle import Bundle
 from study.train.device import Execution
 from study.train.outcome import Outcome
 from study.train.samples import sample_steps
+from tests.rounding import drift, float64
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.txt"
 FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
@@ -27,7 +28,12 @@ RECIPE = TrainConfig(batch_size=4, n_steps=60, lr=1e-2, warmup_steps=5, eval_int
 TINY = Shape(n_layer=2, n_embd=32, n_head=2, block_size=32)
 TEXT = "the cat sat on the mat. the dog saw the cat and ran to the red house. "
 CHARACTERS = ("<|endoftext|>", "<unk>", *sorted(set(TEXT)))
+<<<<<<< HEAD
 TOKENIZER = Tokenizer(CHARACTERS)
+=======
+LONGEST_SUM = RECIPE.batch_size * TINY.block_size
+"""Terms of the longest sums of a step of TINY: a weight's gradient over a batch, and as many hidden channels."""
+>>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
 
 
 def corpus() -> tuple[np.ndarray, np.ndarray]:
@@ -64,7 +70,16 @@ def test_losses_equal_the_golden_ones() -> None:
     golden = [line.split() for line in GOLDEN.read_text().splitlines()]
     assert [row["step"] for row in curve] == [int(step) for step, _ in golden]
     for row, (_, expected) in zip(curve, golden, strict=True):
-        assert row["val_loss"] == pytest.approx(float(expected), rel=2e-4)
+        assert row["val_loss"] == pytest.approx(float(expected), rel=drift(RECIPE.n_steps, LONGEST_SUM, torch.float32))
+
+
+def test_float32_trains_like_float64() -> None:
+    """What all comparisons in float64 stand for: rounding is all that sets the arithmetic of real trials apart."""
+    alone = losses(run(trial())[0])
+    with float64():
+        exact = losses(run(trial())[0])
+    assert alone == pytest.approx(exact, rel=drift(RECIPE.n_steps, LONGEST_SUM, torch.float32))
+    assert alone != exact
 
 
 def test_two_equal_trials_give_bitwise_equal_curves_and_another_seed_does_not() -> None:
@@ -108,41 +123,44 @@ FACTORS = {
 @pytest.mark.parametrize("factor", FACTORS)
 def test_a_bundled_replica_has_the_losses_of_its_lone_run(factor: str) -> None:
     changed = trial(**{"seed": 2, **FACTORS[factor]})
-    together = run(trial(), changed, trial(seed=3))
-    lone = run(changed)[0]
-    for row, expected in zip(together[1].curve, lone.curve, strict=True):
-        assert row["val_loss"] == pytest.approx(expected["val_loss"], rel=1e-5)
+    with float64():
+        together = run(trial(), changed, trial(seed=3))
+        lone = run(changed)[0]
+    assert losses(together[1]) == pytest.approx(losses(lone), rel=drift(RECIPE.n_steps, LONGEST_SUM))
     assert losses(together[1]) != losses(together[0])
 
 
 def test_bundled_losses_stay_equal_over_200_steps() -> None:
     specs = [trial(seed, n_steps=200, eval_interval=50) for seed in (1, 2)]
-    for together, spec in zip(run(*specs), specs, strict=True):
-        assert losses(together) == pytest.approx(losses(run(spec)[0]), rel=1e-5)
+    with float64():
+        together, lone = run(*specs), [run(spec)[0] for spec in specs]
+    for one, other in zip(together, lone, strict=True):
+        assert losses(one) == pytest.approx(losses(other), rel=drift(200, LONGEST_SUM))
 
 
 def test_a_diverging_replica_is_recorded_with_its_step_and_never_touches_its_neighbor() -> None:
-    wild = trial(seed=2, lr=1e30, grad_clip=0.0)
+    wild = trial(seed=2, lr=1e30, grad_clip=0.0)  # more than float32 can hold after a few layers
     calm, broken = run(trial(), wild)
     assert broken.row["status"] == "DIVERGED"
     assert "at step" in broken.row["reason"]
     assert broken.row["val_loss"] is None
-    assert losses(calm) == pytest.approx(losses(run(trial())[0]), rel=1e-5)
+    assert losses(calm) == pytest.approx(losses(run(trial())[0]), rel=drift(RECIPE.n_steps, LONGEST_SUM, torch.float32))
     assert run(wild)[0].row["n_steps"] == broken.row["n_steps"]
 
 
 def test_a_bundle_resumes_each_replica_from_its_own_checkpoint(tmp_path: Path) -> None:
     specs = [trial(seed) for seed in (1, 2)]
-    whole = run(*specs)
-    first = bundle(*specs)
-    for _ in range(3):
-        first.advance()
-        first.save(tmp_path)
-    second = bundle(specs[1])  # one of the two goes on alone
-    assert second.restore(tmp_path)
-    while not second.done:
-        second.advance()
-    assert losses(second.finish()[0]) == pytest.approx(losses(whole[1]), rel=1e-5)
+    with float64():
+        whole = run(*specs)
+        first = bundle(*specs)
+        for _ in range(3):
+            first.advance()
+            first.save(tmp_path)
+        second = bundle(specs[1])  # one of the two goes on alone
+        assert second.restore(tmp_path)
+        while not second.done:
+            second.advance()
+    assert losses(second.finish()[0]) == pytest.approx(losses(whole[1]), rel=drift(RECIPE.n_steps, LONGEST_SUM))
     assert checkpoint.steps(tmp_path, specs[0].trial_id) == [40, 20]
 
 

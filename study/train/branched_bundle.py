@@ -1,16 +1,17 @@
-"""Trains a family: one trunk, and from it a branch for each shorter length (see `study.branches`). Plain PyTorch, no Ray.
+"""Trains a family: one trunk, then a branch for each shorter length (see `study.branches`). Plain PyTorch, no Ray.
 
-The trunk is the longest trial's own bundle. Where a shorter trial leaves it, the trunk's state is copied into a bundle of that trial, which
-trains its decay to the end; then the trunk goes on. Because everything random is a function of (seed, step), each trial equals its lone
-run bit for bit on a CPU. A family of one is simply a bundle.
+The trunk is the longest trial's own bundle. Where a shorter trial leaves it, the trunk's state is saved as a checkpoint of that trial, too:
+what remains of it is an ordinary bundle that resumes, after the trunk has ended. Because everything random is a function of (seed, step),
+each trial equals its lone run bit for bit on a CPU. A family of one is simply a bundle.
 
+<<<<<<< HEAD
     family = Trunk(trials, corpus.train, corpus.val, corpus.vocab_size, corpus.tokenizer)
+=======
+    family = BranchedBundle(trials, folder, corpus.train, corpus.val, corpus.vocab_size, corpus.characters); family.restore()
+>>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
     while not family.done: rows = family.advance(); outcomes = family.outcomes
 """
 
-import json
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,20 +22,27 @@ import numpy as np
 from models.tokenizer import Tokenizer
 from study.branches import leaves_at, lengths, own_seconds
 from study.spec import Trial
+from study.train import checkpoint
 from study.train.bundle import ANYWHERE, Bundle
 from study.train.device import Execution
 from study.train.outcome import Outcome
 from study.train.samples import sample_steps
 
-HANDED_OVER = "handed-over.json"
+Group = tuple[Trial, ...]
+"""The replicas of one length."""
 
 
-class Trunk:
+class BranchedBundle:
     """Trials of one or several families with the same lengths, training as one program.
 
     Args:
         trials: every replica at every length (see `study.branches.programs`).
+<<<<<<< HEAD
         train_tokens, val_tokens, vocab_size, tokenizer, execution: as `study.train.bundle.Bundle` takes them.
+=======
+        folder: of checkpoints; branches begin from it.
+        train_tokens, val_tokens, vocab_size, characters, execution: as `study.train.bundle.Bundle` takes them.
+>>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
         run: names this run of the study. Within one run, a trial that was handed over is not trained again after a restart; in another
             run, the trials given are those that are missing.
 
@@ -45,6 +53,7 @@ class Trunk:
     def __init__(
         self,
         trials: Sequence[Trial],
+        folder: Path,
         train_tokens: np.ndarray,
         val_tokens: np.ndarray,
         vocab_size: int,
@@ -52,6 +61,7 @@ class Trunk:
         execution: Execution = ANYWHERE,
         run: str = "",
     ) -> None:
+<<<<<<< HEAD
         by_length = [tuple(t for t in trials if t.train.n_steps == length) for length in lengths(trials)]
         _check_family(by_length)
         self._bundle: Callable[[Sequence[Trial]], Bundle] = lambda members: Bundle(
@@ -65,159 +75,137 @@ class Trunk:
         self.trunk.sample_at = {step for group in by_length for step in sample_steps(group[0].train)}
         self.branch: Bundle | None = None
         self.done = False
+=======
+        *shorter, longest = (tuple(t for t in trials if t.train.n_steps == length) for length in lengths(trials))
+        self.groups: list[Group] = [longest, *shorter]
+        _check_family(self.groups)
+        self._bundle: Callable[[Group], Bundle] = lambda group: Bundle(group, train_tokens, val_tokens, vocab_size, characters, execution)
+        self.folder, self.run, self.todo = folder, run, list(self.groups)
+        self.bundle, self.notes = self._bundle(longest), list[str]()
+        self.bundle.sample_at = {step for group in self.groups for step in sample_steps(group[0].train)}
+        self.sharing = len(self.groups) > 1
+        """whether the present bundle's time holds a trunk that others passed through"""
+>>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
         self.outcomes = list[Outcome]()
         """what the last `advance` finished"""
         self.ended: Bundle | None = None
         """the bundle that trained it"""
-        self.notes = self.trunk.notes
-        self._handed, self._told, self._saved_step = list[str](), 0, -1
 
     # ---- progress ----
 
     @property
+    def done(self) -> bool:
+        """Every trial is finished."""
+        return not self.todo
+
+    @property
     def restarts(self) -> int:
         """Times that this program was continued from a checkpoint."""
-        return self.trunk.restarts
+        return self.bundle.restarts
 
     @property
     def trial_ids(self) -> tuple[str, ...]:
         """Trials that are not finished."""
-        return tuple(t.trial_id for group in self.lengths for t in group if t.trial_id not in self._handed)
+        return tuple(t.trial_id for group in self.todo for t in group)
 
     @property
     def curve(self) -> list[dict[str, Any]]:
-        """The trunk's evaluations so far, of all replicas."""
-        return [row for replica in self.trunk.replicas for row in replica.curve]
+        """The evaluations so far of all replicas that are training."""
+        return [row for replica in self.bundle.replicas for row in replica.curve]
 
     def take_notes(self) -> list[str]:
         """What a person should know, each sentence once."""
-        notes = list(self.notes)
+        notes = self.notes + self.bundle.notes
         self.notes.clear()
+        self.bundle.notes.clear()
         return notes
 
     def advance(self) -> list[dict[str, Any]]:
-        """Train the branch or the trunk to its next evaluation; returns a `curves` row for every trial that passes through it."""
-        self._tell_what_was_handed_over()
-        self.outcomes, self.ended = [], None
-        if self.waiting and not self.branch and (self.trunk.done or self._at_branch_point()):
-            self.branch = self._leave(self.waiting[0])
-        rows = self._advance_branch() if self.branch else self._advance_trunk()
-        if self.branch and self.branch.done:
-            self._finish(self.branch)
-            self.branch, self.waiting = None, self.waiting[1:]
-        elif self.trunk.done and not self.waiting:
-            self._finish(self.trunk)
-            self.done = True
+        """Train the trunk or a branch to its next evaluation; returns a `curves` row for every trial that passes through it."""
+        if self.ended:
+            self._mark_handed_over(self.ended)
+            self.outcomes, self.ended = [], None
+            self._begin()
+        rows = [] if self.bundle.done else self.bundle.advance()
+        if self.todo[0] is self.groups[0]:
+            rows = self._pass_branches(rows)
+        if self.bundle.done:
+            self._finish()
         return rows
 
-    def _at_branch_point(self) -> bool:
-        return bool(self.trunk.replicas[0].curve) and self.trunk.step >= leaves_at(self.waiting[0][0].train)
+    def _pass_branches(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The trunk's new rows, also under the ids of shorter trials that are still on it; those that leave it here get their state."""
+        index = {replica.trial.trial_id: k for k, replica in enumerate(self.bundle.replicas)}
+        passing = [group for group in self.todo[1:] if self.bundle.step <= leaves_at(group[0].train)]
+        for group in passing:
+            if self.bundle.step == leaves_at(group[0].train) or self.bundle.done:  # done too early: it has diverged
+                self._leave(group)
+        return rows + [{**row, "trial_id": group[index[row["trial_id"]]].trial_id} for group in passing for row in rows]
 
-    def _advance_branch(self) -> list[dict[str, Any]]:
-        assert self.branch is not None
-        return [] if self.branch.done else self.branch.advance()
+    def _leave(self, group: Group) -> None:
+        for trial, (tensors, facts) in zip(group, self.bundle.states(), strict=True):
+            own = {name: [row | {"trial_id": trial.trial_id} for row in facts[name]] for name in ("curve", "samples")}
+            first = {"restarts": facts["restarts"] - 1}  # beginning a branch will count as a restart
+            checkpoint.save(self.folder, trial.trial_id, self.bundle.step, tensors, facts | own | first)
 
-    def _advance_trunk(self) -> list[dict[str, Any]]:
-        if self.trunk.done:
-            return []
-        index = {replica.trial.trial_id: k for k, replica in enumerate(self.trunk.replicas)}
-        rows = self.trunk.advance()
-        shared = [{**row, "trial_id": group[index[row["trial_id"]]].trial_id} for group in self.waiting for row in rows]
-        return rows + shared
-
-    def _leave(self, trials: tuple[Trial, ...]) -> Bundle:
-        """A bundle of shorter trials in the trunk's present state, or in that of their own newer checkpoint."""
-        branch = self._bundle(trials)
-        branch.notes = self.notes
-        if self.folder and branch.restore(self.folder, range(self.trunk.step, trials[0].train.n_steps + 1)):
-            return branch
-        states = []
-        for trial, (tensors, facts) in zip(trials, self.trunk.states(), strict=True):
-            names = {"trial_id": trial.trial_id}
-            own = sample_steps(trial.train)
-            samples = [{**row, **names} for row in facts["samples"] if row["step"] in own]
-            states.append((tensors, {**facts, "curve": [{**row, **names} for row in facts["curve"]], "samples": samples}))
-        branch.adopt(self.trunk.step, states)
-        branch.restarts = self.trunk.restarts
-        return branch
-
-    def _finish(self, bundle: Bundle) -> None:
-        for replica in bundle.replicas:
+    def _finish(self) -> None:
+        for replica in self.bundle.replicas:
             own = sample_steps(replica.trial.train)
             replica.samples = [row for row in replica.samples if row["step"] in own]
-        family = [group[0] for group in self.lengths]
-        self.outcomes, self.ended = bundle.finish(), bundle
-        for replica, outcome in zip(bundle.replicas, self.outcomes, strict=True):
-            if len(family) > 1:
-                outcome.row |= own_seconds(replica.trial, outcome.curve, family)
-            self._handed.append(replica.trial.trial_id)
+        self.outcomes, self.ended = self.bundle.finish(), self.bundle
+        if self.sharing:
+            for replica, outcome in zip(self.bundle.replicas, self.outcomes, strict=True):
+                outcome.row |= own_seconds(replica.trial, outcome.curve, [group[0] for group in self.groups])
+        del self.todo[0]
 
     # ---- state ----
 
-    def save(self, folder: Path, beside: bool = False) -> None:
-        """Checkpoints of the trunk and of the branch, each as its trial's lone run would write them; valid between calls of `advance`.
-
-        Written while training goes on where `beside` is true (see `study.train.bundle.Bundle.save`).
-        """
-        self.folder = folder
-        if self.trunk.step != self._saved_step:  # it rests while a branch trains
-            self.trunk.save(folder, beside)
-            self._saved_step = self.trunk.step
-        if self.branch:
-            self.branch.save(folder, beside)
+    def save(self, beside: bool = False) -> None:
+        """Checkpoints as lone runs would write them; valid between calls of `advance`, see `study.train.bundle.Bundle.save`."""
+        self.bundle.save(self.folder, beside)
 
     def settle(self) -> None:
         """Wait for checkpoints that are being written; raises what stopped one."""
-        try:
-            self.trunk.settle()
-        finally:
-            if self.branch:
-                self.branch.settle()
+        self.bundle.settle()
 
-    def restore(self, folder: Path) -> bool:
-        """Continue from checkpoints; False where there are none that help.
+    def restore(self) -> bool:
+        """Continue from checkpoints; False where there are none that help."""
+        self.todo = [group for group in self.groups if not all(self._mark(trial.trial_id).exists() for trial in group)]
+        return self._begin()
 
-        A trunk's state serves only while every unfinished branch still lies ahead of it.
-        """
-        self.folder = folder
-        finished = self._handed_over_in_this_run()
-        self._handed, self._told = sorted(finished), len(finished)
-        self.waiting = [group for group in self.waiting if not finished >= {trial.trial_id for trial in group}]
-        latest = min((leaves_at(group[0].train) for group in self.waiting), default=self.trunk.recipe.n_steps)
-        return self.trunk.restore(folder, range(latest + 1))
+    def _begin(self) -> bool:
+        """The next bundle, in its newest state; the trunk's serves only while every branch that has no state of its own lies ahead."""
+        group, *later = self.todo
+        if self.bundle.replicas[0].trial is not group[0]:
+            self.bundle = self._bundle(group)
+        on_trunk = group is self.groups[0]
+        ahead = [leaves_at(g[0].train) for g in later if on_trunk and not self._has_left(g)]
+        restored = self.bundle.restore(self.folder, range(min(ahead, default=group[0].train.n_steps) + 1))
+        self.sharing = len(self.groups) > 1 and (on_trunk or restored)
+        return restored
 
-    def _handed_over_in_this_run(self) -> set[str]:
-        """Trials whose outcomes the driver of this very run has: they are recorded."""
-        assert self.folder is not None
-        try:
-            told = json.loads((self._place() / HANDED_OVER).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return set()
-        return set(told["trials"]) if isinstance(told, dict) and told.get("run") == self.run and self.run else set()
+    def _has_left(self, group: Group) -> bool:
+        return all(checkpoint.steps(self.folder, trial.trial_id) for trial in group)
 
-    def _tell_what_was_handed_over(self) -> None:
-        """Note what the driver has received: it asks for more only after it has recorded the last outcomes."""
-        if self.folder is None or len(self._handed) == self._told:
-            return
-        place = self._place()
-        place.mkdir(parents=True, exist_ok=True)
-        scratch = place / f".{HANDED_OVER}.{uuid.uuid4().hex[:8]}"
-        scratch.write_text(json.dumps({"run": self.run, "trials": self._handed}), encoding="utf-8")
-        os.replace(scratch, place / HANDED_OVER)
-        self._told = len(self._handed)
+    def _mark(self, trial_id: str) -> Path:
+        """A file that says: the driver of this very run has this trial's outcome."""
+        return self.folder / trial_id / "handed-over" / (self.run or "no run")
 
-    def _place(self) -> Path:
-        assert self.folder is not None
-        return self.folder / self.trunk.replicas[0].trial.trial_id
+    def _mark_handed_over(self, bundle: Bundle) -> None:
+        """The driver asks for more only after it has recorded the last outcomes."""
+        for replica in bundle.replicas if self.run else ():
+            mark = self._mark(replica.trial.trial_id)
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
 
 
-def _check_family(by_length: Sequence[Sequence[Trial]]) -> None:
+def _check_family(groups: Sequence[Group]) -> None:
     """Hold the trials to one program.
 
     Raises:
         ValueError: they differ in more than their length, or a replica lacks a length.
     """
-    families = {tuple(replace(t, train=replace(t.train, n_steps=1), sweeps=(), lr_status="") for t in group) for group in by_length}
-    n_lengths = len(by_length)
-    if len(families) != 1 or (n_lengths > 1 and any(t.train.schedule != "wsd" for group in by_length for t in group)):
-        raise ValueError(f"{sum(map(len, by_length))} trials of {n_lengths} lengths do not share a trunk under WSD; train them apart")
+    families = {tuple(replace(t, train=replace(t.train, n_steps=1), sweeps=(), lr_status="") for t in group) for group in groups}
+    n_lengths = len(groups)
+    if len(families) != 1 or (n_lengths > 1 and any(t.train.schedule != "wsd" for group in groups for t in group)):
+        raise ValueError(f"{sum(map(len, groups))} trials of {n_lengths} lengths do not share a trunk under WSD; train them apart")

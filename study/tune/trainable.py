@@ -24,13 +24,13 @@ from study.results.object_store import Store, get_checkpoints, put_checkpoints, 
 from study.tune.worker_input import Bundled, Work, bundle_of
 
 if TYPE_CHECKING:
-    from study.train.branched_bundle import Trunk
+    from study.train.branched_bundle import BranchedBundle
 
 
 class BundleTrainable(tune.Trainable):
     """A worker. One `step` trains to the next evaluation; the process is reused for the next bundle."""
 
-    bundle: "Trunk | None" = None
+    bundle: "BranchedBundle | None" = None
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # Ray Tune passes `with_parameters`
         """Open the data and begin the bundle that `config` names."""
@@ -44,24 +44,29 @@ class BundleTrainable(tune.Trainable):
         return True
 
     def _begin(self, config: dict[str, Any]) -> None:
-        from study.train.branched_bundle import Trunk
+        from study.train.branched_bundle import BranchedBundle
 
         work, bundled = self.work, bundle_of(config, self.work.bundles)
         self._let_go()  # of the last model before the next one is made
         self.refused, self.earlier = "", list[dict[str, Any]]()
+        self.shared = (work.checkpoints.parent / work.marker).exists()
+        self.place = work.checkpoints if self.shared else self._own_place()
+        how = _execution(work, bundled, self._share(bundled))
         try:
+<<<<<<< HEAD
             self.bundle = Trunk(
                 bundled.trials, *self.tokens, work.vocab_size, work.tokenizer, _execution(work, bundled, self._share(bundled)), work.run
             )
+=======
+            self.bundle = BranchedBundle(bundled.trials, self.place, *self.tokens, work.vocab_size, work.characters, how, work.run)
+>>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
         except ValueError as error:  # bad input: trying again would not help
             self.refused = str(error)
             return
-        self.shared = (work.checkpoints.parent / work.marker).exists()
-        self.place = work.checkpoints if self.shared else self._own_place()
         if work.store:
             self._with_store(get_checkpoints, "fetched from")
         if self.shared or work.store:
-            self.earlier = self.bundle.curve if self.bundle.restore(self.place) else []
+            self.earlier = self.bundle.curve if self.bundle.restore() else []
         else:
             names = ", ".join(trial.trial_id for trial in bundled.trials)
             self.bundle.notes.append(f"{socket.gethostname()} does not see {work.checkpoints.parent}: {names} cannot be checkpointed there")
@@ -82,7 +87,7 @@ class BundleTrainable(tune.Trainable):
 
                 notes += weights.keep(self.bundle.ended, self.work.checkpoints.parent / "weights")
         elif (self.shared or self.work.store) and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
-            self.bundle.save(self.place, beside=self.shared)
+            self.bundle.save(beside=self.shared)
             if not self.shared:
                 self._with_store(put_checkpoints, "put into")
             self.saved_at = time.monotonic()
