@@ -51,12 +51,6 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     line.add_argument("--no-report", action="store_true", help="write fits.json and print the summary only")
-    line.add_argument(
-        "--judging",
-        action="store_true",
-        help="the texts are still being read: begin, and wait for the end of the input before the report "
-        "(python -m study.train.text_loss RESULTS | python -m analysis RESULTS --judging)",
-    )
     line.add_argument("--against", metavar="BASELINE", help="say whether RESULTS are better than those of BASELINE, by the exit code too")
     line.add_argument("--next-size", action="store_true", help="name the trials that tell whether the best shape wins at the next size too")
     line.add_argument(
@@ -129,7 +123,7 @@ def _do(given: argparse.Namespace) -> int:
     for results in folders:
         for target in given.forecast:
             print(record_forecast(results, target))
-        analyze(results, given.out, options, not given.no_report, given.judging)
+        analyze(results, given.out, options, not given.no_report)
     return 0
 
 
@@ -151,14 +145,8 @@ def next_size(results: Path) -> str:
     return "\n".join(["the best shape of equal size against the one least like it, one size up:", "", *rows, "", cost])
 
 
-def analyze(
-    results: Path, out: Path | None = None, options: Options | None = None, report: bool = True, judging: bool = False
-) -> dict[str, Any]:
-    """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions.
-
-    Args:
-        judging: the table of judgements is complete only at the end of the standard input.
-    """
+def analyze(results: Path, out: Path | None = None, options: Options | None = None, report: bool = True) -> dict[str, Any]:
+    """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions."""
     folder = out or (results if results.is_dir() else results.parent) / "report"
     with current(folder):
         tree = conclusions.conclude(tables.load(results), options)
@@ -167,7 +155,7 @@ def analyze(
         if report and results.is_dir():
             from analysis.report.build import build  # matplotlib loads with it
 
-            print(f"\nreport: {build(results, tree, judging=sys.stdin.read if judging else None)}")
+            print(f"\nreport: {build(results, tree)}")
         else:
             print(f"\nfits: {folder / 'fits.json'}")
     return tree

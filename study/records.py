@@ -140,26 +140,15 @@ _SAMPLES = [
     _field("n_tokens", _int, "tokens", "length of the generated text", True),
 ]
 
-_JUDGEMENTS = [
-    _field("trial_id", _str, "", "trial that wrote the text", True),
-    _field("step", _int, "steps", "optimizer step at which the text was generated"),
-    _field("prompt", _str, "", "text the model continued", True),
-    _field("index", _int, "", "number of the sample for its prompt", True),
-    _field("temperature", _float, "", "sampling temperature", True),
-    _field("judge_trial_id", _str, "", "trial whose model read the text: the best of the study", True),
-    _field("judge_loss", _float, "nats/token", "mean loss of the judge on the text's own characters", True),
-]
-
 _TEXT_KEY = ["trial_id", "prompt", "index", "temperature", "step"]
 SCHEMAS: dict[str, pa.Schema] = {
     "trials": pa.schema(_TRIALS),
     "curves": pa.schema(_CURVES),
     "samples": pa.schema(_SAMPLES),
-    "judgements": pa.schema(_JUDGEMENTS),
 }
 PER_TRIAL = ("trials", "curves", "samples")
 """Tables with a file for each trial, merged into one at the end; the others are written whole."""
-KEYS = {"trials": ["trial_id"], "curves": ["trial_id", "step"], "samples": _TEXT_KEY, "judgements": _TEXT_KEY}
+KEYS = {"trials": ["trial_id"], "curves": ["trial_id", "step"], "samples": _TEXT_KEY}
 """Columns that identify a row. Rows can repeat after a restart: the last one wins."""
 
 

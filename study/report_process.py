@@ -1,9 +1,8 @@
-"""What a run asks of others at its end: the best model's reading of all texts, the report, and, with --hold-out, forecasts before the
-largest sizes train.
+"""What a run asks of others at its end: the report, and, with --hold-out, forecasts before the largest sizes train.
 
 They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
 
-    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; with Ending(out) as ending: unjudged, problem = ending.wait()
+    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; with Ending(out) as ending: problem = ending.wait()
 """
 
 import os
@@ -14,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 from study import records
 from study.display.terminal import printable
@@ -55,9 +54,9 @@ def forecast(out: Path, targets: Sequence[Trial]) -> None:
 
 
 class Ending:
-    """The best model's reading of all generated texts and the report, by two processes: the report waits for the reading where it needs it.
+    """The report, by a process that begins while Ray stops.
 
-    with Ending(out) as ending: ...; unjudged, problem = ending.wait()
+    with Ending(out) as ending: ...; problem = ending.wait()
     """
 
     def __init__(self, out: Path) -> None:
@@ -65,31 +64,22 @@ class Ending:
         self._ends = ExitStack()
 
     def __enter__(self) -> "Ending":
-        """Begin both."""
+        """Begin."""
         with ExitStack() as ends:
-            self._judge, self._judge_said = self._begin(ends, _line("study.train.text_loss", str(self.out)), None, subprocess.PIPE)
-            # Our end of the pipe stays open: the judge may speak to a report that has ended already.
-            self._report, self._report_said = self._begin(
-                ends, _line("analysis", str(self.out), "--judging"), self._judge.stdout, subprocess.DEVNULL
-            )
+            self._said = ends.enter_context(tempfile.TemporaryFile())
+            line, silent = _line("analysis", str(self.out)), subprocess.DEVNULL
+            self._report = ends.enter_context(subprocess.Popen(line, stdin=silent, stdout=silent, stderr=self._said, env=_environment()))
+            ends.callback(self._report.kill)
             self._ends = ends.pop_all()
         return self
 
-    @staticmethod
-    def _begin(ends: ExitStack, line: list[str], stdin: Any, stdout: int) -> "tuple[subprocess.Popen[bytes], IO[bytes]]":
-        said = ends.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        process = ends.enter_context(subprocess.Popen(line, stdin=stdin, stdout=stdout, stderr=said, env=_environment()))
-        ends.callback(process.kill)
-        return process, said
-
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for process in (self._judge, self._report):
-            process.kill()
+        self._report.kill()
         self._ends.close()
 
-    def wait(self) -> tuple[str, str]:
-        """Why the texts were not judged, or "", and why there is no report, or ""; returns when both processes have ended."""
-        return _why(self._judge, self._judge_said), _why(self._report, self._report_said)
+    def wait(self) -> str:
+        """Why there is no report, or ""; returns when the process has ended."""
+        return _why(self._report, self._said)
 
 
 def _why(process: "subprocess.Popen[bytes]", said: "IO[bytes]") -> str:

@@ -277,7 +277,7 @@ def _conclude(
         if interrupts.signum:
             return interrupts.exit_code
         _name_the_rest(out, trials)
-        reported = ending is None or _report(out, *ending.wait())
+        reported = ending is None or _report(out, ending.wait())
     return 0 if n_completed + n_given_up >= trained.asked and reported else 1
 
 
@@ -296,13 +296,11 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
         print(f"  ... and {len(others) - 20} more")
 
 
-def _report(out: Path, unjudged: str, problem: str) -> bool:
+def _report(out: Path, problem: str) -> bool:
     """Show the report on the board and print where it is and what it answers."""
     from study.display import tensorboard
     from study.results import folder
 
-    if unjudged:
-        print(f"the generated texts were not judged: {unjudged}")
     if problem:
         _complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False

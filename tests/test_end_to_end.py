@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +11,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import plugin_data_pb2
 
-from analysis.table import evidence
-from analysis.table.evidence import read_fits
-from analysis.text import findings as text_study
 from study import records, run
-from study.train import text_loss as judge
-from tests.running import ROOT, facts, rows, wait_until
+from tests.running import ROOT, facts, rows
 
 pytestmark = pytest.mark.ray
 
@@ -132,41 +127,6 @@ def test_the_run_ends_with_the_report_and_three_sentences(smoke: tuple[Path, str
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)  # nothing is fetched from anywhere
     assert (out / "report" / "report.md").exists()
     assert (out / "report" / "report.ipynb").exists()
-
-
-def test_the_best_model_reads_every_text_and_the_report_relates_that_to_loss(smoke: tuple[Path, str]) -> None:
-    judged = records.read(smoke[0], "judgements").to_pylist()
-    done = records.completed(smoke[0])
-    best = min(done.values(), key=lambda row: row["val_loss"])
-    assert {row["judge_trial_id"] for row in judged} == {best["trial_id"]}
-    assert {row["trial_id"] for row in judged} == set(done)
-    assert all(0 < row["judge_loss"] < 10 for row in judged)
-    measure = text_study.conclude(evidence.load(smoke[0]))["measures"]["judge_loss"]
-    assert measure["held_out"] == best["val_loss"]
-    assert measure["spearman"]["n"] == len({row["config_id"] for row in done.values()})
-    cold, warm = (measure["by_temperature"][t]["value"] for t in ("0.7", "1"))
-    assert cold < warm
-
-
-def test_a_report_that_was_begun_while_the_texts_are_read_waits_for_them(smoke: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copytree(smoke[0], tmp_path / "out", ignore=shutil.ignore_patterns("report", "judgements.parquet"))
-    line = [sys.executable, "-m", "analysis", str(tmp_path / "out"), "--judging", "--bootstrap", "0"]
-    with subprocess.Popen(line, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as analysis:
-        wait_until(lambda: (tmp_path / "out" / "report" / "fits.json").exists(), process=analysis)
-        with pytest.raises(subprocess.TimeoutExpired):
-            analysis.wait(1.5)
-        assert not (tmp_path / "out" / "report" / "report.html").exists()
-        shutil.copy(smoke[0] / "judgements.parquet", tmp_path / "out")
-        analysis.stdin.close()  # type: ignore[union-attr]
-        assert analysis.wait(120) == 0
-    measures = [facts["stories"]["measures"] for facts in map(read_fits, (smoke[0], tmp_path / "out"))]
-    assert measures[0]["judge_loss"] == measures[1]["judge_loss"]
-
-
-def test_without_weights_the_judge_says_so(smoke: tuple[Path, str], tmp_path: Path) -> None:
-    shutil.copy(smoke[0] / "study.json", tmp_path)
-    with pytest.raises(ValueError, match=r"no completed trial .* has kept its weights"):
-        judge.judge_results(tmp_path)
 
 
 def test_one_more_seed_trains_that_seed_only_and_the_same_command_again_nothing(

@@ -1,4 +1,4 @@
-"""Measures of generated text against hand-worked examples, published definitions and planted copies."""
+"""Measures of generated text against hand-worked examples and published definitions."""
 
 import json
 from collections.abc import Iterator
@@ -8,58 +8,11 @@ import numpy as np
 import pytest
 
 from analysis.table import evidence
-from analysis.text import copying
 from analysis.text import diversity as text
 from analysis.text import findings as text_study
 from analysis.text import scores as text_scores
 from study import records
 from tests.conftest import synthetic_row, write_synthetic
-
-STORIES = [
-    "Once upon a time, there was a little cat named Tom. Tom liked to play in the big garden.",
-    "Once upon a time, there was a little dog named Sue. Sue liked to play in the red house, and she ran.",
-    'The big cat saw a ball. "I want 3.5 balls!" said the cat. The cat was happy - very happy - that day.',
-    "One day a bird flew over the tree & saw 10,000 worms; it couldn't eat them all.",
-    "Hi there.",
-]
-SELF_BLEU = [56.77404209761289, 41.14869138160328, 2.2286524569685557, 2.5850916337077003, 0.16737567801120534]
-"""`sacrebleu.sentence_bleu(text, others).score` of version 2.6.0 with its defaults, for each of STORIES."""
-
-
-# ---- measures ----
-
-
-def test_self_bleu_equals_sacrebleu() -> None:
-    assert text.self_bleu(STORIES) == pytest.approx(SELF_BLEU, rel=1e-12)
-    assert text.self_bleu(STORIES[:3]) == pytest.approx([47.33552326980789, 41.14869138160328, 2.0929373635196202], rel=1e-12)
-    assert text.self_bleu(["the cat the cat the cat", "the cat"]) == pytest.approx([16.233395773754953, 13.533528323661276], rel=1e-12)
-    assert text.self_bleu(["a b", "c d e"]) == [0.0, 0.0]
-
-
-def test_self_bleu_is_100_for_equal_texts_and_undefined_for_one() -> None:
-    assert text.self_bleu([STORIES[0]] * 3) == pytest.approx([100.0] * 3)
-    assert np.isnan(text.self_bleu(STORIES[:1])).all()
-
-
-def test_bleu_tokens_follow_the_13a_rule() -> None:
-    assert text.bleu_tokens("It cost 3.5, no: 1,000-2 (or)...") == [
-        "It",
-        "cost",
-        "3.5",
-        ",",
-        "no",
-        ":",
-        "1,000",
-        "-",
-        "2",
-        "(",
-        "or",
-        ")",
-        ".",
-        ".",
-        ".",
-    ]
-    assert text.bleu_tokens("well-known don't &amp; x..1") == ["well-known", "don't", "&", "x", ".", ".1"]
 
 
 def test_type_token_ratio_and_mattr_equal_hand_worked_examples() -> None:
@@ -100,60 +53,12 @@ def test_common_length_is_held_by_nine_texts_in_ten() -> None:
     assert text.common_length([["w"] * 10] * 5) == 0
 
 
-# ---- copying ----
-
-
-def test_copying_finds_a_planted_copy_and_nothing_where_there_is_none() -> None:
-    rng = np.random.default_rng(1)
-    training = [[f"w{i}" for i in rng.integers(0, 300, 400)] for _ in range(20)]
-    planted = ["x0", "x1", *training[7][100:130], "x2"]
-    ids: dict[str, int] = {}
-    known = copying.encode(training, ids)
-    query = copying.encode([planted, ["y1", "y2"]], ids)
-    found, nothing = copying.per_text(copying.longest_matches(query, known), query)
-    assert found.tolist() == [0, 0, *range(30, 0, -1), 0]
-    assert nothing.tolist() == [0, 0]
-
-
-def test_copying_equals_a_search_by_hand() -> None:
-    rng = np.random.default_rng(2)
-    training, query = rng.integers(0, 4, 120), rng.integers(0, 4, 40)
-    lengths = copying.longest_matches(query, training)
-    whole = ",".join(map(str, training)) + ","
-
-    def longest(start: int) -> int:
-        return max((n for n in range(1, 41 - start) if ",".join(map(str, query[start : start + n])) + "," in whole), default=0)
-
-    assert lengths.tolist() == [longest(i) for i in range(40)]
-
-
-def test_a_copy_does_not_run_across_two_stories() -> None:
-    ids: dict[str, int] = {}
-    known = copying.encode([["a", "b"], ["c", "d"]], ids)
-    query = copying.encode([["a", "b", "c", "d"]], ids)
-    assert copying.longest_matches(query, known)[:4].tolist() == [2, 1, 2, 1]
-
-
 # ---- scores of samples ----
 
 
 def test_half_words_at_the_ends_of_a_sample_are_dropped() -> None:
     sample = {"prompt": "The lit", "text": "tle dog ran.<|endoftext|>A cat sa"}
     assert text_scores.words_of_sample(sample) == ["dog", "ran", "a", "cat"]
-    assert text_scores.first_story({"prompt": "The ", "text": "dog ran. It was"}) == "The dog ran."
-    assert text_scores.first_story({"prompt": "A ", "text": "cat.<|endoftext|>B"}) == "A cat."
-
-
-def test_a_story_of_the_corpus_is_coherent_and_a_broken_one_is_not() -> None:
-    from study.stories import generator as stories
-
-    story = stories.build(2_000, 0, 2_000).val[0]
-    broken = story.replace("the", "teh")
-    samples = [{"trial_id": "t", "temperature": 1.0, "prompt": s[:20], "text": s[20:] + text_scores.END} for s in (story, broken)]
-    scores = text_scores.score(samples, {0: ["a"] * 20, 1: ["b"] * 20}, "no text", stories=True)
-    assert scores["grammatical"][0] == 1.0
-    assert scores["consistent"][0] == 1.0
-    assert scores["grammatical"][1] < 0.8
 
 
 # ---- intervals ----
@@ -185,11 +90,6 @@ def test_spearman_interval_covers_and_refuses() -> None:
     assert text_study.spearman([1, 1, 1, 1, 1], [1, 2, 3, 4, 5])["refused"]["code"] == "constant"
 
 
-@pytest.mark.parametrize(("low", "high", "verdict"), [(0.1, 0.9, "confirmed"), (-0.9, -0.1, "refuted"), (-0.2, 0.6, "undecided")])
-def test_the_diversity_paradox_is_confirmed_refuted_or_undecided(low: float, high: float, verdict: str) -> None:
-    assert verdict in text_study.diversity_sentence({"spearman": {"value": (low + high) / 2, "low": low, "high": high, "n": 12}})
-
-
 # ---- a whole study ----
 
 
@@ -205,7 +105,7 @@ def cached_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[d
     return {"corpus": corpus, "study": {"study": {"data": config}, "data_sha256": corpus.sha256}}
 
 
-def test_a_model_that_recites_is_told_from_one_that_does_not(tmp_path: Path, cached_corpus: dict) -> None:
+def test_words_that_the_training_text_lacks_are_counted(tmp_path: Path, cached_corpus: dict) -> None:
     from study.stories import generator as stories
 
     results, corpus = tmp_path / "results", cached_corpus["corpus"]
@@ -220,15 +120,15 @@ def test_a_model_that_recites_is_told_from_one_that_does_not(tmp_path: Path, cac
         records.write(results / "samples" / f"{row['trial_id']}.parquet", "samples", samples)
     (results / "study.json").write_text(json.dumps(cached_corpus["study"]))
     found = text_study.conclude(evidence.load(results, {"data": {"name": "stories"}}))["measures"]
-    assert found["copied_longest"]["largest"]["value"] > 60 > 30 > found["copied_longest"]["smallest"]["value"]
     assert found["unseen_words"]["largest"]["value"] == 0.0
-    assert 0 < found["copied_mean"]["held_out"] < 10
-    assert found["grammatical"]["smallest"]["value"] > 0.95  # a text that is cut within speech loses a sentence
+    assert 0 < found["unseen_words"]["smallest"]["value"] < 0.2
+    assert 0 < found["unseen_words"]["held_out"] < 0.2
+    assert found["type_token_ratio"]["held_out"] > 0.4
 
 
 def test_without_training_text_the_measures_that_need_it_are_refused(synthetic_results: Path) -> None:
     found = text_study.conclude(evidence.load(synthetic_results, {"data": {"name": "text"}}))
-    assert found["measures"]["copied_mean"]["refused"]["reason"] == "study.json does not name the training data"
+    assert found["measures"]["unseen_words"]["refused"]["reason"] == "study.json does not name the training data"
     assert found["measures"]["type_token_ratio"]["spearman"]["n"] == 10
     assert set(found["measures"]["mattr"]["by_temperature"]) == {"0.5", "0.8"}
     json.dumps(found, allow_nan=False)

@@ -6,7 +6,7 @@ Reads a results folder and its conclusions; writes `report/`: `figures/*.{svg,pd
     path = build(Path("results/quick"), fits)
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 from analysis.figures import loss_and_sweeps as figures
 from analysis.figures import style
 from analysis.findings import conclude as conclusions
-from analysis.report import exports, notebook, sections
+from analysis.report import exports, notebook, sections, story_section
 from analysis.report import html as page
 from analysis.report import text_formats as markdown
 from analysis.table.evidence import Evidence, load
@@ -27,7 +27,6 @@ def build(
     fits: Mapping[str, Any],
     out: Path | None = None,
     run_notebook: bool = True,
-    judging: Callable[[], object] | None = None,
 ) -> Path:
     """Write everything under `report/` and return the path of `report.html`.
 
@@ -35,7 +34,6 @@ def build(
         fits: the conclusions, as `analysis.findings.conclude` makes them.
         out: another folder to write to instead of `<results>/report`.
         run_notebook: save the notebook with its outputs; that takes a few seconds.
-        judging: returns when the texts have been read, where that still goes on.
     """
     folder = out or results / "report"
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,7 +43,7 @@ def build(
     with ThreadPoolExecutor(1) as beside:  # the notebook's kernel is a process of its own and keeps another core busy
         try:
             written = beside.submit(notebook.write, told, folder / "report.ipynb", run_notebook)
-            evidence = with_stories(load(results, fits, judging), folder / "fits.json")
+            evidence = with_stories(load(results, fits), folder / "fits.json")
             told.set_result(evidence)
         finally:
             told.cancel()  # without effect where there is evidence; else the notebook would wait for ever
@@ -74,7 +72,7 @@ def story_refusals(stories: Mapping[str, Any]) -> list[dict[str, str]]:
     reasons: dict[tuple[str, str], list[str]] = {}
     for name, m in stories["measures"].items():
         if "refused" in m:
-            reasons.setdefault((m["refused"]["code"], m["refused"]["reason"]), []).append(str(m.get("title", name)))
+            reasons.setdefault((m["refused"]["code"], m["refused"]["reason"]), []).append(story_section.MEASURES[name][0])
     return [{"subject": "stories: " + ", ".join(titles), "code": code, "reason": reason} for (code, reason), titles in reasons.items()]
 
 

@@ -17,6 +17,14 @@ SHOWN = 900
 """Characters of a story shown side by side; the rest is in the samples table."""
 MODELS = 16
 """Models shown side by side at most: the smallest, the largest, and evenly between."""
+MEASURES = {
+    "type_token_ratio": ("type-token ratio", "Distinct words per word at equal length; misspelling raises it too."),
+    "mattr": ("moving-average ratio (25 words)", "Local variety, whatever the length. It says nothing about sense."),
+    "distinct_2": ("distinct-2", "Distinct word pairs of a text over its pairs. Low in loops; random words score highest."),
+    "loops": ("repetition loops", "Share of texts in which a phrase stands three times in a row: a failure of decoding."),
+    "unseen_words": ("words never seen in training", "Misspelled or invented words. A good new name counts too."),
+}
+"""What a measure of the texts is called, and what it can and cannot say."""
 
 
 def stories_section(evidence: Evidence) -> Section:
@@ -32,19 +40,19 @@ def stories_section(evidence: Evidence) -> Section:
 
 def measures(found: Mapping[str, Any]) -> tuple[list[Cell], list[content.Listing]]:
     """The verdict on diversity and one row per measure: smallest and largest model, relation to loss, what it can and cannot say."""
-    prose = [Cell(content.visible(str(found["sentence"])), "/stories/sentence")] if found.get("sentence") else []
-    known = {name: m for name, m in (found.get("measures") or {}).items() if not is_refused(m)}
+    prose: list[Cell] = []
+    known = {name: m for name, m in (found.get("measures") or {}).items() if not is_refused(m) and name in MEASURES}
     rows, heat, words = [], [], []
     for name, m in known.items():
         here = f"/stories/measures/{content.escape_pointer(name)}"
-        title = Cell(str(m.get("title", name)), here, str(m.get("says", "")))
+        title = Cell(MEASURES[name][0], here, MEASURES[name][1])
         rows.append([title, *[content.number(m.get(end), f"{here}/{end}") for end in ("smallest", "largest", "held_out", "spearman")]])
         heat.append([title, *[content.number(v, f"{here}/by_temperature/{t}") for t, v in m.get("by_temperature", {}).items()]])
-        words.append([title, Cell(str(m.get("says", "")), f"{here}/says")])
+        words.append([title, Cell(MEASURES[name][1])])
     if not rows:
         return prose, []
     columns = ["measure", "smallest model", "largest model", "held-out text", "Spearman with loss"]
-    listings = [content.Listing("stories", "Measures of the generated text", columns, rows, str(found.get("note", "")))]
+    listings = [content.Listing("stories", "Measures of the generated text", columns, rows)]
     listings.append(content.Listing("stories_meaning", "What they can and cannot say", ["measure", ""], words))
     if len(heat[0]) > 2:
         heads = ["mean over all models", *[f"temperature {t}" for t in next(iter(known.values()))["by_temperature"]]]
@@ -58,7 +66,7 @@ def refused_measures(found: Any) -> list[Cell]:
     if isinstance(found, Mapping):
         for name, m in (found.get("measures") or {}).items():
             if is_refused(m):
-                reasons.setdefault(reason_of(m), []).append(str(m.get("title", name)))
+                reasons.setdefault(reason_of(m), []).append(MEASURES.get(name, (name, ""))[0])
     lines = [content.visible(f"{', '.join(titles)}: {reason}.") for reason, titles in reasons.items()]
     return [Cell(line[:1].upper() + line[1:], "/stories/measures") for line in lines]
 

@@ -1,14 +1,13 @@
 """Evidence: what a report is made from - the conclusions of `fits.json` and the rows of the tables beside it.
 
-Reads `report/fits.json`, `trials`, `curves`, `samples`, `judgements` of a results folder; writes nothing.
+Reads `report/fits.json`, `trials`, `curves`, `samples` of a results folder; writes nothing.
 
     evidence = load(Path("results/quick")); evidence.fits["answer"]
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,23 +27,13 @@ class Evidence:
     samples: Sequence[Row]
     every_trial: Sequence[Row]
     problems: list[str] = field(default_factory=list)
-    judging: Callable[[], object] | None = None
-    """returns when the texts have been read, where that still goes on"""
-
-    @cached_property
-    def judgements(self) -> Sequence[Row]:
-        """Rows of what the best model's reading of the texts found, waited for when they are first needed."""
-        if self.judging:
-            self.judging()
-        return _rows(self.results, "judgements", self.problems)
 
 
-def load(results: Path, fits: Mapping[str, Any] | None = None, judging: Callable[[], object] | None = None) -> Evidence:
+def load(results: Path, fits: Mapping[str, Any] | None = None) -> Evidence:
     """Read the evidence of a results folder.
 
     Args:
         fits: stands for `report/fits.json`.
-        judging: returns when the texts have been read, where that still goes on.
 
     Raises:
         ValueError: there is no fits.json, or it cannot be read.
@@ -56,7 +45,7 @@ def load(results: Path, fits: Mapping[str, Any] | None = None, judging: Callable
     left_out = {row.get("trial_id") for row in conclusions.get("exclusions") or []}
     used = [row for row in trials if row["status"] == "COMPLETED" and row["trial_id"] not in left_out]
     curves, samples = _rows(results, "curves", problems), _rows(results, "samples", problems)
-    return Evidence(results, conclusions, used, curves, samples, trials, problems, judging)
+    return Evidence(results, conclusions, used, curves, samples, trials, problems)
 
 
 def read_fits(results: Path) -> Mapping[str, Any]:

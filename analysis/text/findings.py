@@ -1,4 +1,4 @@
-"""What a study's generated stories say: every measure per configuration, with intervals over prompts, and its relation to loss.
+"""What a study's generated texts say: every measure per configuration, with intervals over prompts, and its relation to loss.
 
 Reads an `Evidence`; writes nothing.
 
@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm, rankdata
+from scipy.special import ndtri
+from scipy.stats import rankdata
 
 from analysis.table.evidence import Evidence
-from analysis.text import diversity as text
-from analysis.text import scores as text_scores
-from analysis.text.scores import MEASURES, Reference, Sample
+from analysis.text import diversity, scores
+from analysis.text.scores import Reference, Sample
 
 LEVEL = 0.95
 RESAMPLES = 1000
@@ -29,33 +29,26 @@ def conclude(evidence: Evidence, seed: int = 0) -> dict[str, Any]:
     """All measures of the generated text, as they stand under "stories" in fits.json.
 
     Returns:
-        "measures": name -> title, says, smallest, largest, spearman, by_temperature, configurations; or a refusal in its place.
+        "measures": name -> smallest, largest, spearman, held_out, by_temperature, configurations; or a refusal in its place.
     """
     samples = final_samples(evidence)
     if not samples:
         return _refusal("no_samples", "no generated text was recorded")
-    words = [text_scores.words_of_sample(s) for s in samples]
-    length = text.common_length(words)
+    words = [scores.words_of_sample(s) for s in samples]
+    length = diversity.common_length(words)
     if not length:
         return _refusal("too_short", "the generated texts do not have 20 words in common; generate longer ones")
     cut = {key: own[:length] for key, own in enumerate(words) if len(own) >= length}
-    reference = text_scores.reference_text(evidence.results)
-    stories = (evidence.fits.get("data") or {}).get("name") == "stories"
-    scores = text_scores.score(samples, cut, reference, stories)
-    if judged := text_scores.judged(samples, evidence.judgements):
-        scores["judge_loss"] = judged
+    reference = scores.reference_text(evidence.results)
     builder = _Builder(evidence, samples, np.random.default_rng(seed))
-    measures = {name: builder.measure(name, values) for name, values in scores.items()}
-    if "judge_loss" in measures:
-        measures["judge_loss"]["held_out"] = builder.trials[evidence.judgements[0]["judge_trial_id"]]["val_loss"]
+    measures = {name: builder.measure(values) for name, values in scores.score(cut, reference).items()}
     if isinstance(reference, Reference):
-        for name, value in text_scores.baseline(reference, length).items():
+        for name, value in scores.baseline(reference, length).items():
             measures[name]["held_out"] = value
     else:
-        absent = ("unseen_words", "copied_mean", "copied_longest")
-        measures |= {name: {"title": MEASURES[name].title, **_refusal("no_training_text", reference)} for name in absent}
+        measures["unseen_words"] = _refusal("no_training_text", reference)
     facts = {"n_words": length, "n_texts": len(cut), "n_too_short": len(samples) - len(cut), "temperature": builder.cold}
-    return {"measures": measures, "sentence": diversity_sentence(measures["type_token_ratio"]), "note": _note(facts), **facts}
+    return {"measures": measures, **facts}
 
 
 def final_samples(evidence: Evidence) -> list[Sample]:
@@ -95,19 +88,18 @@ class _Builder:
         self.temperatures = sorted({t for _, t in self.groups})
         self.cold = main_temperature(samples)
 
-    def measure(self, name: str, scores: Mapping[int, float]) -> dict[str, Any]:
+    def measure(self, scores: Mapping[int, float]) -> dict[str, Any]:
         """One measure at the main temperature by configuration, its ends, its relation to loss, and its mean at each temperature."""
         rows = [self._row(config, keys, scores) for (config, t), keys in self.groups.items() if t == self.cold]
         rows = sorted((r for r in rows if r), key=lambda r: (r["params_non_embedding"], r["config_id"]))
-        found: dict[str, Any] = {"title": MEASURES[name].title, "says": MEASURES[name].says}
         if not rows:
-            return found | _refusal("no_texts", "no text can be judged by this measure")
+            return _refusal("no_texts", "no text can be judged by this measure")
         relation = spearman([r["value"] for r in rows], [r["val_loss"] for r in rows])
         ends = {"smallest": _cell(rows[0]), "largest": _cell(rows[-1])}
         heat = {
             f"{t:g}": self._mean([k for (_, u), keys in self.groups.items() if u == t for k in keys], scores) for t in self.temperatures
         }
-        return {**found, **ends, "spearman": relation, "by_temperature": heat, "configurations": rows}
+        return {**ends, "spearman": relation, "by_temperature": heat, "configurations": rows}
 
     def _row(self, config: str, keys: Sequence[int], scores: Mapping[int, float]) -> dict[str, Any]:
         mean = self._mean(keys, scores)
@@ -147,29 +139,9 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     if np.any(ranks.std(0) == 0):
         return _refusal("constant", "every configuration has the same value")
     r = float(np.corrcoef(ranks.T)[0, 1])
-    z, width = np.arctanh(np.clip(r, -0.9999, 0.9999)), norm.ppf((1 + LEVEL) / 2) * np.sqrt((1 + r * r / 2) / (len(x) - 3))
+    z, width = np.arctanh(np.clip(r, -0.9999, 0.9999)), float(ndtri((1 + LEVEL) / 2)) * np.sqrt((1 + r * r / 2) / (len(x) - 3))
     facts = {"level": LEVEL, "method": "Fisher z, Bonett and Wright 2000", "n": len(x)}
     return {"value": r, "low": float(np.tanh(z - width)), "high": float(np.tanh(z + width)), **facts}
-
-
-def diversity_sentence(measure: Mapping[str, Any]) -> str:
-    """Whether worse models write with a more diverse vocabulary: confirmed, refuted or undecided."""
-    found = measure if "refused" in measure else measure["spearman"]
-    if "refused" in found:
-        return f"Whether worse models use more diverse words is not decided: {found['refused']['reason']}."
-    numbers = f"Spearman {found['value']:.2f}, 95 % interval {found['low']:.2f} to {found['high']:.2f}, {found['n']} configurations"
-    verdict = "undecided"
-    if found["low"] > 0:
-        verdict = "confirmed: higher loss goes with more distinct words"
-    elif found["high"] < 0:
-        verdict = "refuted: higher loss goes with fewer distinct words"
-    return f"Do worse models use more diverse words? At equal length this is {verdict} ({numbers}).".replace("-", "\u2212")
-
-
-def _note(facts: Mapping[str, Any]) -> str:
-    short = f" {facts['n_too_short']} shorter texts are left out." if facts["n_too_short"] else ""
-    words = f"Every text is cut to its first {facts['n_words']} words.{short} Values at temperature {facts['temperature']:g}"
-    return f"{words}, with 95 % intervals from resampling prompts."
 
 
 def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
