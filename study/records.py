@@ -73,7 +73,12 @@ _TRIALS = [
     _field("unique_tokens", _int, "tokens", "distinct training tokens available"),
     _field("epochs", _float, "", "n_tokens over unique_tokens"),
     _field("lr", _float, "", "peak learning rate"),
-    _field("lr_status", _str, "", "fixed | tuned | at_edge | transferred"),
+    _field(
+        "lr_status",
+        _str,
+        "",
+        "fixed | tuned | at_edge; searched: a run that chose, on a seed of its own; transferred: by a law (of before)",
+    ),
     _field("weight_decay", _float, "", "AdamW weight decay of matrices"),
     _field("warmup_steps", _int, "steps", "steps of linear warm-up"),
     _field("dropout", _float, "", "dropout probability"),

@@ -108,14 +108,14 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         facts["suggested"] = about.suggested
         folder.write_json(out / "study.json", facts)
         folder.describe_anew(out, trials, command.study_name)
-        if not command.options.on_cluster and (found.missing or searches.upper_bound()):
+        if not command.options.on_cluster and (found.missing or searches.to_come()):
             start_ray()
         problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches), found)
         if problem or (quoted and quoted.machine.kind != "cpu"):  # its head may be going, too; the best model reads on the GPU
             while_training.close()
         asked = len(found.done) + len(found.missing)
         if searches:
-            trials, asked = searches.trials(), len(searches.trials()) + len(searches.upper_bound())
+            trials, asked = searches.trials(), len(searches.trials()) + len(searches.to_come())
         code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close))
         if quoted and found.missing and code == 0:
             score = _score(quoted, trials, out, time.monotonic() - began)
@@ -194,7 +194,7 @@ def _scope(command: Command, trials: "list[Trial]", key: str, data_sha256: str) 
     searches = search.read(command.study, key, command.out, data_sha256, about.trials)
     about = dataclasses.replace(about, trials=searches.trials())
     if about.wanted is not None:  # only what was suggested is trained; what searches have found stays part of the study
-        return about, search.Searches(command.study, about.trials, [], {})
+        return about, search.Searches(command.study, about.trials, [])
     return about, searches
 
 
@@ -205,7 +205,7 @@ def _quote(
     from study.plan.probe import ProbeError
     from study.plan.quote import make_quote
 
-    missing = [*found.missing, *searches.upper_bound()]
+    missing = [*found.missing, *searches.to_come()]
     if not missing or command.options.on_cluster:
         return None
     try:

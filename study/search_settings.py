@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SEARCHED = ("lr", "weight_decay", "warmup_steps", "batch_size")
-"""Fields that may be searched within a size, each on a logarithmic scale."""
-WHOLE = ("warmup_steps", "batch_size")
+RATES = ("lr", "weight_decay")
+"""Fields of the recipe that a search over shapes may search, too."""
 SHAPES = ("n_layer", "n_embd")
 COSTS = ("params", "flops", "memory", "ms_per_token")
 """What a shape may be weighed against: non-embedding parameters, training FLOPs, bytes of its process, measured milliseconds per token."""
@@ -24,33 +23,22 @@ FEWEST_TRIALS = 3
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How each size is searched.
+    """How the learning rate of each size is searched.
 
     Args:
-        ranges: field -> (low, high); the learning rate's range grows where its best lies at an end.
+        low, high: the range, on a logarithmic scale; it grows where the best lies at an end.
         over: sweeps of the study whose shapes are the sizes.
-        transfer: shape field -> values; their product are sizes that take the learning rate of the law lr(N).
-        max_trials: most runs of one size, those included that other sweeps hold.
+        max_trials: most runs of one size.
         grace: share of its steps that a run is given before it may be stopped; 1 never stops one.
         reduction: of the runs that reach this point, a new one must be among the best 1/reduction to go on.
     """
 
-    ranges: Mapping[str, tuple[float, float]]
+    low: float
+    high: float
     over: tuple[str, ...] = ()
-    transfer: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     max_trials: int = 10
     grace: float = 0.5
     reduction: float = 3.0
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The searched fields in the order of `SEARCHED`."""
-        return tuple(name for name in SEARCHED if name in self.ranges)
-
-    @property
-    def early_stopping(self) -> bool:
-        """Whether runs of a size may be compared on their way: with batches of several sizes equal steps are no equal runs."""
-        return self.grace < 1 and "batch_size" not in self.ranges
 
 
 @dataclass(frozen=True)
@@ -89,7 +77,7 @@ def read_shape_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> Shap
     heads = rest.pop("n_head", ())
     if any(not isinstance(v, int) or v < 1 for v in heads):
         raise ValueError(f"sweep {name!r}: n_head={_shown(heads)} must be whole numbers to choose from, for example n_head=2,4,8")
-    ranges = {key: _range(name, key, rest.pop(key)) for key in (*SHAPES, *SEARCHED[:2]) if key in rest}
+    ranges = {key: _range(name, key, rest.pop(key)) for key in (*SHAPES, *RATES) if key in rest}
     if rest:
         raise ValueError(f"sweep {name!r} cannot search {', '.join(rest)}; over shapes it searches {', '.join((*SHAPES, 'n_head', 'lr'))}")
     if not set(ranges) & set(SHAPES):
@@ -114,13 +102,10 @@ def read_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> tuple[Sear
         ValueError: nothing to search, a range that is none, or too few trials.
     """
     rest = dict(given)
-    transfer = {key.removeprefix("transfer."): rest.pop(key) for key in list(rest) if key.startswith("transfer.")}
-    if "transfer" in rest:
-        raise ValueError(f"sweep {name!r}: transfer={_shown(rest['transfer'])} names no field; write transfer.n_embd=128,256")
     over = tuple(str(value) for value in rest.pop("over", ()))
-    ranges = {key: _range(name, key, rest.pop(key)) for key in SEARCHED if key in rest}
-    if "lr" not in ranges:
+    if "lr" not in rest:
         raise ValueError(f"sweep {name!r} has an empty search space: give the range of the learning rate, for example {EXAMPLE}")
+    low, high = _range(name, "lr", rest.pop("lr"))
     max_trials = int(_one(name, rest, "max_trials", 10, whole=True))
     if max_trials < FEWEST_TRIALS:
         raise ValueError(
@@ -131,7 +116,7 @@ def read_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> tuple[Sear
         raise ValueError(f"sweep {name!r} has grace={grace:g}; give a share of the steps above 0, or 1 to stop no run early")
     if not reduction > 1:
         raise ValueError(f"sweep {name!r} has reduction={reduction:g}; give a number above 1: of so many runs one goes on")
-    return SearchSettings(ranges, over, transfer, max_trials, grace, reduction), rest
+    return SearchSettings(low, high, over, max_trials, grace, reduction), rest
 
 
 def _range(name: str, key: str, values: tuple[Any, ...]) -> tuple[float, float]:
@@ -142,7 +127,7 @@ def _range(name: str, key: str, values: tuple[Any, ...]) -> tuple[float, float]:
         raise ValueError(f"sweep {name!r}: {key}={_shown(values)} must lie above 0: it is searched on a logarithmic scale")
     if low >= high:
         raise ValueError(f"sweep {name!r}: {key}={_shown(values)} is reversed or empty; give the low end first, then the high one")
-    if key in (*WHOLE, *SHAPES) and any(v % 1 for v in (low, high)):
+    if key in SHAPES and any(v % 1 for v in (low, high)):
         raise ValueError(f"sweep {name!r}: {key}={_shown(values)} must be whole numbers")
     return low, high
 

@@ -226,7 +226,6 @@ def test_learning_rates_that_were_searched_are_reported_with_their_bracket(tmp_p
             rows.append({**row, "lr": lr, "val_loss": loss, "config_id": f"{row['config_id']}-{lr}", "trial_id": f"{row['trial_id']}-{lr}"})
     found = tree_of(tmp_path, rows)["learning_rates"]
     assert [r["lr"] for r in found["rows"]] == sorted((r["lr"] for r in found["rows"]), reverse=True)
-    assert found["law"]["exponent"]["value"] == pytest.approx(-0.25, abs=0.1)
 
 
 # ---- the command ----

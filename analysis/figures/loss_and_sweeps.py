@@ -17,7 +17,6 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.estimate import Fits, Row, is_refused, value_of
 from analysis.figures import style
-from analysis.figures.figures_rates import draw_rate_law, has_rate_law
 from analysis.figures.shape import draw_contrasts, draw_forecasts, draw_shapes, draw_shares
 from analysis.figures.style import AXIS_LABELS, BLUE, CONVENTIONS, FACTOR_COLUMNS, INK, LETTERS, LOSS, MUTED
 from analysis.figures.training import draw_gap, draw_learning_curves, draw_learning_rates, draw_memory
@@ -299,8 +298,6 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
         found["learning_curves"] = lambda: draw_learning_curves(curves, trials)
     if tried_rates(trials):
         found["learning_rates"] = lambda: draw_learning_rates(trials)
-    if has_rate_law(fits):
-        found["rate_law"] = lambda: draw_rate_law(fits)
     if any(value_of(t.get("train_loss")) is not None for t in trials):
         found["gap"] = lambda: draw_gap(trials)
     if any(value_of(t.get("peak_memory_bytes")) for t in trials):

@@ -1,4 +1,4 @@
-"""Learning rates: the best one of each size with its bracket, the law lr(N), and what tuning changes about depth, width and size.
+"""Learning rates: the best one of each size with its bracket, and what tuning changes about depth, width and size.
 
 Everything comes from the tables: runs that a search gave up (STOPPED) bracket an optimum, but no loss of theirs is ever fitted.
 
@@ -16,7 +16,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.estimate import Code, Refusal
-from analysis.findings import pareto_front
 from analysis.fits import law_selection as selection
 from analysis.table.configurations import Noise, t_quantile
 from analysis.table.load import Table
@@ -28,24 +27,21 @@ Floats = NDArray[np.float64]
 
 
 def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any] | Refusal:
-    """The best learning rate found per shape with its bracket, lr(N), the history of the runs, and slopes with and without tuning."""
-    known = table.trials[table.trials["lr"].notna() & (table.trials["lr"] > 0)]
+    """The best learning rate found per shape with its bracket, the history of the runs, and slopes with and without tuning."""
+    known = table.completed[table.completed["lr"].notna() & (table.completed["lr"] > 0)]
     if known.empty:
         return Refusal(Code.MISSING, "no trial recorded its learning rate")
     chance = _chance(known, table.study, noise)
     rows = [row for key, own in known.groupby([*SHAPE, "n_tokens", SIZE]) if (row := _of_shape(table, key, own, chance))]
     if not rows:
         return _untuned(known)
-    slopes = tuning_effect(known, table.study)
-    law = rate_law(rows)
+    slopes = tuning_effect(known[known["lr_status"] != "searched"], table.study)
     found = {
         "rows": rows,
         "bracketed": all(r["bracketed"] for r in rows),
-        "law": law,
         "slopes": slopes,
-        "importance": pareto_front.of_recipe(known),
     }
-    return found | {"sentence": " ".join([_rows_sentence(rows), _law_sentence(law), *_slope_sentences(slopes)])}
+    return found | {"sentence": " ".join([_rows_sentence(rows), *_slope_sentences(slopes)])}
 
 
 def _chance(known: pd.DataFrame, study: Mapping[str, Any], noise: Noise | Refusal) -> float | None:
@@ -90,6 +86,7 @@ def _of_shape(table: Table, key: Any, own: pd.DataFrame, chance: float | None) -
     means = own.astype({"lr": float}).groupby("lr")["val_loss"].agg(["mean", "size"])
     chosen = own[own["lr_status"].isin(selection.TUNED)]
     at_best = own[own["lr"] == best.lr]
+    claimed = at_best[at_best["lr_status"] != "searched"]
     return {
         **names,
         "lr": best.lr,
@@ -98,7 +95,8 @@ def _of_shape(table: Table, key: Any, own: pd.DataFrame, chance: float | None) -
         "optimum": optimum(probes),
         "bracketed": bool(below and above),
         "status": str(chosen["lr_status"].iloc[0]) if len(chosen) else "tried",
-        "loss": float(at_best["val_loss"].mean()),
+        "loss": float((claimed if len(claimed) else at_best)["val_loss"].mean()),
+        "chosen_by_own_seeds": bool(set(paired["seed"]) & set(chosen["seed"])),
         "noise": error,
         "n_runs": len(paired),
         "n_stopped": int((paired["status"] == "STOPPED").sum()),
@@ -129,7 +127,7 @@ def _probe(lr: Any, part: pd.DataFrame, curves: pd.DataFrame) -> Probe:
     ends = [] if status == "DIVERGED" else [(int(part["n_steps"].fillna(0).iloc[0]), float(part["val_loss"].mean()))]
     own = curves[curves["trial_id"] == part["trial_id"].iloc[0]] if len(part) == 1 else curves.iloc[:0]
     points = {int(s): float(v) for s, v in zip(own["step"], own["val_loss"], strict=True) if np.isfinite(v)} | dict(ends)
-    return Probe({"lr": float(lr)}, status, tuple(sorted(points.items())), float(errors.median()) if len(errors) else None)
+    return Probe(float(lr), status, tuple(sorted(points.items())), float(errors.median()) if len(errors) else None)
 
 
 def _history(paired: pd.DataFrame) -> list[dict[str, Any]]:
@@ -142,25 +140,7 @@ def _history(paired: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-# ---- the law lr(N) ----
-
-
-def rate_law(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """ln lr = a + b ln N by least squares through the bracketed optima, with t intervals, for transfer to larger sizes."""
-    inner = [r for r in rows if r["bracketed"] and r["optimum"]]
-    if len({r[SIZE] for r in inner}) < 3:
-        return Refusal(Code.TOO_FEW_SIZES, f"lr(N) needs bracketed optima at three sizes, there are {len(inner)}").to_dict()
-    sizes = np.array([r[SIZE] for r in inner], dtype=float)
-    reference = float(np.exp(np.log(sizes).mean()))
-    design = np.column_stack([np.ones(len(sizes)), np.log(sizes / reference)])
-    level, slope = regression(design, np.log([r["optimum"] for r in inner]))
-    return {
-        "equation": "lr = c (N / N_ref)^b",
-        "exponent": slope,
-        "lr_at_reference": {name: math.exp(v) if isinstance(v, float) else v for name, v in level.items()},
-        "reference": reference,
-        "n_sizes": len(inner),
-    }
+# ---- what tuning changes ----
 
 
 def regression(design: Floats, response: Any) -> list[dict[str, Any]]:
@@ -178,9 +158,6 @@ def regression(design: Floats, response: Any) -> list[dict[str, Any]]:
     half = t_quantile(df) * errors
     ends = [{"low": float(v - h), "high": float(v + h)} for v, h in zip(found, half, strict=True)]
     return [cell | end for cell, end in zip(cells, ends, strict=True)]
-
-
-# ---- what tuning changes ----
 
 
 def tuning_effect(trials: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, Any]:
@@ -241,16 +218,11 @@ def _rows_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
     low, high = min(r["lr"] for r in rows), max(r["lr"] for r in rows)
     runs, stopped = sum(r["n_runs"] for r in rows), sum(r["n_stopped"] for r in rows)
     text = f"The best learning rate is bracketed at {n} of {len(rows)} shapes; it lies between {low:.2g} and {high:.2g}"
-    return text + f" ({runs} runs, {stopped} of them given up early)."
-
-
-def _law_sentence(law: Mapping[str, Any]) -> str:
-    if "refused" in law:
-        return f"No law: {law['refused']['reason']}."
-    b = law["exponent"]
-    span = "" if b["low"] is None else f" [{b['low']:.2f}, {b['high']:.2f}]"
-    open_ = " (the interval holds 0: no dependence is shown)" if b["low"] is not None and b["low"] <= 0 <= b["high"] else ""
-    return f"Over {law['n_sizes']} sizes it goes as N^b with b = {b['value']:.2f}{span}{open_}."
+    own = sum(r["chosen_by_own_seeds"] for r in rows)
+    biased = (
+        f" At {own} shapes a seed that chose the rate is among those compared: their tuned losses are flattered by its luck." if own else ""
+    )
+    return text + f" ({runs} runs, {stopped} of them given up early)." + biased
 
 
 def _slope_sentences(slopes: Mapping[str, Any]) -> list[str]:

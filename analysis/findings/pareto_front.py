@@ -93,15 +93,7 @@ def undominated(cost: Any, loss: Any) -> Any:
 
 # ---- which field mattered ----
 
-FIELDS = ("lr", "weight_decay", "warmup_steps", "batch_size")
 FEWEST_RUNS = 20
-
-
-def of_recipe(trials: pd.DataFrame) -> dict[str, Any] | None:
-    """Importance of the searched fields of the recipe, each shape's runs compared among themselves; None where one field alone varies."""
-    present = [f for f in FIELDS if f in trials and (trials[f] > 0).all() and trials[f].nunique() > 1]
-    level = trials.groupby(["n_layer", "n_embd", "n_head"])["val_loss"].transform("min")
-    return importance(trials, present, (trials["val_loss"] - level).to_numpy(dtype=float)) if len(present) > 1 else None
 
 
 def importance(trials: pd.DataFrame, names: Sequence[str], loss: Any) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def story_refusals(stories: Mapping[str, Any]) -> list[dict[str, str]]:
     return [{"subject": "stories: " + ", ".join(titles), "code": code, "reason": reason} for (code, reason), titles in reasons.items()]
 
 
-FIGURES = ("loss", "residuals", "shares", "contrasts", "forecasts", "learning_curves", "learning_rates", "rate_law", "gap", "memory")
+FIGURES = ("loss", "residuals", "shares", "contrasts", "forecasts", "learning_curves", "learning_rates", "gap", "memory")
 
 
 def save_figures(evidence: Evidence, folder: Path) -> dict[str, str]:

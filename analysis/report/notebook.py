@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 SETUP = """from pathlib import Path
 
-from analysis.figures import loss_and_sweeps as figures, figures_rates, shape as figures_shape, training as figures_training
+from analysis.figures import loss_and_sweeps as figures, shape as figures_shape, training as figures_training
 from analysis.report import notebook
 from analysis.table import evidence
 
@@ -45,7 +45,7 @@ KERNEL = """import os, sys
 if sys.path[0] == "":
     del sys.path[0]
 from ipykernel import kernelapp
-from analysis.figures import loss_and_sweeps as figures, figures_rates, shape as figures_shape, training as figures_training
+from analysis.figures import loss_and_sweeps as figures, shape as figures_shape, training as figures_training
 from analysis.report import notebook
 from analysis.table import evidence
 if os.name == "posix" and os.getppid() != int(os.environ["JPY_PARENT_PID"]):
@@ -62,7 +62,6 @@ CALLS = {
     "contrasts": "figures_shape.draw_contrasts(fits)",
     "forecasts": "figures_shape.draw_forecasts(fits)",
     "learning_rates": "figures_training.draw_learning_rates(trials)",
-    "rate_law": "figures_rates.draw_rate_law(fits)",
     "gap": "figures_training.draw_gap(trials)",
     "memory": "figures_training.draw_memory(trials)",
 }

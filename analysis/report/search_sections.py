@@ -1,4 +1,4 @@
-"""The report's section on learning rates: each size's optimum with its bracket, the law lr(N), slopes with and without tuning, the runs.
+"""The report's section on learning rates: each size's optimum with its bracket, slopes with and without tuning, the runs.
 
 Reads `learning_rates` of fits.json; writes nothing.
 
@@ -33,26 +33,14 @@ def rates_section(evidence: Evidence) -> Section:
     if found is None:
         why = reason_of(evidence.fits.get("learning_rates")) or "Nothing was concluded about learning rates."
         return Section("rates", title, pictures=pictures, refused=[Cell(sentence(why), place)])
-    law, rows, slopes = found.get("law"), found.get("rows") or [], found.get("slopes")
-    if law and not is_refused(law):
-        caption = (
-            "Best learning rate of each shape against parameters; bars reach to the nearest rates that are worse by more than the noise."
-        )
-        alt = f"Best learning rate of {len(rows)} shapes against parameters, with brackets and the fitted line {law['equation']}"
-        pictures.append(Picture("rate_law", caption, alt))
+    rows, slopes = found.get("rows") or [], found.get("slopes")
     prose = [Cell(str(found["sentence"]), f"{place}/sentence")] if found.get("sentence") else []
     listings = [_optima(rows)] if rows else []
     if isinstance(slopes, Mapping) and not is_refused(slopes):
         listings.append(_slopes(slopes))
-    parts = {name: found.get(name) for name in ("law", "slopes", "importance")}
-    importance = parts["importance"]
-    if isinstance(importance, Mapping) and not is_refused(importance):
-        listings.append(importance_listing(importance, f"{place}/importance"))
     if rows:
         listings.append(_runs(rows))
-    refused = [
-        Cell(sentence(reason_of(part)), f"{place}/{name}") for name, part in parts.items() if name != "importance" and reason_of(part)
-    ]
+    refused = [Cell(sentence(reason_of(slopes)), f"{place}/slopes")] if reason_of(slopes) else []
     return Section("rates", title, prose, pictures, listings, refused)
 
 

@@ -68,7 +68,12 @@ class Table:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """Rows that may be fitted: present in the study, COMPLETED, finite positive loss, positive sizes."""
+        """Rows that may be fitted: present in the study, COMPLETED, finite positive loss, positive sizes, of seeds that chose no rate."""
+        return self.completed[self.completed["lr_status"] != "searched"].reset_index(drop=True)
+
+    @cached_property
+    def completed(self) -> pd.DataFrame:
+        """Those rows, and the runs of searches for a learning rate: on seeds of their own, they choose a rate and claim nothing."""
         usable = self.rows[self.rows["usable"]].reset_index(drop=True)
         return usable.astype(dict.fromkeys((*POSITIVE_COLUMNS, "seed"), "int64"))  # a value missing elsewhere makes a column float
 

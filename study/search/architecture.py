@@ -1,28 +1,39 @@
 """Searches over shapes with two objectives: validation loss against parameters, FLOPs, memory or time per token.
 
-Trials come in batches. A batch follows from the results of those before it, by multi-objective TPE (Ozaki et al. 2022) with a fixed seed,
-so that replaying it from the records gives the same trials again: nothing is kept beside the tables. Shapes that break a limit that is
-known beforehand are never trained; limits that must be measured (time) guide the batches after it.
-
-    chain, pending = unfold(search, results)   # all trials known by now, and those to run
+Trials come in batches. A batch follows from the results of those before it, by multi-objective TPE with a fixed seed, so that the records
+give the same trials again: nothing is kept beside the tables. Shapes that break a limit that is known beforehand are never trained;
+limits that must be measured (time) guide the batches after it.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import optuna
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
 from models.config import Shape
+from study.plan.packing import memory_bytes
 from study.search.learning_rate import rounded
-from study.search_settings import COSTS, WHOLE, ShapeSettings
+from study.search.size_search import Curves, Rows
+from study.search_settings import COSTS, RATES, ShapeSettings
 from study.spec import Study, Trial, changed
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 BATCH = 4
 """Trials that are made at once: so many workers have work, whatever the machine, and the chain of trials stays the same everywhere."""
+
 ATTEMPTS = 60
+"""Suggestions asked for before the space counts as empty: close to its best, TPE repeats itself."""
+
 CHARACTERS = 64
 """Vocabulary of characters that FLOPs and memory are counted with: whatever a text has, and another number would be another search."""
+
+Point = dict[str, Any]
 
 
 @dataclass
@@ -32,6 +43,7 @@ class ShapeSearch:
     Args:
         base: the study's center with the first seed.
         results: recorded (val_loss, cost, within limits) by trial_id; an infinite loss where the run diverged.
+        chain: points and trials as far as the records tell, batch after batch.
     """
 
     name: str
@@ -40,11 +52,54 @@ class ShapeSearch:
     base: Trial
     vocab_size: int = CHARACTERS
     results: dict[str, tuple[float, float, bool]] = field(default_factory=dict)
-    failed: set[str] = field(default_factory=set)
+    chain: list[tuple[Point, Trial]] = field(default_factory=list)
+    recorded: set[str] = field(default_factory=set)
+
+    def see(self, rows: Rows, curves: Curves) -> None:
+        """Read the records anew: follow the chain of batches until one is not finished."""
+        self.results, self.chain, self.recorded = {}, [], set(rows)
+        while len(self.chain) < self.settings.max_trials and all(trial.trial_id in self.results for _, trial in self.chain):
+            batch = list(itertools.islice(self._new(), min(BATCH, self.settings.max_trials - len(self.chain))))
+            if not batch:
+                break
+            self.chain += batch
+            for _, trial in batch:
+                if trial.trial_id in rows:
+                    self._result(rows[trial.trial_id], trial)
+
+    def pending(self) -> list[Trial]:
+        """Trials of the last batch that are to run."""
+        return [trial for _, trial in self.chain if trial.trial_id not in self.results]
+
+    def runs(self) -> list[Trial]:
+        """The runs made so far."""
+        return [trial for _, trial in self.chain if trial.trial_id in self.recorded]
+
+    def chosen(self) -> list[Trial]:
+        """None: the front is made of the runs themselves."""
+        return []
+
+    def stops_at(self, curve: Mapping[int, float]) -> int | None:
+        """No run is given up: shapes have nothing to be compared with on their way."""
+        return None
+
+    def to_come(self) -> list[Trial]:
+        """Stand-ins for the runs that may still come, each the largest shape of a grid over the ranges that the limits allow."""
+        axes: dict[str, list[Any]] = {name: [low] for name, (low, _) in self.settings.ranges.items()}
+        for name in axes.keys() & vars(Shape()).keys():
+            low, high = self.settings.ranges[name]
+            axes[name] = [round(low * (high / low) ** (i / 12)) for i in range(13)]
+        if self.settings.heads:
+            axes["n_head"] = list(self.settings.heads)
+        grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+        shapes = [trial for point in grid if (trial := self.trial(repaired(point, self.settings)))]
+        largest = max(shapes, key=lambda trial: self.cost(trial, "flops") or 0.0, default=self.base)
+        rates = [largest.train.lr * (1 + 1e-3 * i) for i in range(self.settings.max_trials - len(self.runs()))]
+        return [dataclasses.replace(largest, train=dataclasses.replace(largest.train, lr=lr)) for lr in rates]
 
     def trial(self, point: Mapping[str, float]) -> Trial | None:
         """The trial at a point; None where no such shape exists or a limit that is known beforehand forbids it."""
-        change = {name: value if name in ("lr", "weight_decay") else int(value) for name, value in point.items()}
+        change = {name: value if name in RATES else int(value) for name, value in point.items()}
         try:
             shape, train = changed(self.study, change, self.name)
         except ValueError:
@@ -57,14 +112,11 @@ class ShapeSearch:
         """A cost that is known before training; None for time, which must be measured."""
         model = trial.model(self.vocab_size)
         if name == "memory":
-            from study.plan.packing import memory_bytes
-
             return float(memory_bytes(trial, self.vocab_size, "cpu", "float32"))
         exact = {"params": model.params_non_embedding, "flops": model.flops_per_token * trial.n_tokens}
         return float(exact[name]) if name in exact else None
 
-    def see(self, row: Mapping[str, Any], trial: Trial) -> None:
-        """Take a recorded row of a trial of the chain into account."""
+    def _result(self, row: Mapping[str, Any], trial: Trial) -> None:
         if row["status"] not in ("COMPLETED", "DIVERGED"):
             return
         loss = float(row["val_loss"]) if row["status"] == "COMPLETED" else math.inf
@@ -74,64 +126,31 @@ class ShapeSearch:
         within = all(costs[name] <= limit for name, limit in self.settings.limits.items())
         self.results[trial.trial_id] = (loss, costs[self.settings.against], within)
 
-
-def unfold(search: ShapeSearch, rows: Mapping[str, Mapping[str, Any]]) -> tuple[list[Trial], list[Trial]]:
-    """All trials of a search as far as the records tell, and those of the last batch that are to run.
-
-    Args:
-        rows: recorded rows by trial_id.
-    """
-    chain: list[tuple[dict[str, float], Trial]] = []
-    while len(chain) < search.settings.max_trials:
-        batch = suggest(search, chain)
-        chain += batch
-        for _, trial in batch:
-            if trial.trial_id in rows:
-                search.see(rows[trial.trial_id], trial)
-        pending = [trial for _, trial in batch if trial.trial_id not in search.results]
-        if pending or not batch:
-            return [trial for _, trial in chain], pending
-    return [trial for _, trial in chain], []
-
-
-def suggest(search: ShapeSearch, chain: Sequence[tuple[dict[str, float], Trial]]) -> list[tuple[dict[str, float], Trial]]:
-    """The next batch: new shapes within the limits; fewer, or none, where the space holds no more."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    space = _space(search.settings)
-    seed = (int(search.base.config_id[:7], 16) + len(chain)) % 2**31
-    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * BATCH)
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-    for point, trial in chain:
-        loss, cost, within = search.results[trial.trial_id]
-        study.enqueue_trial(point)
-        told = study.ask(space)
-        told.set_constraint("limits", 0.0 if within else 1.0)
-        study.tell(told, [min(loss, 1e3), math.log(min(cost, 1e300))])
-    seen = {trial.trial_id for _, trial in chain}
-    found: list[tuple[dict[str, float], Trial]] = []
-    for _ in range(ATTEMPTS):
-        if len(found) == min(BATCH, search.settings.max_trials - len(chain)):
-            break
-        point = repaired(study.ask(space).params, search.settings)
-        new = search.trial(point)
-        if new and new.trial_id not in seen:
-            seen.add(new.trial_id)
-            found.append((point, new))
-    return found
+    def _new(self) -> Iterator[tuple[Point, Trial]]:
+        """New shapes within the limits, as Optuna suggests them from the chain's runs; none where the space holds no more."""
+        space, seed = _space(self.settings), (int(self.base.config_id[:7], 16) + len(self.chain)) % 2**31
+        sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=2 * BATCH)
+        study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+        for point, trial in self.chain:
+            loss, cost, within = self.results[trial.trial_id]
+            study.enqueue_trial(point)
+            told = study.ask(space)
+            told.set_constraint("limits", 0.0 if within else 1.0)
+            study.tell(told, [min(loss, 1e3), math.log(min(cost, 1e300))])
+        seen = {trial.trial_id for _, trial in self.chain}
+        for _ in range(ATTEMPTS):
+            point = repaired(study.ask(space).params, self.settings)
+            new = self.trial(point)
+            if new and new.trial_id not in seen:
+                seen.add(new.trial_id)
+                yield point, new
 
 
 def _space(settings: ShapeSettings) -> dict[str, Any]:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
     space: dict[str, Any] = {}
     for name, (low, high) in settings.ranges.items():
-        whole = name in WHOLE or hasattr(Shape(), name)
-        space[name] = IntDistribution(int(low), int(high), log=True) if whole else FloatDistribution(low, high, log=True)
-    if settings.heads:
-        space["n_head"] = CategoricalDistribution(list(settings.heads))
-    return space
+        space[name] = FloatDistribution(low, high, log=True) if name in RATES else IntDistribution(int(low), int(high), log=True)
+    return space | ({"n_head": CategoricalDistribution(list(settings.heads))} if settings.heads else {})
 
 
 def repaired(point: Mapping[str, Any], settings: ShapeSettings) -> dict[str, float]:
@@ -144,19 +163,3 @@ def repaired(point: Mapping[str, Any], settings: ShapeSettings) -> dict[str, flo
         nearest = nearest - heads if nearest > high else nearest + heads if nearest < low else nearest
         found["n_embd"] = nearest
     return {name: int(value) if isinstance(point[name], int) else value for name, value in found.items()}
-
-
-def most_expensive(search: ShapeSearch, rows: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
-    """Stand-ins for the runs that may still come, each the largest shape of a grid over the ranges that the limits allow: for a quote."""
-    left = search.settings.max_trials - sum(trial.trial_id in rows for trial in unfold(search, rows)[0])
-    grid: list[dict[str, float]] = [{}]
-    for name, (low, high) in search.settings.ranges.items():
-        steps = [low * (high / low) ** (i / 12) for i in range(13)] if hasattr(Shape(), name) else [low]
-        grid = [{**point, name: round(v) if hasattr(Shape(), name) else v} for point in grid for v in steps]
-    grid = [{**point, "n_head": heads} for point in grid for heads in search.settings.heads or (0,)]
-    if not search.settings.heads:
-        grid = [{name: v for name, v in point.items() if name != "n_head"} for point in grid]
-    shapes = [trial for point in grid if (trial := search.trial(repaired(point, search.settings)))]
-    largest = max(shapes, key=lambda trial: search.cost(trial, "flops") or 0.0, default=search.base)
-    rates = [largest.train.lr * (1 + 1e-3 * i) for i in range(left)]
-    return [dataclasses.replace(largest, train=dataclasses.replace(largest.train, lr=lr)) for lr in rates]

@@ -4,7 +4,7 @@ First an open side is closed: a run at a third (or three times) the rate, until 
 more than the noise; the range grows where the best lies at its end. Then the bracket is refined until a parabola promises no gain beyond
 the noise. Nothing depends on when or where runs were made, so that a search continues from its records alone.
 
-    decision = decide(settings, start, probes, noise)   # Try(point), Refine(low, high) or Found(status, point)
+    decision = decide(settings, start, probes, noise)   # Try(lr) or Found(status, lr)
 """
 
 import math
@@ -26,10 +26,6 @@ NARROW = 1.3
 """A bracket whose ends are within this factor of the best needs no refinement."""
 NOISE_OF_NOTHING = 0.01
 """Nats that two losses are taken to differ by, where neither replicates nor an evaluation's error are recorded."""
-TRIALS_PER_FIELD = 4
-"""Where several fields are searched, a parabola in one of them settles nothing: so many runs per field are made at least."""
-
-Point = Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -37,21 +33,16 @@ class Probe:
     """One run of a size.
 
     Args:
-        point: searched field -> value.
+        lr: peak learning rate.
         status: COMPLETED, STOPPED (its curve ends early) or DIVERGED.
         curve: (step, val_loss), ascending; the last one of a COMPLETED probe is its result.
         error: standard error of its last evaluation, nats.
     """
 
-    point: Point
+    lr: float
     status: str
     curve: tuple[tuple[int, float], ...]
     error: float | None = None
-
-    @property
-    def lr(self) -> float:
-        """Peak learning rate."""
-        return self.point["lr"]
 
     @property
     def loss(self) -> float:
@@ -61,17 +52,9 @@ class Probe:
 
 @dataclass(frozen=True)
 class Try:
-    """Run this point."""
+    """Run this learning rate."""
 
-    point: Point
-
-
-@dataclass(frozen=True)
-class Refine:
-    """Run a point with a learning rate between two that are worse."""
-
-    low: float
-    high: float
+    lr: float
 
 
 @dataclass(frozen=True)
@@ -79,39 +62,33 @@ class Found:
     """The search of a size is over: `tuned` where the optimum is bracketed, else `at_edge`; None where no run completed."""
 
     status: str
-    point: Point | None
+    lr: float | None
 
 
-Decision = Try | Refine | Found
-
-
-def decide(settings: SearchSettings, start: Point, probes: Sequence[Probe], noise: float) -> Decision:
+def decide(settings: SearchSettings, start: float, probes: Sequence[Probe], noise: float) -> Try | Found:
     """What to do next for a size.
 
     Args:
-        start: the first point to run.
+        start: the first learning rate to run.
         probes: all runs so far, in any order.
         noise: difference of two losses (nats) that chance makes.
     """
     done = [p for p in probes if p.status == "COMPLETED"]
+    enough = len(probes) >= settings.max_trials
     if not done:
-        lowest = min((p.lr for p in probes), default=0.0)
-        if len(probes) >= settings.max_trials:
-            return Found("at_edge", None)
-        return Try({**start, "lr": rounded(lowest / STEP)} if probes else start)
+        return Found("at_edge", None) if enough else Try(rounded(min(p.lr for p in probes) / STEP) if probes else start)
     best = min(done, key=lambda p: p.loss)
     below, above = bracket(best, probes, noise)
-    if len(probes) >= settings.max_trials:
-        return Found("tuned" if below and above else "at_edge", best.point)
-    low, high = settings.ranges["lr"]
+    if enough:
+        return Found("tuned" if below and above else "at_edge", best.lr)
     rates = [p.lr for p in probes]
     if not below:
-        return Try({**best.point, "lr": _beyond(min(rates), low, 1 / STEP)})
+        return Try(_beyond(min(rates), settings.low, 1 / STEP))
     if not above:
-        return Try({**best.point, "lr": _beyond(max(rates), high, STEP)})
-    if settled(settings, best, below, above, probes, noise):
-        return Found("tuned", best.point)
-    return Refine(below.lr, above.lr)
+        return Try(_beyond(max(rates), settings.high, STEP))
+    if _settled(best, below, above, probes, noise):
+        return Found("tuned", best.lr)
+    return Try(_between(best, below, above, probes))
 
 
 def _beyond(outermost: float, end: float, factor: float) -> float:
@@ -122,16 +99,15 @@ def _beyond(outermost: float, end: float, factor: float) -> float:
     return rounded(further if outermost >= end / STEP**0.5 else min(further, end))
 
 
-def _same(a: float, b: float) -> bool:
-    return abs(math.log(a / b)) < SAME
-
-
 def bracket(best: Probe, probes: Sequence[Probe], noise: float) -> tuple[Probe | None, Probe | None]:
     """The nearest lower and the nearest higher rate that are worse than the best by more than the noise; None for an open side."""
-    worse = [p for p in probes if is_worse(p, best, noise)]
-    below = max((p for p in worse if p.lr < best.lr), key=lambda p: p.lr, default=None)
-    above = min((p for p in worse if p.lr > best.lr), key=lambda p: p.lr, default=None)
-    return below, above
+    return _beside(best, [p for p in probes if is_worse(p, best, noise)])
+
+
+def _beside(best: Probe, probes: Sequence[Probe]) -> tuple[Probe | None, Probe | None]:
+    """The nearest of some runs below and above the best."""
+    below = max((p for p in probes if p.lr < best.lr), key=lambda p: p.lr, default=None)
+    return below, min((p for p in probes if p.lr > best.lr), key=lambda p: p.lr, default=None)
 
 
 def is_worse(probe: Probe, best: Probe, noise: float) -> bool:
@@ -159,16 +135,8 @@ def excess(curve: Mapping[int, float], other: Mapping[int, float], end: int) -> 
     return min(now, now + (now - before) * (end - step) / (step - common[-2]))
 
 
-def at_common_step(probes: Sequence[Probe]) -> list[float] | None:
-    """Losses at the last step that all runs have evaluated; None where there is none."""
-    common = set.intersection(*({step for step, _ in p.curve} for p in probes))
-    return [dict(p.curve)[max(common)] for p in probes] if common else None
-
-
-def settled(settings: SearchSettings, best: Probe, below: Probe, above: Probe, probes: Sequence[Probe], noise: float) -> bool:
+def _settled(best: Probe, below: Probe, above: Probe, probes: Sequence[Probe], noise: float) -> bool:
     """Whether nothing beyond the noise is left to gain inside the bracket."""
-    if len(settings.ranges) > 1:
-        return len(probes) >= TRIALS_PER_FIELD * len(settings.ranges)
     if above.lr / best.lr < NARROW and best.lr / below.lr < NARROW:
         return True
     fitted = parabola(best, probes)
@@ -182,12 +150,11 @@ def parabola(best: Probe, probes: Sequence[Probe]) -> tuple[float, float] | None
         (lr, gain in nats); the vertex is kept between the neighbors. None where a neighbor is lacking or did not run to its end (halfway,
         lower rates look better than they are), or nothing curves up.
     """
-    lower, upper = neighbors(best, probes)
+    lower, upper = _neighbors(best, probes)
     if lower is None or upper is None or {lower.status, upper.status} != {"COMPLETED"}:
         return None
-    losses = [lower.loss, best.loss, upper.loss]
     x0, x2 = math.log(lower.lr / best.lr), math.log(upper.lr / best.lr)
-    y0, y2 = losses[0] - losses[1], losses[2] - losses[1]
+    y0, y2 = lower.loss - best.loss, upper.loss - best.loss
     # y = a x^2 + b x through (x0, y0), (0, 0), (x2, y2)
     a = (y2 / x2 - y0 / x0) / (x2 - x0)
     b = y0 / x0 - a * x0
@@ -197,45 +164,31 @@ def parabola(best: Probe, probes: Sequence[Probe]) -> tuple[float, float] | None
     return best.lr * math.exp(vertex), -(a * vertex**2 + b * vertex)
 
 
-def neighbors(best: Probe, probes: Sequence[Probe]) -> tuple[Probe | None, Probe | None]:
-    """The nearest tried rates below and above the best."""
-    apart = [p for p in probes if not _same(p.lr, best.lr)]
-    lower = max((p for p in apart if p.lr < best.lr), key=lambda p: p.lr, default=None)
-    return lower, min((p for p in apart if p.lr > best.lr), key=lambda p: p.lr, default=None)
+def _neighbors(best: Probe, probes: Sequence[Probe]) -> tuple[Probe | None, Probe | None]:
+    return _beside(best, [p for p in probes if not _same(p.lr, best.lr)])
 
 
-def guess(settings: SearchSettings, bounds: Refine, probes: Sequence[Probe]) -> Point | None:
-    """Where the rate alone is searched: halfway to a neighbor that did not run to its end, else the parabola's vertex.
+def _same(a: float, b: float) -> bool:
+    return abs(math.log(a / b)) < SAME
 
-    None, where the vertex has been run or there is none, leaves the choice to a sampler.
-    """
-    best = min(probes, key=lambda p: p.loss)
-    if len(settings.ranges) > 1:
-        return None
-    for near in neighbors(best, probes):
+
+def _between(best: Probe, below: Probe, above: Probe, probes: Sequence[Probe]) -> float:
+    """Halfway to a neighbor that did not run to its end; else the parabola's vertex; else the middle of the wider gap beside the best."""
+    for near in _neighbors(best, probes):
         if near and near.status != "COMPLETED" and abs(math.log(near.lr / best.lr)) > 2 * math.log(NARROW):
-            return {**best.point, "lr": rounded(math.sqrt(near.lr * best.lr))}
+            return rounded(math.sqrt(near.lr * best.lr))
     fitted = parabola(best, probes)
-    point = {**best.point, "lr": rounded(fitted[0])} if fitted else best.point
-    return point if bounds.low < point["lr"] < bounds.high and not any(alike(point, p.point) for p in probes) else None
-
-
-def middle(bounds: Refine, probes: Sequence[Probe]) -> Point:
-    """The middle, in logarithm, of the wider gap beside the best run."""
-    best = min(probes, key=lambda p: p.loss)
-    rates = sorted({p.lr for p in probes if bounds.low <= p.lr <= bounds.high})
+    lr = rounded(fitted[0]) if fitted else best.lr
+    if below.lr < lr < above.lr and not any(_same(lr, p.lr) for p in probes):
+        return lr
+    rates = sorted({p.lr for p in probes if below.lr <= p.lr <= above.lr})
     at = rates.index(best.lr)
     low, high = max(((rates[at - 1], best.lr), (best.lr, rates[at + 1])), key=lambda gap: gap[1] / gap[0])
-    return {**best.point, "lr": rounded(math.sqrt(low * high))}
-
-
-def alike(a: Point, b: Point) -> bool:
-    """Whether two points are too close to tell their losses apart."""
-    return all(_same(a[name], b[name]) for name in a if a[name] > 0 and b[name] > 0)
+    return rounded(math.sqrt(low * high))
 
 
 def optimum(probes: Sequence[Probe]) -> float | None:
-    """The learning rate of a size that a law lr(N) goes through: the parabola's vertex, else the best tried; None where no run ended."""
+    """The best learning rate of a size: the parabola's vertex, else the best tried; None where no run ended."""
     done = [p for p in probes if p.status == "COMPLETED"]
     if not done:
         return None
@@ -251,9 +204,6 @@ def noise_of(probes: Sequence[Probe]) -> float:
     """
     errors = [p.error for p in probes if p.error]
     return statistics.median(errors) if errors else NOISE_OF_NOTHING
-
-
-# ---- early stopping within a size ----
 
 
 def stops_at(
@@ -282,36 +232,11 @@ def stops_at(
 def rungs(settings: SearchSettings, train: "TrainConfig") -> list[int]:
     """Steps at which runs are compared: the first evaluation at or after each rung."""
     steps, mark = [], settings.grace * train.n_steps
-    while settings.early_stopping and mark < train.n_steps:
+    while mark < train.n_steps:
         step = math.ceil(mark / train.eval_interval) * train.eval_interval
         steps += [step] if step < train.n_steps else []
         mark *= settings.reduction
     return steps
-
-
-# ---- transfer ----
-
-
-def rate_law(optima: Sequence[tuple[float, float]]) -> tuple[float, float] | None:
-    """ln lr = a + b ln N through the optima of the sizes, by least squares; None with fewer than three sizes.
-
-    Args:
-        optima: (params_non_embedding, lr) of each size with a bracketed optimum.
-
-    Returns:
-        (a, b), for `predict_rate`.
-    """
-    if len({n for n, _ in optima}) < 3:
-        return None
-    x, y = [math.log(n) for n, _ in optima], [math.log(lr) for _, lr in optima]
-    x_mean, y_mean = sum(x) / len(x), sum(y) / len(y)
-    slope = sum((u - x_mean) * (v - y_mean) for u, v in zip(x, y, strict=True)) / sum((u - x_mean) ** 2 for u in x)
-    return y_mean - slope * x_mean, slope
-
-
-def predict_rate(law: tuple[float, float], params_non_embedding: float) -> float:
-    """The law's learning rate for a size."""
-    return math.exp(law[0] + law[1] * math.log(params_non_embedding))
 
 
 def rounded(value: float, whole: bool = False) -> float:

@@ -11,8 +11,7 @@ from study import report_process
 from study.command import parse_hold_out
 from study.plan.survey import to_time
 from study.results import folder
-from study.search.architecture import ShapeSearch, unfold
-from study.search.search_state import SizeSearch, refresh
+from study.search.search_state import refresh
 from study.spec import Trial
 from study.tune.session import Job, train
 
@@ -63,13 +62,12 @@ def search_phase(job: "Job", wanted: Callable[[Trial], bool]) -> str:
     if not searches:
         return ""
     refresh(searches, job.command.out, job.corpus.sha256)
-    going_on: list[SizeSearch | ShapeSearch] = [s for s in searches.sizes if wanted(s.base) and searches.found(s) is None]
-    going_on += [s for s in searches.shapes if wanted(s.base) and unfold(s, searches.rows)[1]]
+    going_on = [search for search in searches.all if wanted(search.base) and search.pending()]
     nothing = dataclasses.replace(take_stock(job), missing=())
     problem = train(job, nothing, going_on) if going_on else ""
     refresh(searches, job.command.out, job.corpus.sha256)
     found = take_stock(job)
-    part = tuple(trial for trial in found.missing if wanted(trial) and trial.lr_status != "fixed")
+    part = tuple(trial for trial in found.missing if wanted(trial) and trial.lr_status in ("tuned", "at_edge"))
     if problem or not part:
         return problem
     return train(_with_quote(job, part), dataclasses.replace(found, missing=part))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from study.branches import families, programs
 from study.command import Command
 from study.search.architecture import ShapeSearch
-from study.search.search_state import SizeSearch
+from study.search.size_search import SizeSearch
 from study.tune.signals import Interrupted, Interrupts
 
 if TYPE_CHECKING:
@@ -172,8 +172,7 @@ def make_prober(job: Job, wanted: "Sequence[SizeSearch | ShapeSearch]") -> "Prob
     planned = job.quoted.plan.bundles if job.quoted else ()
     shares = {speed_key(bundle.trials[0]): (bundle.cpus, bundle.gpus) for bundle in planned}
     usual = (options.cpus_per_trial, cluster.gpus_per_trial(options))
-    sizes = [search for search in wanted if isinstance(search, SizeSearch)]
-    shapes = [search for search in wanted if isinstance(search, ShapeSearch)]
     largest = max(planned, key=lambda bundle: bundle.memory_bytes, default=None)
+    shapes = any(isinstance(search, ShapeSearch) for search in wanted)
     room = (largest.cpus, largest.gpus) if shapes and largest else usual
-    return Prober(job.searches, sizes, lambda trial: shares.get(speed_key(trial), room), lambda trial: flops(trial, vocab_size), shapes)
+    return Prober(job.searches, wanted, lambda trial: shares.get(speed_key(trial), room), lambda trial: flops(trial, vocab_size))
