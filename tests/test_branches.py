@@ -45,13 +45,8 @@ def family(*n_steps: int, **changes: Any) -> list[Trial]:
     return [trial(length, **changes) for length in n_steps]
 
 
-<<<<<<< HEAD
-def trunk(trials: Sequence[Trial], run: str = "", tokenizer: Tokenizer | None = TOKENIZER) -> Trunk:
-    return Trunk(trials, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), tokenizer, FLOAT32, run)
-=======
-def trunk(trials: Sequence[Trial], folder: Path, run: str = "", characters: tuple[str, ...] | None = CHARACTERS) -> BranchedBundle:
-    return BranchedBundle(trials, folder, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), characters, FLOAT32, run)
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
+def trunk(trials: Sequence[Trial], folder: Path, run: str = "", tokenizer: Tokenizer | None = TOKENIZER) -> BranchedBundle:
+    return BranchedBundle(trials, folder, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), tokenizer, FLOAT32, run)
 
 
 def finish(one: BranchedBundle) -> dict[str, Outcome]:
@@ -150,13 +145,8 @@ def test_trials_without_a_common_trunk_are_refused(tmp_path: Path) -> None:
 def test_a_family_cut_off_after_any_evaluation_continues_exactly(tmp_path: Path, stop: int) -> None:
     """Cut off in another run of the program: what the first one handed over is recorded, the rest is missing."""
     trials = family(20, 32, 64)
-<<<<<<< HEAD
-    whole = finish(trunk(trials, tokenizer=None))
-    first, got = trunk(trials, "first", None), {}
-=======
-    whole = finish(trunk(trials, tmp_path / "whole", characters=None))
+    whole = finish(trunk(trials, tmp_path / "whole", tokenizer=None))
     first, got = trunk(trials, tmp_path, "first", None), {}
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
     for number in range(stop):
         first.advance()
         got |= {outcome.row["trial_id"]: outcome for outcome in first.outcomes}
@@ -276,13 +266,8 @@ def speeds(one: Trial) -> Speeds:
     return found
 
 
-<<<<<<< HEAD
-def test_a_familys_trials_share_the_time_of_the_trunk_and_add_up_to_all_of_it() -> None:
-    together, outcomes = trunk(family(32, 64), tokenizer=None), []
-=======
 def test_a_familys_trials_share_the_time_of_the_trunk_and_add_up_to_all_of_it(tmp_path: Path) -> None:
-    together, outcomes = trunk(family(32, 64), tmp_path, characters=None), []
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
+    together, outcomes = trunk(family(32, 64), tmp_path, tokenizer=None), []
     train_s = 0.0
     while not together.done:
         together.advance()

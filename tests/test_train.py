@@ -28,12 +28,9 @@ RECIPE = TrainConfig(batch_size=4, n_steps=60, lr=1e-2, warmup_steps=5, eval_int
 TINY = Shape(n_layer=2, n_embd=32, n_head=2, block_size=32)
 TEXT = "the cat sat on the mat. the dog saw the cat and ran to the red house. "
 CHARACTERS = ("<|endoftext|>", "<unk>", *sorted(set(TEXT)))
-<<<<<<< HEAD
 TOKENIZER = Tokenizer(CHARACTERS)
-=======
 LONGEST_SUM = RECIPE.batch_size * TINY.block_size
 """Terms of the longest sums of a step of TINY: a weight's gradient over a batch, and as many hidden channels."""
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
 
 
 def corpus() -> tuple[np.ndarray, np.ndarray]:

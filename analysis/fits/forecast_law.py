@@ -101,7 +101,7 @@ class ForecastFit:
     def best_shape(self, params: float) -> tuple[int, int] | Refusal:
         """Depth and width of least forecast loss with 12 n_layer n_embd^2 = params, among the aspects that were run."""
         depth = np.arange(1.0, 1001.0)
-        width = np.round(np.sqrt(params / (12 * depth)))
+        width = np.round(np.sqrt(params / (12 * depth))).astype(float)
         inside = (width >= self.aspects[0] * depth) & (width <= self.aspects[1] * depth) & (width >= 1)
         if not inside.any():
             return Refusal(

@@ -4,11 +4,7 @@ The trunk is the longest trial's own bundle. Where a shorter trial leaves it, th
 what remains of it is an ordinary bundle that resumes, after the trunk has ended. Because everything random is a function of (seed, step),
 each trial equals its lone run bit for bit on a CPU. A family of one is simply a bundle.
 
-<<<<<<< HEAD
-    family = Trunk(trials, corpus.train, corpus.val, corpus.vocab_size, corpus.tokenizer)
-=======
-    family = BranchedBundle(trials, folder, corpus.train, corpus.val, corpus.vocab_size, corpus.characters); family.restore()
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
+    family = BranchedBundle(trials, folder, corpus.train, corpus.val, corpus.vocab_size, corpus.tokenizer); family.restore()
     while not family.done: rows = family.advance(); outcomes = family.outcomes
 """
 
@@ -37,12 +33,8 @@ class BranchedBundle:
 
     Args:
         trials: every replica at every length (see `study.branches.programs`).
-<<<<<<< HEAD
-        train_tokens, val_tokens, vocab_size, tokenizer, execution: as `study.train.bundle.Bundle` takes them.
-=======
         folder: of checkpoints; branches begin from it.
-        train_tokens, val_tokens, vocab_size, characters, execution: as `study.train.bundle.Bundle` takes them.
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
+        train_tokens, val_tokens, vocab_size, tokenizer, execution: as `study.train.bundle.Bundle` takes them.
         run: names this run of the study. Within one run, a trial that was handed over is not trained again after a restart; in another
             run, the trials given are those that are missing.
 
@@ -61,31 +53,15 @@ class BranchedBundle:
         execution: Execution = ANYWHERE,
         run: str = "",
     ) -> None:
-<<<<<<< HEAD
-        by_length = [tuple(t for t in trials if t.train.n_steps == length) for length in lengths(trials)]
-        _check_family(by_length)
-        self._bundle: Callable[[Sequence[Trial]], Bundle] = lambda members: Bundle(
-            members, train_tokens, val_tokens, vocab_size, tokenizer, execution
-        )
-        self.lengths, self.run = by_length, run
-        self.folder: Path | None = None
-        self.waiting = by_length[:-1]
-        """shorter trials that are not finished, the next to leave the trunk first"""
-        self.trunk = self._bundle(by_length[-1])
-        self.trunk.sample_at = {step for group in by_length for step in sample_steps(group[0].train)}
-        self.branch: Bundle | None = None
-        self.done = False
-=======
         *shorter, longest = (tuple(t for t in trials if t.train.n_steps == length) for length in lengths(trials))
         self.groups: list[Group] = [longest, *shorter]
         _check_family(self.groups)
-        self._bundle: Callable[[Group], Bundle] = lambda group: Bundle(group, train_tokens, val_tokens, vocab_size, characters, execution)
+        self._bundle: Callable[[Group], Bundle] = lambda group: Bundle(group, train_tokens, val_tokens, vocab_size, tokenizer, execution)
         self.folder, self.run, self.todo = folder, run, list(self.groups)
         self.bundle, self.notes = self._bundle(longest), list[str]()
         self.bundle.sample_at = {step for group in self.groups for step in sample_steps(group[0].train)}
         self.sharing = len(self.groups) > 1
         """whether the present bundle's time holds a trunk that others passed through"""
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
         self.outcomes = list[Outcome]()
         """what the last `advance` finished"""
         self.ended: Bundle | None = None

@@ -53,13 +53,7 @@ class BundleTrainable(tune.Trainable):
         self.place = work.checkpoints if self.shared else self._own_place()
         how = _execution(work, bundled, self._share(bundled))
         try:
-<<<<<<< HEAD
-            self.bundle = Trunk(
-                bundled.trials, *self.tokens, work.vocab_size, work.tokenizer, _execution(work, bundled, self._share(bundled)), work.run
-            )
-=======
-            self.bundle = BranchedBundle(bundled.trials, self.place, *self.tokens, work.vocab_size, work.characters, how, work.run)
->>>>>>> 1649a35 (Compare bundle and lone run in float64, with tolerances that follow from rounding; let a shorter trial resume from the trunk's state)
+            self.bundle = BranchedBundle(bundled.trials, self.place, *self.tokens, work.vocab_size, work.tokenizer, how, work.run)
         except ValueError as error:  # bad input: trying again would not help
             self.refused = str(error)
             return
