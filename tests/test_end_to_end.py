@@ -93,7 +93,7 @@ def test_tensorboard_shows_scalars_hparams_and_stories_of_each_trial(smoke: tupl
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
     tags = events.Tags()["scalars"]
     assert tags[0] == "loss/val"
-    assert set(tags) == {"loss/val", "loss/train", "optimizer/lr", "optimizer/grad_norm", "speed/tokens_per_s"}
+    assert set(tags) == {"loss/val", "loss/val_bits_per_byte", "loss/train", "optimizer/lr", "optimizer/grad_norm", "speed/tokens_per_s"}
     curve = [line for line in records.read(smoke[0], "curves").to_pylist() if line["trial_id"] == row["trial_id"]]
     assert [event.step for event in events.Scalars("loss/val")] == [line["tokens"] for line in curve]
     assert [event.value for event in events.Scalars("loss/val")] == pytest.approx([line["val_loss"] for line in curve])

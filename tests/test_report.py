@@ -147,9 +147,9 @@ def test_only_the_projects_own_script_may_run(complete_page: Page) -> None:
 
 def test_every_figure_has_alternative_text_a_caption_and_ids_of_its_own(complete_page: Page) -> None:
     pictures = [a for tag, a in complete_page.elements if tag == "svg" and "aria-hidden" not in a]
-    assert len(pictures) == 13
+    assert len(pictures) == 12
     assert all(a.get("role") == "img" and len(a.get("aria-label", "")) > 15 for a in pictures)
-    assert complete_page.text.count("Figure ") == 13
+    assert complete_page.text.count("Figure ") == 12
     ids = Counter(a["id"] for _, a in complete_page.elements if "id" in a)
     assert [name for name, count in ids.items() if count > 1] == []
     known = {f"#{name}" for name in ids}
@@ -211,7 +211,7 @@ def test_markdown_tables_are_whole_and_figures_exist(complete: tuple[dict[str, A
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     pictures = re.findall(r"!\[(?:[^\]\\]|\\.)+\]\((figures/[\w-]+\.svg)\)", text)
-    assert len(pictures) == 13
+    assert len(pictures) == 12
     assert all((folder / name).exists() for name in pictures)
 
 

@@ -109,7 +109,7 @@ def test_words_that_the_training_text_lacks_are_counted(tmp_path: Path, cached_c
     from study.stories import generator as stories
 
     results, corpus = tmp_path / "results", cached_corpus["corpus"]
-    recited = corpus.decode(corpus.train[:8_000]).split(text_scores.END)[:6]
+    recited = corpus.tokenizer.decode(corpus.train[:8_000].tolist()).split(text_scores.END)[:6]
     fresh = stories.build(2_000, seed=99, val_chars=8_000).val[:6]
     rng = np.random.default_rng(0)
     rows = [synthetic_row((2, width, 4), 0, rng) for width in (32, 64)]

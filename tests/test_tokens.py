@@ -177,8 +177,8 @@ def test_a_folder_with_a_published_split_keeps_it(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": ""}\n', "is empty"),
         ("a.parquet", b"nonsense", "cannot be read as Parquet"),
         ("a.txt.gz", b"nonsense", "cannot be read as UTF-8 text"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "\xff"}'), "cannot be read as lines of JSON in UTF-8"),
-        ("a.txt.gz", gzip.compress(b"text")[:-6], "cannot be read as UTF-8 text"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "\xff"}', mtime=0), "cannot be read as lines of JSON in UTF-8"),
+        ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-6], "cannot be read as UTF-8 text"),
     ],
 )
 def test_files_that_cannot_be_used_get_one_sentence(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:

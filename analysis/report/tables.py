@@ -150,11 +150,13 @@ def subject_words(subject: str) -> str:
     return "; ".join(", ".join(names) + (f" of {owner}" if owner else "") for owner, names in owners.items())
 
 
+LEVERS = ("n_layer", "n_embd", "n_head", "params", "n_tokens")
 SUBJECTS = {
     "timing.fit": "law of time per step",
     "timing.heads_slowdown": "slow-down of heads",
     "structure.shares": "shares of variance",
     "diagnostics.lack_of_fit": "test of the fit",
+    **{f"levers.{lever}.gain_per_doubling": f"what a doubling of {lever.removeprefix('n_')} buys" for lever in LEVERS},
 }
 """Names of refused parts that do not explain themselves."""
 
