@@ -49,7 +49,8 @@ class Options:
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """arithmetic of the linear layers; auto takes the faster safe one"""
     hold_out: str = ""
-    """largest or largest:K: train the rest first, put forecasts of the K largest sizes on record, then train and score them"""
+    """largest or largest:K, longest or longest:K: train the rest first, put forecasts of the K largest sizes (longest lengths) on record,
+    then train and score them"""
     price: str = ""
     """price per hour of the machine, or of one of its GPUs, for example '$2.50/h': the quote then names a cost"""
     budget: str = ""
@@ -264,16 +265,16 @@ def parse_budget(text: str) -> tuple[float, float]:
     return seconds(text), 0.0
 
 
-def parse_hold_out(text: str) -> int:
-    """`largest` or `largest:3` as a number of sizes; nothing is 0.
+def parse_hold_out(text: str) -> tuple[str, int]:
+    """`largest`, `largest:3` or `longest` as what is held out and how many sizes or lengths of it; nothing is 0.
 
     Raises:
         ValueError: another form, or no size at all.
     """
-    match = re.fullmatch(r"largest(?::(\d+))?", text.strip()) if text else None
-    if text and (not match or match[1] == "0"):
-        raise ValueError(f"hold-out={text!r} is not known; write largest, or largest:2 for the two largest sizes")
-    return int(match[1] or 1) if match else 0
+    match = re.fullmatch(r"(largest|longest)(?::(\d+))?", text.strip()) if text else None
+    if text and (not match or match[2] == "0"):
+        raise ValueError(f"hold-out={text!r} is not known; write largest, longest, or largest:2 for the two largest sizes")
+    return (match[1], int(match[2] or 1)) if match else ("largest", 0)
 
 
 def parse_price(text: str) -> tuple[float, str]:

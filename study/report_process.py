@@ -1,8 +1,8 @@
-"""What a run asks of others at its end: the report, and, with --hold-out, forecasts before the largest sizes train.
+"""What a run asks of others at its end: the report, and, with --hold-out, forecasts before the largest sizes or longest lengths train.
 
 They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
 
-    later = held_out(trials, n_sizes=1); ...; forecast(out, later); ...; with Ending(out) as ending: problem = ending.wait()
+    later = held_out(trials, "largest", 1); ...; forecast(out, later); ...; with Ending(out) as ending: problem = ending.wait()
 """
 
 import os
@@ -21,25 +21,30 @@ from study.results.provenance import ROOT
 from study.spec import Trial
 
 
-def held_out(trials: Sequence[Trial], n_sizes: int) -> list[Trial]:
-    """Trials of the `n_sizes` largest sizes (non-embedding parameters; sizes within 5 % count as one).
+def extent(trial: Trial, end: str) -> int:
+    """What the `largest` or `longest` trials have most of: non-embedding parameters, or training tokens."""
+    return trial.shape.params_non_embedding if end == "largest" else trial.n_tokens
+
+
+def held_out(trials: Sequence[Trial], end: str, count: int) -> list[Trial]:
+    """Trials of the `count` largest sizes or longest lengths (those within 5 % count as one).
 
     Raises:
-        ValueError: fewer than two sizes would be left to forecast from.
+        ValueError: fewer than two sizes or lengths would be left to forecast from.
     """
-    if not n_sizes:
+    if not count:
         return []
-    sizes: list[int] = []
-    for size in sorted({trial.shape.params_non_embedding for trial in trials}, reverse=True):
-        if not sizes or size < sizes[-1] / 1.05:
-            sizes.append(size)
-    if n_sizes and n_sizes > len(sizes) - 2:
+    levels: list[int] = []
+    for level in sorted({extent(trial, end) for trial in trials}, reverse=True):
+        if not levels or level < levels[-1] / 1.05:
+            levels.append(level)
+    if count > len(levels) - 2:
+        what = "sizes" if end == "largest" else "training lengths"
         raise ValueError(
-            f"hold-out=largest:{n_sizes} leaves fewer than two of the study's {len(sizes)} sizes to forecast from; "
-            f"hold out {max(0, len(sizes) - 2)} at most, or add sizes"
+            f"hold-out={end}:{count} leaves fewer than two of the study's {len(levels)} {what} to forecast from; "
+            f"hold out {max(0, len(levels) - 2)} at most, or add {what}"
         )
-    smallest = sizes[n_sizes - 1] / 1.05
-    return [trial for trial in trials if trial.shape.params_non_embedding > smallest]
+    return [trial for trial in trials if extent(trial, end) > levels[count - 1] / 1.05]
 
 
 def forecast(out: Path, targets: Sequence[Trial]) -> None:

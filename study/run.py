@@ -68,7 +68,7 @@ def _check_study(command: Command) -> None:
 
     searches = plan(command.study)
     trials = [*searches.plain, *searches.expected()]
-    held_out(trials, parse_hold_out(command.options.hold_out))
+    held_out(trials, *parse_hold_out(command.options.hold_out))
     check_memory(trials, command.options)
 
 

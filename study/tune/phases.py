@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 
 
 def train_in_phases(job: Job, found: "Survey") -> str:
-    """Train what is missing, then search; with --hold-out the rest first, then forecasts, then the largest; why it stopped, or ""."""
+    """Train what is missing, then search; with --hold-out the rest first, then forecasts, then what is held out; why it stopped, or ""."""
     expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
-    held_out = report_process.held_out(expected, parse_hold_out(job.command.options.hold_out))
-    largest = {trial.shape.params_non_embedding for trial in held_out}
+    end, count = parse_hold_out(job.command.options.hold_out)
+    held_out = report_process.held_out(expected, end, count)
+    last = {report_process.extent(trial, end) for trial in held_out}
     for later in (False, True):
 
         def wanted(trial: "Trial", later: bool = later) -> bool:
-            return (trial.shape.params_non_embedding in largest) == later
+            return (report_process.extent(trial, end) in last) == later
 
         part = tuple(trial for trial in found.missing if wanted(trial))
         if later and any(wanted(trial) for trial in expected):
