@@ -37,6 +37,7 @@ from analysis.findings.levers import LENGTHS, Study, levers
 from analysis.findings.lines import at_length
 from analysis.findings.one_factor import Sweep
 from analysis.findings.size_law import AT_LENGTH, CONVENTIONS, SIZE, Fitted, fit_size_law
+from analysis.findings.training_length import over_length
 from analysis.fits import law_selection as selection
 from analysis.fits.shape_law import fit_shape_law
 from analysis.table import configurations as replicates
@@ -189,6 +190,7 @@ def _answer(study: _Evidence, blocks: Mapping[str, Any]) -> dict[str, Any]:
     trust = verdict.trust(table, table.trials[selection.one_recipe(table.trials)], asked, found, misfit)
     return {
         "levers": [lever.to_dict() for lever in found],
+        "over_length": over_length(cells, study.noise),
         "shape": shape,
         "best": verdict.best_model(asked),
         "trust": trust,
@@ -212,6 +214,7 @@ def _nothing() -> dict[str, Any]:
     """The tree of a study without a usable trial."""
     refusal = Refusal(Code.NO_TRIALS, "no trial completed with a usable loss").to_dict()
     keys = (
+        "over_length",
         "shape",
         "best",
         "trust",

@@ -156,6 +156,7 @@ SUBJECTS = {
     "timing.heads_slowdown": "slow-down of heads",
     "structure.shares": "shares of variance",
     "diagnostics.lack_of_fit": "test of the fit",
+    "over_length": "what levers buy over training length",
     **{f"levers.{lever}.gain_per_doubling": f"what a doubling of {lever.removeprefix('n_')} buys" for lever in LEVERS},
 }
 """Names of refused parts that do not explain themselves."""
