@@ -58,6 +58,9 @@ lock: $(VENV)/.installed-dev  ## write constraints.txt from what is installed (w
 bench-fits: $(VENV)/.installed-dev  ## the fitting code against what anyone can install
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.fits $(ARGS)
 
+bench-laws: $(VENV)/.installed-dev  ## which law forecasts unseen sizes (ARGS="--simulate 200" adds coverage and family-wise error)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.laws $(ARGS)
+
 bench-generate: $(VENV)/.installed-dev  ## text generation with the cache against without
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.generation $(ARGS)
 
@@ -98,4 +101,4 @@ audit:  ## look the pinned dependencies up in the database of known weaknesses (
 	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit 2>/dev/null || { echo "make audit needs a package index with pip-audit, which cannot be reached from here; run it where there is one"; exit 1; }
 	@$(VENV)/audit/bin/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS) || { echo "make audit: a dependency has a known weakness or was not found in the database (both are named above); behind an index that holds no such database nothing was looked up"; exit 1; }
 
-.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-parametrization bench-study bench-bundle bench-pack bench-original bench-gpu
+.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-laws bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-parametrization bench-study bench-bundle bench-pack bench-original bench-gpu

@@ -250,6 +250,13 @@ POWER_FLOOR_DATA = Law(
     (Term("A", (Power(SIZE, "alpha"),)), Term("B", (Power(TOKENS, "beta"),))),
     floor="E",
 )
+POWER_FLOOR_CROSSED = Law(
+    "M2X",
+    "E + A * N^-alpha + B * D^-(beta + c ln N)",
+    "Hoffmann et al. 2022, eq. 2, with an exponent of the data that moves with size",
+    (POWER_FLOOR_DATA.terms[0], Term("B", (Power(TOKENS, "beta"), Cross(SIZE, TOKENS, "c")))),
+    floor="E",
+)
 SEPARABLE = Law(
     "M4",
     "E + A * n_layer^-a + B * n_embd^-b",

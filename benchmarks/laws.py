@@ -1,0 +1,229 @@
+"""Which law forecasts runs that it has not seen, and whether intervals hold what they promise: `make bench-laws`.
+
+For each table of runs every law is fitted to all sizes below one and asked for that size, rolling upward; the table gives the median
+relative error, the error of the largest size alone, the residuals in sample and AICc. Written to `benchmarks/results/laws.csv`.
+`--simulate N` adds the coverage of the shape law's intervals over N studies with planted exponents, and how often "depth or width matters
+in some comparison at equal size" is said where only size matters (family-wise error, by the scatter of configurations).
+
+Tables: the two studies of matched shapes in `benchmarks/results`, and published runs where their folder is present (`REFERENCE=DIR`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis.estimate import Estimate
+from analysis.fits import fit as fits
+from analysis.fits import forecast_law, shape_law
+from analysis.fits.law_selection import aicc
+from analysis.fits.laws import (
+    POWER,
+    POWER_FLOOR,
+    POWER_FLOOR_CROSSED,
+    POWER_FLOOR_DATA,
+    SEPARABLE,
+    SHAPE,
+    SHAPE_CROSSED,
+    SIZE,
+    TOKENS,
+    Law,
+    with_aspect,
+)  # fmt: skip
+from analysis.table.configurations import Configurations, Floats, average, t_quantile
+from analysis.table.load import size_labels
+
+RESULTS = Path(__file__).parent / "results"
+REFERENCE = Path(os.environ.get("REFERENCE", "../shared/reference"))
+SHAPE_LAWS = (POWER, POWER_FLOOR, with_aspect(POWER_FLOOR), SEPARABLE, SHAPE, SHAPE_CROSSED)
+TOKEN_LAWS = (POWER_FLOOR_DATA, POWER_FLOOR_CROSSED)
+Predict = Callable[[dict[str, Floats]], Floats]
+
+
+# ---- tables ----
+
+
+def configurations(columns: dict[str, Floats], losses: Floats) -> Configurations:
+    """Configurations from columns (k,) and losses (k, seeds)."""
+    k, seeds = losses.shape
+    whole = {"n_tokens": np.full(k, 1e6), "aspect": columns.get("n_embd", np.ones(k)) / columns.get("n_layer", np.ones(k))} | columns
+    whole["head_dim"] = whole.get("n_embd", np.ones(k)) / whole.get("n_head", np.ones(k))
+    ids = np.array([f"c{i}" for i in range(k)], dtype=object)
+    seed = np.tile(np.arange(seeds), k)
+    return Configurations(
+        ids, whole, losses.mean(axis=1), np.full(k, seeds), ((),) * k, np.repeat(np.arange(k), seeds), seed, losses.ravel()
+    )
+
+
+def tables() -> Iterator[tuple[str, Configurations, tuple[Law, ...]]]:
+    """(name, configurations, laws) of every table that is here."""
+    for name in ("study_matched", "study_matched_tinystories"):
+        yield name, average(pd.read_parquet(RESULTS / f"{name}.parquet")), SHAPE_LAWS
+    data = pd.read_parquet(RESULTS / "study_data.parquet")
+    yield "study_data, text seen once", average(data[data["epochs"] <= 1]), TOKEN_LAWS
+    if (path := REFERENCE / "inf3600_runs.csv").exists():
+        runs = pd.read_csv(path)
+        columns = {name: runs[name].to_numpy(float) for name in ("n_layer", "n_embd", "n_head")} | {
+            SIZE: runs["params_blocks"].to_numpy(float)
+        }
+        yield "published 12 runs", configurations(columns, runs[["val_loss"]].to_numpy(float)), SHAPE_LAWS
+    if (path := REFERENCE / "chinchilla_epoch.csv").exists():
+        runs = pd.read_csv(path).nsmallest(240, "loss")
+        size = runs["Model Size"].to_numpy(float)
+        columns = {SIZE: size, TOKENS: runs["Training FLOP"].to_numpy(float) / (6 * size)}
+        yield "published 240 runs", configurations(columns, runs[["loss"]].to_numpy(float)), TOKEN_LAWS
+
+
+# ---- laws ----
+
+
+def fitted(law: Law, cells: Configurations) -> Predict | None:
+    """A least-squares fit as a function of columns; None where it has too few points."""
+    try:
+        result = fits.fit(law, cells.columns, cells.loss, objective="least_squares")
+    except fits.FitError:
+        return None
+    return result.predict
+
+
+def forecast(exponents: tuple[float, float, float], cells: Configurations) -> Predict:
+    """The law of fixed exponents, its floor at the known entropy where the rows have one."""
+    known = cells.columns.get("loss_floor", np.array([np.nan]))
+    return forecast_law.solve(cells, float(np.nanmin(known)) if np.isfinite(known).any() else 0.0, exponents).predict
+
+
+def rows_of(name: str, cells: Configurations, laws: tuple[Law, ...]) -> Iterator[dict[str, object]]:
+    """One row per law: how it fits, and how it forecasts the sizes it has not seen."""
+    makers: list[tuple[str, Callable[[Configurations], Predict | None], float]] = []
+    for law in laws:
+        score = aicc(fits.fit(law, cells.columns, cells.loss, objective="least_squares"))
+        makers.append((f"{law.name}: {law.equation}", partial(fitted, law), score))
+    if laws is SHAPE_LAWS:
+        for exponents in (forecast_law.EXPONENTS, *forecast_law.SENSITIVITY):
+            label = "E + A/l^{:g} + B/w^{:g} + C N^-{:g}, exponents fixed".format(*exponents)
+            makers.append((label, partial(forecast, exponents), float("nan")))
+    labels = size_labels(cells.columns[SIZE])
+    first = max(int(labels.max()) - 4, 2) if laws is SHAPE_LAWS else max(int(labels.max()) - 4, 4)
+    for label, make, score in makers:
+        errors = [
+            (size, _errors(make(cells.take(labels < size)), cells.take(labels == size))) for size in range(first, int(labels.max()) + 1)
+        ]
+        seen = [(size, error) for size, error in errors if error is not None]
+        whole = make(cells)
+        inside = _errors(whole, cells)
+        yield {
+            "table": name,
+            "law": label,
+            "residual_percent": None if inside is None else 100 * float(np.sqrt(np.mean(inside**2))),
+            "aicc": score,
+            "median_error_percent": 100 * float(np.median(np.concatenate([e for _, e in seen]))) if seen else None,
+            "largest_error_percent": 100 * float(np.median(seen[-1][1])) if seen else None,
+            "forecast": sum(len(e) for _, e in seen),
+        }
+
+
+def _errors(predict: Predict | None, cells: Configurations) -> Floats | None:
+    return None if predict is None else np.abs(predict(cells.columns) / cells.loss - 1)
+
+
+# ---- simulation ----
+
+LAYERS, EMBD = 4.6, 53.0
+"""Where the planted amplitude holds."""
+
+
+def designs() -> dict[str, tuple[Floats, Floats]]:
+    """Depths and widths of simulated studies."""
+    matched = average(pd.read_parquet(RESULTS / "study_matched.parquet")).columns
+    depth, width = np.array(list(itertools.product((1, 2, 4, 8), (24, 48, 96, 192))), dtype=float).T
+    return {"matched": (matched["n_layer"], matched["n_embd"]), "grid 4x4": (depth, width)}
+
+
+def planted(depth: Floats, width: Floats, a: float, b: float, floor: float, scatter: float, study: int) -> Configurations:
+    """A study of three seeds whose losses follow the shape law, with that scatter of configurations and 1.5 % of seeds."""
+    rng = np.random.default_rng(study)
+    noise = scatter * rng.standard_normal((len(depth), 1)) + 0.015 * rng.standard_normal((len(depth), 3))
+    loss = floor + 0.4756 * (depth / LAYERS) ** -a * (width / EMBD) ** -b
+    return configurations({"n_layer": depth, "n_embd": width}, loss[:, None] * np.exp(noise))
+
+
+def truths(a: float, b: float, floor: float) -> dict[str, float]:
+    """What the shape law's answers should be."""
+    doublings = {"n_layer": a, "n_embd": b, "params": (a + b) / 3}
+    gains = {f"gain by {name}": 0.4756 * (2 ** (exponent / 2) - 2 ** (-exponent / 2)) for name, exponent in doublings.items()}
+    return {"E": floor, "a": a, "b": b, "alpha": (a + b) / 3, "kappa": b - 2 * a} | gains
+
+
+def holds(got: Estimate, value: float) -> bool:
+    """Whether a value lies within an interval; a side without an end holds everything."""
+    return (got.low is None or got.low <= value) and (got.high is None or value <= got.high)
+
+
+def coverage(n: int) -> Iterator[dict[str, object]]:
+    """Share of simulated studies whose interval holds the planted value; a refusal of E counts by its upper bound."""
+    for (name, shapes), (a, b, floor) in itertools.product(designs().items(), ((0.033, 0.587, 1.12), (0.2, 0.4, 0.8))):
+        wanted = truths(a, b, floor)
+        held: dict[str, list[bool]] = {key: [] for key in wanted}
+        for study in range(n):
+            found = shape_law.fit_shape_law(planted(*shapes, a, b, floor, 0.015, study))
+            if not isinstance(found, shape_law.ShapeFit):
+                continue
+            for key, value in wanted.items():
+                got = found.gain(key[8:], LAYERS, EMBD) if key.startswith("gain") else getattr(found, key)
+                if isinstance(got, Estimate):
+                    held[key].append(holds(got, value))
+                elif key == "E":
+                    held[key].append(value <= (got.bound or {}).get("upper", np.inf))
+        for key, inside in held.items():
+            row = {"table": f"coverage, {name}, a={a:g}, b={b:g}", "law": key}
+            yield row | {"coverage_percent": 100 * float(np.mean(inside)), "forecast": len(inside)}
+
+
+def family_wise(n: int) -> Iterator[dict[str, object]]:
+    """How often a study in which only size matters says that shape does: from any pair of equal size, and from kappa."""
+    depth, width = designs()["matched"]
+    labels = size_labels(depth * width**2)
+    pairs = [(i, j) for i, j in itertools.combinations(range(len(depth)), 2) if labels[i] == labels[j]]
+    for scatter in (0.0, 0.005, 0.01, 0.02):
+        any_pair, by_kappa = [], []
+        for study in range(n):
+            cells = planted(depth, width, 0.2, 0.4, 0.8, scatter, study)
+            half = t_quantile(2 * len(cells)) * 0.015 * np.sqrt(2 / 3)
+            ratio = np.log(cells.loss)
+            any_pair.append(any(abs(ratio[i] - ratio[j]) > half for i, j in pairs))
+            found = shape_law.fit_shape_law(cells)
+            kappa = found.kappa if isinstance(found, shape_law.ShapeFit) else found
+            by_kappa.append(isinstance(kappa, Estimate) and not holds(kappa, 0.0))
+        for how, said in (("any pair by seed noise", any_pair), ("kappa", by_kappa)):
+            yield {
+                "table": f"only size matters, scatter {100 * scatter:g} %",
+                "law": how,
+                "said_percent": 100 * float(np.mean(said)),
+                "forecast": n,
+            }
+
+
+def main() -> None:
+    """Print the table and write it."""
+    line = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    line.add_argument("--simulate", type=int, default=0, metavar="N", help="also simulate N studies of each design (200: ten minutes)")
+    given = line.parse_args()
+    rows = [row for name, cells, laws in tables() for row in rows_of(name, cells, laws)]
+    rows += [*coverage(given.simulate), *family_wise(given.simulate)] if given.simulate else []
+    table = pd.DataFrame(rows)
+    print(table.round(2).to_string(index=False))
+    if not given.simulate and (path := RESULTS / "laws.csv").exists():  # a simulation stays beside the tables until it is run again
+        kept = pd.read_csv(path)
+        table = pd.concat([table, kept[kept["table"].str.startswith(("coverage", "only size"))]])
+    table.to_csv(RESULTS / "laws.csv", index=False, float_format="%.4g")
+
+
+if __name__ == "__main__":
+    main()
