@@ -151,6 +151,7 @@ def analyze(results: Path, out: Path | None = None, options: Options | None = No
     with current(folder):
         tree = conclusions.conclude(tables.load(results), options)
         conclusions.write(folder / "fits.json", tree)
+        forecasts.record_outcomes(results / "forecasts.json", tree["forecasts"])
         print(summary.text(tree))
         if report and results.is_dir():
             from analysis.report.build import build  # matplotlib loads with it
@@ -199,7 +200,8 @@ def record_forecast(results: Path, text: str) -> str:
     if fitted is None:
         raise ValueError("all configurations have one size, which allows no forecast; add a second size")
     commits = sorted(str(c) for c in trials["git_commit"].dropna().unique())
-    made = forecasts.make(fitted, target, commits[-1] if commits else None, datetime.now(UTC))
+    texts = sorted(str(text) for text in trials["data_sha256"].dropna().unique())
+    made = forecasts.make(fitted, target, commits[-1] if commits else None, datetime.now(UTC), texts[0] if texts else None)
     if isinstance(made, Refusal):
         raise ValueError(made.reason)
     forecasts.add(results / "forecasts.json", made, cells)

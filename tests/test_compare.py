@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from analysis.__main__ import main
 from analysis.compare import page as compare_page
 from analysis.compare import paired_differences as compare
 from analysis.report import document as content
@@ -69,3 +71,32 @@ def test_studies_without_a_common_shape_say_so(tmp_path: Path) -> None:
     found = compare.compare(study(tmp_path, "a", 0, SHAPES[:1], rng), study(tmp_path, "b", 0, SHAPES[1:2], rng))
     assert "no shape of equal length in common" in compare_page.sentence(found | {"caution": ""})
     assert found["overall"]["refused"]["code"] == "sizes_not_matched"
+
+
+@pytest.mark.parametrize(("shift", "code", "word"), [(-0.03, 0, "better"), (0.0, 3, "within noise"), (0.03, 4, "worse")])
+def test_the_exit_code_keeps_or_drops_a_change(
+    tmp_path: Path, shift: float, code: int, word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(6)
+    study(tmp_path, "base", 0.0, SHAPES, rng)
+    study(tmp_path, "change", shift, SHAPES, rng)
+    assert main([str(tmp_path / "change"), "--against", str(tmp_path / "base")]) == code
+    assert capsys.readouterr().out.startswith(word)
+    assert not (tmp_path / "change" / "report").exists()
+
+
+def test_what_cannot_be_told_has_an_exit_code_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(7)
+    study(tmp_path, "base", 0.0, SHAPES, rng)
+    study(tmp_path, "other", 0.0, SHAPES, rng, data_sha256="other")
+    assert main([str(tmp_path / "other"), "--against", str(tmp_path / "base")]) == 5
+    assert "different texts" in capsys.readouterr().out
+
+
+def test_two_studies_are_compared_without_building_their_reports(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    for name in ("first", "second"):
+        study(tmp_path, name, 0.0, SHAPES, rng)
+    assert main([str(tmp_path / "first"), str(tmp_path / "second"), "--bootstrap", "0"]) == 0
+    assert not (tmp_path / "first" / "report").exists()
+    assert {p.name for p in (tmp_path / "second" / "report").glob("*.html")} == {"comparison.html"}

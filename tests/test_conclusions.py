@@ -260,6 +260,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
     assert "give --out a folder" in error
 
 
+def test_a_report_that_cannot_be_built_leaves_no_old_one(tmp_path: Path) -> None:
+    records.write_table(tmp_path / "trials.parquet", records.to_table("trials", rows_of(SWEEPS["width"])))
+    assert main([str(tmp_path), "--no-report", "--bootstrap", "0"]) == 0
+    (tmp_path / "report" / "report.html").write_text("old")
+    (tmp_path / "trials.parquet").write_bytes(b"not a table")
+    assert main([str(tmp_path), "--bootstrap", "0"]) == 1
+    assert not list((tmp_path / "report").glob("*"))
+
+
 def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         main([str(tmp_path), "--bootstrap", "-1"])

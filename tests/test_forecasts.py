@@ -60,14 +60,16 @@ def test_a_forecast_is_scored_once_its_trial_has_run_and_keeps_what_it_said(tmp_
     forecast = made(tmp_path)
     _, cells, trials = fitted_to(tmp_path)
     forecasts.add(path, forecast, cells)
-    assert forecasts.score(path, cells, trials)[0]["outcome"] is None
+    assert forecasts.scored(forecasts.read(path), cells, trials)[0]["outcome"] is None
     write(tmp_path, [*SHAPES, TARGET])
     _, cells, trials = fitted_to(tmp_path)
-    scored = forecasts.score(path, cells, trials)[0]
+    (scored,) = forecasts.scored(forecasts.read(path), cells, trials)
     assert {**scored, "outcome": None} == forecast
     assert scored["outcome"]["counted"]
     assert scored["outcome"]["covered"]
     assert abs(scored["outcome"]["error_percent"]) < 3
+    assert forecasts.read(path) == [forecast]
+    forecasts.record_outcomes(path, [scored])
     assert forecasts.read(path) == [scored]
 
 
@@ -87,7 +89,18 @@ def test_a_forecast_made_after_its_trial_ended_is_not_counted(tmp_path: Path) ->
     forecasts.add(path, made(tmp_path, now=NOW + timedelta(days=1)), cells)
     write(tmp_path, [*SHAPES, TARGET])
     _, cells, trials = fitted_to(tmp_path)
-    assert not forecasts.score(path, cells, trials)[0]["outcome"]["counted"]
+    assert not forecasts.scored(forecasts.read(path), cells, trials)[0]["outcome"]["counted"]
+
+
+def test_a_run_on_another_text_is_no_outcome(tmp_path: Path) -> None:
+    write(tmp_path, SHAPES)
+    fitted, cells, _ = fitted_to(tmp_path)
+    forecast = forecasts.make(fitted, forecasts.parse("2x256h4", cells), None, NOW, "synthetic")
+    assert isinstance(forecast, dict)
+    write(tmp_path, [*SHAPES, TARGET])
+    _, cells, trials = fitted_to(tmp_path)
+    assert forecasts.scored([forecast], cells, trials.assign(data_sha256="another"))[0]["outcome"] is None
+    assert forecasts.scored([forecast], cells, trials)[0]["outcome"] is not None
 
 
 def test_a_forecast_that_has_not_been_tested_may_be_replaced(tmp_path: Path) -> None:

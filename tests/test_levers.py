@@ -1,21 +1,27 @@
 """Levers, the shape at equal size and the verdict of one study against another: planted effects are recovered, and intervals cover."""
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from analysis.compare.paired_differences import Outcome, Paired
 from analysis.estimate import Estimate, Refusal, Verdict
+from analysis.findings import conclude as conclusions
 from analysis.findings import verdict
 from analysis.findings.contrast import Family
+from analysis.findings.fit_summary import Options
 from analysis.findings.levers import Lever, Study, levers
 from analysis.findings.lines import at_length, lines
 from analysis.fits.shape_law import fit_shape_law
 from analysis.table import configurations as replicates
+from analysis.table import load as tables
 from study import records
 
 Shape = tuple[int, int, int]
@@ -237,3 +243,51 @@ def shapes_named(found: Mapping[str, Any]) -> set[str]:
 
 def test_the_comparison_at_equal_size_is_that_of_the_largest_size(grid: tuple[Study, list[Lever]]) -> None:
     assert shapes_named(verdict.shape(*grid)["equal_size"]) == {"2x64", "8x32"}
+
+
+# ---- no two verdicts of a report disagree ----
+
+
+def estimates(part: Any, place: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every estimate of a tree with its place."""
+    if isinstance(part, Mapping):
+        if {"value", "low", "high", "verdict", "unit"} <= part.keys():
+            yield place, part
+        for key, value in part.items():
+            yield from estimates(value, f"{place}/{key}")
+    elif isinstance(part, list):
+        for i, value in enumerate(part):
+            yield from estimates(value, f"{place}/{i}")
+
+
+PLANTED: dict[str, Loss] = {
+    "nothing": lambda d, w, h, t: 1.5,
+    "size": lambda d, w, h, t: 0.4 + (d * w**2 / 2048) ** -0.2 * (t / SHORT) ** -0.3,
+    "wide": lambda d, w, h, t: 0.4 + (d / 2) ** -0.02 * (w / 32) ** -0.6 * (t / SHORT) ** -0.3,
+    "deep": lambda d, w, h, t: 0.4 + (d / 2) ** -0.5 * (w / 32) ** -0.2 * (t / SHORT) ** -0.3,
+    "depth pays later": planted,
+    "best aspect": lambda d, w, h, t: 0.4 + (d * w**2 / 2048) ** -0.2 * math.exp(0.08 * math.log(w / d / 12) ** 2),
+}
+
+
+@pytest.mark.parametrize("name", PLANTED)
+def test_no_two_verdicts_of_a_report_disagree(name: str, tmp_path: Path) -> None:
+    records.write_table(tmp_path / "trials.parquet", pa.Table.from_pandas(trials(loss=PLANTED[name], sd=0.006, shared=0.004)))
+    tree = conclusions.conclude(tables.load(tmp_path / "trials.parquet"), Options(n_bootstrap=0, profile=False))
+    for place, own in estimates({key: tree[key] for key in ("levers", "shape", "trust")}):
+        if own["verdict"]:
+            sure = {"gain": own["low"] is not None and own["low"] > 0, "loss": own["high"] is not None and own["high"] < 0}
+            assert sure.get(own["verdict"], not any(sure.values())), place
+            assert (own["verdict"] == "within_noise") <= (place.endswith(("/gain", "/difference"))), place
+    for at in tree["shape"]["by_length"]:
+        rows = {lever["factor"]: lever["gain_per_doubling"] for lever in tree["levers"] if lever["n_tokens"] == at["n_tokens"]}
+        per_doubling_of_size = rows["n_embd"]["value"] / 2 - rows["n_layer"]["value"]
+        winner, loser = (at["equal_size"][side] for side in ("winner", "loser"))
+        wide_won = winner["n_embd"] / winner["n_layer"] > loser["n_embd"] / loser["n_layer"]
+        assert winner["config_id"] != loser["config_id"]
+        if at["verdict"] in ("wide", "deep"):
+            assert (per_doubling_of_size > 0) == (at["verdict"] == "wide")
+            assert at["equal_size"]["difference"]["verdict"] != "gain" or wide_won == (at["verdict"] == "wide")
+    said = tree["shape"]["verdict"]
+    assert said in {"nothing": ("size_only", "not_told"), "size": ("size_only",), "wide": ("wide",), "deep": ("deep",),
+                    "depth pays later": ("wide",), "best aspect": ("optimum", "not_told")}[name]  # fmt: skip

@@ -139,6 +139,18 @@ def test_stale_rows_and_rows_of_other_studies_are_named_and_left_out(tmp_path: P
     assert table.counts(loaded)["stale"] == 3
 
 
+def test_rows_of_another_text_never_mix(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [synthetic_row((2, 64, 4), seed, rng) for seed in range(3)]
+    other = synthetic_row((2, 64, 4), 3, rng) | {"trial_id": "other", "data_sha256": "another"}
+    records.write(tmp_path / "trials.parquet", "trials", [*rows, other])
+    read = table.load(tmp_path)
+    assert set(read.trials["data_sha256"]) == {"synthetic"}
+    assert [e.reason for e in read.excluded] == ["stale: data another, most trials are of synthetic"]
+    (tmp_path / "study.json").write_text('{"data_sha256": "another"}')
+    assert list(table.load(tmp_path).trials["trial_id"]) == ["other"]
+
+
 def test_repeated_trial_ids_are_named_and_the_last_row_used(tmp_path: Path) -> None:
     rows = rows_of()
     loaded = table.load(put(tmp_path, [*rows, {**rows[0], "val_loss": 5.0}]))

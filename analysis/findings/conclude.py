@@ -268,6 +268,9 @@ def irreducible(primary: Fitted | None, blocks: Mapping[str, Any]) -> dict[str, 
     """E as the loss that nothing removes: refused unless the training tokens vary too."""
     if primary is None:
         return _one_size()
+    if "n_tokens" not in primary.result.law.columns and primary.cells.columns["n_tokens"].min() < primary.cells.columns["n_tokens"].max():
+        reason = "a floor needs a law of size and text together, which needs three numbers of training tokens; train at one more length"
+        return Refusal(Code.TOO_FEW_DF, reason).to_dict()
     if "n_tokens" not in primary.result.law.columns:
         reason = (
             "at one training budget a floor in N is the loss of an infinitely large model trained as long, not the irreducible loss; "
@@ -285,9 +288,15 @@ def compute_optimal(cells: Configurations, primary: Fitted | None, noise: Noise 
         reason = "compute-optimal N and D need runs at several n_tokens; all configurations saw the same number"
         return Refusal(Code.FIXED_TOKENS, reason).to_dict()
     r = float(np.corrcoef(n, d)[0, 1]) if np.ptp(n) > 1e-9 else 1.0
-    if abs(r) > 0.9 or primary is None or "beta" not in primary.result.params:
+    if abs(r) > 0.9:
         reason = f"compute-optimal N and D cannot be told apart: ln N and ln D correlate by {r:.2f}; vary them separately"
         return Refusal(Code.COLLINEAR, reason).to_dict()
+    if primary is None or "beta" not in primary.result.params:
+        lengths = len(np.unique(d))
+        reason = (
+            f"compute-optimal N and D need a law of size and text, which {lengths} training lengths do not give; train at three or more"
+        )
+        return Refusal(Code.TOO_FEW_DF, reason).to_dict()
     refusal = fit_blocks.early_refusal(primary, "beta")
     return refusal.to_dict() if refusal else {**fit_blocks.optimal_exponent(primary, noise), "correlation": r}
 
@@ -297,7 +306,8 @@ def _forecasts(table: Table, study: _Evidence | None) -> list[dict[str, Any]]:
     path = table.path / "forecasts.json"
     if not table.path.is_dir() or not path.exists():
         return []
-    return forecasts.score(path, study.joint, table.trials) if study else forecasts.read(path)
+    rows = forecasts.read(path)
+    return forecasts.scored(rows, study.joint, table.trials) if study else rows
 
 
 def data_facts(table: Table) -> dict[str, Any]:

@@ -78,8 +78,12 @@ def size_of(target: Target, cells: Configurations, column: str) -> float:
     return float(target.params_non_embedding)
 
 
-def make(fitted: Fitted, target: Target, commit: str | None, now: datetime) -> dict[str, Any] | Refusal:
-    """Forecast the mean loss of a configuration from a fit: point and prediction interval (F-calibrated profile)."""
+def make(fitted: Fitted, target: Target, commit: str | None, now: datetime, text: str | None = None) -> dict[str, Any] | Refusal:
+    """Forecast the mean loss of a configuration from a fit: point and prediction interval (F-calibrated profile).
+
+    Args:
+        text: SHA-256 of the text that the models were trained on; runs on another one are no outcome.
+    """
     size = size_of(target, fitted.cells, fitted.column)
     sizes = fitted.cells.columns[fitted.column]
     low, high = float(sizes.min()), float(sizes.max())
@@ -107,7 +111,7 @@ def make(fitted: Fitted, target: Target, commit: str | None, now: datetime) -> d
         "equation": fitted.result.law.equation,
         "parameters": dict(fitted.result.params),
         "reference": dict(fitted.result.reference),
-        "data": {"config_ids": [str(c) for c in fitted.cells.config_id], "n_trials": len(fitted.cells.cell_loss)},
+        "data": {"config_ids": [str(c) for c in fitted.cells.config_id], "n_trials": len(fitted.cells.cell_loss), "sha256": text},
         "inside_data": bool(low <= size <= high),
         "made_at": now.isoformat(),
         "git_commit": commit,
@@ -181,19 +185,24 @@ def _matches(cells: Configurations, wanted: Mapping[str, Any]) -> list[int]:
     return [int(i) for i in np.flatnonzero(same)]
 
 
-def score(path: Path, cells: Configurations, trials: pd.DataFrame) -> list[dict[str, Any]]:
-    """Fill in the outcomes of forecasts whose configuration has run; point and interval stay as they were written.
+def scored(rows: Sequence[Mapping[str, Any]], cells: Configurations, trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """The forecasts with the outcomes of those whose configuration has run on their text; point and interval stay as they were written.
 
     A forecast that was made after the first of its trials had ended keeps its outcome but is not counted (`counted` false).
     """
-    rows = read(path)
-    scored = []
+    texts = set(trials["data_sha256"].dropna())
+    found = []
     for row in rows:
         hits = _matches(cells, row["configuration"])
-        scored.append({**row, "outcome": _outcome(row, cells, hits[0], trials)} if hits else row)
-    if scored != rows:
-        _write(path, scored)
-    return scored
+        same = row["data"].get("sha256") is None or row["data"]["sha256"] in texts
+        found.append({**row, "outcome": _outcome(row, cells, hits[0], trials)} if hits and same else dict(row))
+    return found
+
+
+def record_outcomes(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write scored forecasts where they tell more than the file does."""
+    if path.exists() and list(rows) != read(path):
+        _write(path, rows)
 
 
 def _outcome(row: Mapping[str, Any], cells: Configurations, i: int, trials: pd.DataFrame) -> dict[str, Any]:

@@ -245,6 +245,8 @@ def exclusion_reasons(rows: pd.DataFrame, study: Mapping[str, Any]) -> list[str]
             found = rows[column].astype("string").str.removesuffix(".0").str[:12].fillna("")
             known = rows[column].notna() & ~rows[column].isin(allowed)
             mark(known, "stale: " + word + " " + found.to_numpy(dtype=object) + f", the study now has {shown}")
+    if not study.get("data_sha256"):
+        mark(*_of_other_text(rows))
     if isinstance(study.get("trial_ids"), list) and study["trial_ids"]:
         mark(~rows["trial_id"].isin(list(study["trial_ids"])), "not in the present study")
     status, given = rows["status"].fillna("missing"), rows["reason"].fillna("").to_numpy(dtype=object)
@@ -265,6 +267,17 @@ def exclusion_reasons(rows: pd.DataFrame, study: Mapping[str, Any]) -> list[str]
     for column in ("config_id", "seed"):
         mark(rows[column].isna(), f"its {column} is missing")
     return [str(reason) for reason in reasons]
+
+
+def _of_other_text(rows: pd.DataFrame) -> tuple[Any, Any]:
+    """Rows of another text than most completed ones, where no study says which is meant, and why they are left out."""
+    text = rows["data_sha256"].astype("string")
+    done = text[rows["status"] == "COMPLETED"].value_counts()
+    if len(done) < 2:
+        return np.zeros(len(rows), dtype=bool), ""
+    most = str(done.index[0])
+    why = "stale: data " + text.str[:12].fillna("").to_numpy(dtype=object) + f", most trials are of {most[:12]}"
+    return text.notna() & (text != most), why
 
 
 SAME_SIZE = 0.05
