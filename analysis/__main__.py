@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from analysis.compare.paired_differences import against
 from analysis.estimate import Refusal
@@ -26,6 +29,7 @@ from analysis.next_trials import suggest as suggestions
 from analysis.report import terminal as summary
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
+from analysis.table import runs_file
 from study.console import until_closed
 from study.data.corpus import default_cache_dir
 from study.results import object_store as stores
@@ -45,11 +49,23 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     line.add_argument(
-        "results", nargs="+", help="results folder of a study, its s3:// or gs:// address, or a trials.parquet; two are compared"
+        "results",
+        nargs="+",
+        help="results folder of a study, its s3:// or gs:// address, or a table of runs (.csv, .tsv, .jsonl, .parquet); two are compared",
     )
     line.add_argument("--out", type=Path, help="folder for fits.json (default: RESULTS/report); the report is built in RESULTS/report")
     line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
+    line.add_argument(
+        "--columns",
+        metavar="N=NAME,...",
+        type=columns_of,
+        help="columns of a table of runs: N=params,D=tokens,L=loss (C=flop for D), n_layer=...",
+    )
+    line.add_argument(
+        "--delta", type=float, help="fit laws in N by Huber of this width in log loss, as published fits are (default: least squares)"
+    )
+    line.add_argument("--export", type=Path, metavar="TIDY.csv", help="write the means of the configurations as a table, and stop")
     line.add_argument("--no-report", action="store_true", help="write fits.json and print the summary only")
     line.add_argument("--against", metavar="BASELINE", help="say whether RESULTS are better than those of BASELINE, by the exit code too")
     line.add_argument("--next-size", action="store_true", help="name the trials that tell whether the best shape wins at the next size too")
@@ -87,6 +103,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         line.error(f"--bootstrap={given.bootstrap} must be 0 or more")
     if len(given.results) > 1 and (given.out or given.forecast):
         line.error("--out and --forecast go with one results folder; run the others separately")
+    if len(given.results) > 1 and (given.columns or given.export):
+        line.error("--columns and --export go with one table of runs; run the others separately")
+    if given.delta is not None and not given.delta > 0:
+        line.error(f"--delta={given.delta} must be a positive width of log loss, for example 0.001")
     if given.aim and given.suggest is None:
         line.error("--for goes with --suggest N, for example --suggest 5 --for alpha")
     if given.against and (len(given.results) > 1 or given.suggest is not None or given.next_size):
@@ -113,7 +133,10 @@ def _do(given: argparse.Namespace) -> int:
         for results in folders:
             print(suggested(results, given.aim or "slope", given.suggest) if given.suggest is not None else next_size(results))
         return 0
-    options = Options(n_bootstrap=given.bootstrap, seed=given.seed)
+    if given.export:
+        print(f"means of {export(tables.load(folders[0], given.columns), given.export)} configurations: {given.export}")
+        return 0
+    options = Options(n_bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
     if len(folders) == 2 and not given.no_report and all(results.is_dir() for results in folders):
         trees = [conclusions.conclude(tables.load(results), options) for results in folders]
         from analysis.compare import page as compare_page  # matplotlib loads with it
@@ -123,7 +146,7 @@ def _do(given: argparse.Namespace) -> int:
     for results in folders:
         for target in given.forecast:
             print(record_forecast(results, target))
-        analyze(results, given.out, options, not given.no_report)
+        analyze(results, given.out, options, not given.no_report, given.columns)
     return 0
 
 
@@ -145,11 +168,17 @@ def next_size(results: Path) -> str:
     return "\n".join(["the best shape of equal size against the one least like it, one size up:", "", *rows, "", cost])
 
 
-def analyze(results: Path, out: Path | None = None, options: Options | None = None, report: bool = True) -> dict[str, Any]:
+def analyze(
+    results: Path,
+    out: Path | None = None,
+    options: Options | None = None,
+    report: bool = True,
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions."""
     folder = out or (results if results.is_dir() else results.parent) / "report"
     with current(folder):
-        tree = conclusions.conclude(tables.load(results), options)
+        tree = conclusions.conclude(tables.load(results, columns), options)
         conclusions.write(folder / "fits.json", tree)
         forecasts.record_outcomes(results / "forecasts.json", tree["forecasts"])
         print(summary.text(tree))
@@ -160,6 +189,27 @@ def analyze(results: Path, out: Path | None = None, options: Options | None = No
         else:
             print(f"\nfits: {folder / 'fits.json'}")
     return tree
+
+
+def export(table: tables.Table, path: Path) -> int:
+    """Write a row for each configuration, for other tools: its columns, mean loss, standard deviation over seeds; returns their number."""
+    if table.trials.empty:
+        raise ValueError("no usable run, so nothing to export")
+    cells = replicates.average(table.trials)
+    known = {name: values for name, values in cells.columns.items() if np.isfinite(values).any() and name != "is_branch"}
+    sd = [float(np.std(own, ddof=1)) if len(own := cells.losses(i)) > 1 else None for i in range(len(cells))]
+    pd.DataFrame({"config_id": cells.config_id, **known, "n_seeds": cells.n_seeds, "val_loss": cells.loss, "val_loss_sd": sd}).to_csv(
+        path, index=False
+    )
+    return len(cells)
+
+
+def columns_of(text: str) -> dict[str, str]:
+    """The argument of --columns."""
+    try:
+        return runs_file.parse_columns(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 @contextmanager

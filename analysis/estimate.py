@@ -1,6 +1,6 @@
 """A value with its interval and verdict, or a typed refusal in its place; both as Python values and as the cells of fits.json.
 
-Estimate(0.12, 0.10, 0.14, "nats/token", 6, "contrast", Verdict.GAIN).to_dict()
+Estimate(0.12, 0.10, 0.14, NATS, 6, "contrast", Verdict.GAIN).to_dict()
 Refusal(Code.ONE_SEED, "every configuration has one seed ...").to_dict()  ->  {"refused": {"code": "one_seed", "reason": "..."}}
 value_of(cell)    # the number in a cell of fits.json, or None where it was refused
 """
@@ -39,6 +39,11 @@ class Code(StrEnum):
     NO_OPTIMUM = "no_single_exponent_of_shape"
     BACKTEST_FAILS = "backtest_covers_too_little"
     INTERACTION = "depth_and_width_interact"
+
+
+NATS = "nats per token"
+PER_DOUBLING = "nats per doubling"
+"""Units of losses and differences, and of what a doubling buys; a token is a character where the text is read in characters."""
 
 
 class Verdict(StrEnum):

@@ -158,7 +158,7 @@ def one_dimensional() -> Line:
     """A replicate of E + A N^-alpha over 24 points against scipy.optimize.curve_fit."""
     columns = {SIZE: np.geomspace(1e5, 1e8, 24)}
     loss = POWER_FLOOR.simulate({"E": 0.5, "A": 0.2, "alpha": 0.4}, columns, {SIZE: 1e6}, 0.005, np.random.default_rng(0))
-    start = fit(POWER_FLOOR, columns, loss, objective="least_squares")
+    start = fit(POWER_FLOOR, columns, loss)
     drawn = np.random.default_rng(1).integers(24, size=(4000, 24))
     weights = np.stack([np.bincount(row, minlength=24) for row in drawn]).astype(float)
     ours = seconds(lambda: fit_batch(POWER_FLOOR, columns, loss, weights=weights, start=start), repeat=3) / 4000

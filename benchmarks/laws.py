@@ -87,7 +87,7 @@ def tables() -> Iterator[tuple[str, Configurations, tuple[Law, ...]]]:
 def fitted(law: Law, cells: Configurations) -> Predict | None:
     """A least-squares fit as a function of columns; None where it has too few points."""
     try:
-        result = fits.fit(law, cells.columns, cells.loss, objective="least_squares")
+        result = fits.fit(law, cells.columns, cells.loss)
     except fits.FitError:
         return None
     return result.predict
@@ -103,7 +103,7 @@ def rows_of(name: str, cells: Configurations, laws: tuple[Law, ...]) -> Iterator
     """One row per law: how it fits, and how it forecasts the sizes it has not seen."""
     makers: list[tuple[str, Callable[[Configurations], Predict | None], float]] = []
     for law in laws:
-        score = aicc(fits.fit(law, cells.columns, cells.loss, objective="least_squares"))
+        score = aicc(fits.fit(law, cells.columns, cells.loss))
         makers.append((f"{law.name}: {law.equation}", partial(fitted, law), score))
     if laws is SHAPE_LAWS:
         for exponents in (forecast_law.EXPONENTS, *forecast_law.SENSITIVITY):

@@ -257,7 +257,7 @@ def test_equal_generators_give_equal_intervals():
 def test_bootstrap_agrees_with_the_profile_where_configurations_are_many():
     columns, loss, group = study(30, seed_sd=0.006, lack_of_fit=0.006)
     seen = Observations(POWER_FLOOR, columns, loss, group)
-    square = fit(POWER_FLOOR, columns, loss, objective="least_squares")
+    square = fit(POWER_FLOOR, columns, loss)
     found = bootstrap(seen, {"slope": Slope(REFERENCE)}, n=2000, rng=np.random.default_rng(0), start=square)["slope"]
     assert found.width == pytest.approx(profile(seen, Slope(REFERENCE)).width, rel=0.3)
 

@@ -126,6 +126,9 @@ def test_one_seed_takes_the_law_where_it_has_an_interval() -> None:
     assert own.source == "law"
     assert gain(own).low is not None
     assert own.steps[0].gain.low is None
+    text = gain(row(found, "n_tokens", LONG))
+    assert ends(text)[0] < float(np.mean([planted(*s, SHORT) - planted(*s, LONG) for s in GRID])) < ends(text)[1]
+    assert text.verdict is Verdict.GAIN
 
 
 def test_where_every_size_has_its_own_length_nothing_is_credited_to_either() -> None:
@@ -192,6 +195,12 @@ def test_shape_is_called_from_kappa(exponents: tuple[float, float], said: str) -
     assert wider == (said == "wide")
     assert winner["params_non_embedding"] == pytest.approx(loser["params_non_embedding"], rel=0.05)
     assert found["equal_size"]["difference"]["verdict"] == "gain"
+
+
+def test_only_size_matters_is_said_where_all_that_the_interval_allows_is_within_the_noise() -> None:
+    shapes = [(depth, width, 4) for depth in (1, 2, 3, 4, 6, 8) for width in (16, 24, 32, 48, 64, 96)]
+    known = study(trials(shapes, [SHORT], loss=lambda d, w, h, t: 0.4 + (d * w**2 / 2048) ** -0.2, sd=0.006))
+    assert verdict.shape(known, levers(known))["verdict"] == "size_only"
 
 
 def test_the_worth_of_a_shape_is_the_factor_of_parameters_that_buys_as_much() -> None:
@@ -289,5 +298,5 @@ def test_no_two_verdicts_of_a_report_disagree(name: str, tmp_path: Path) -> None
             assert (per_doubling_of_size > 0) == (at["verdict"] == "wide")
             assert at["equal_size"]["difference"]["verdict"] != "gain" or wide_won == (at["verdict"] == "wide")
     said = tree["shape"]["verdict"]
-    assert said in {"nothing": ("size_only", "not_told"), "size": ("size_only",), "wide": ("wide",), "deep": ("deep",),
+    assert said in {"nothing": ("size_only", "not_told"), "size": ("size_only", "not_told"), "wide": ("wide",), "deep": ("deep",),
                     "depth pays later": ("wide",), "best aspect": ("optimum", "not_told")}[name]  # fmt: skip

@@ -84,7 +84,7 @@ def test_least_squares_on_all_parameters_gives_r_squared_978_to_the_digit(origin
     """The published comparison counts all parameters and squares residuals; Huber and other counts move the third digit."""
     rows = original.trials[original.trials.n_head == 8].drop_duplicates(["n_layer", "n_embd"])
     sizes, losses = rows.params_total.to_numpy(), rows.val_loss.to_numpy()
-    fit = fits.fit(laws.POWER_FLOOR.on(params_non_embedding="params_total"), {"params_total": sizes}, losses, objective="least_squares")
+    fit = fits.fit(laws.POWER_FLOOR.on(params_non_embedding="params_total"), {"params_total": sizes}, losses)
     misfit = losses - fit.predict({"params_total": sizes})
     assert 1 - (misfit**2).sum() / ((losses - losses.mean()) ** 2).sum() == pytest.approx(0.978, abs=0.0005)
 

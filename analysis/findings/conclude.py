@@ -33,8 +33,8 @@ from analysis.findings import refusal_rules as verdicts
 from analysis.findings import shape_effects as structure
 from analysis.findings import tokens_and_context as axes
 from analysis.findings.fit_summary import Options
-from analysis.findings.levers import LENGTHS, Study, levers
-from analysis.findings.lines import at_length
+from analysis.findings.levers import Study, levers
+from analysis.findings.lines import at_length, training_lengths
 from analysis.findings.one_factor import Sweep
 from analysis.findings.size_law import AT_LENGTH, CONVENTIONS, SIZE, Fitted, fit_size_law
 from analysis.findings.training_length import over_length
@@ -83,7 +83,8 @@ def _facts(table: Table) -> dict[str, Any]:
 class _Evidence:
     """Configuration means, noise, sweeps and fits: what all findings start from.
 
-    `cells` holds every usable configuration, `joint` those of one recipe that a joint fit may compare.
+    `cells` holds every usable configuration, `joint` those of one recipe that a joint fit may compare; `unfit` says why there is no joint
+    fit, where there is none.
     """
 
     table: Table
@@ -93,18 +94,20 @@ class _Evidence:
     sweeps: list[Sweep]
     fits: list[Fitted]
     refused: list[dict[str, str]]
+    unfit: dict[str, Any]
 
     @staticmethod
     def of(table: Table, options: Options) -> _Evidence:
         cells = replicates.average(table.trials)
         mask = selection.one_recipe(table.trials)
         joint = cells if mask.all() else replicates.average(table.trials[mask])
-        tried = all_fits(joint)
+        tried = all_fits(joint, options.delta)
         reasons = {f.reason: f.code for f in tried if isinstance(f, Refusal)}
         refused = [{"subject": "fits", "code": str(code), "reason": reason} for reason, code in reasons.items()]
         fitted = [f for f in tried if isinstance(f, Fitted)]
         found = sweeps.find_sweeps(cells, set(joint.config_id))
-        return _Evidence(table, cells, joint, replicates.measure_noise(cells), found, fitted, refused)
+        unfit = next((f for f in tried if isinstance(f, Refusal)), Refusal(Code.MISSING, "no fit of all configurations")).to_dict()
+        return _Evidence(table, cells, joint, replicates.measure_noise(cells), found, fitted, refused, unfit)
 
     @property
     def primary(self) -> Fitted | None:
@@ -112,7 +115,7 @@ class _Evidence:
         return next((f for f in self.fits if f.fit_id == "joint"), None)
 
 
-def all_fits(cells: Configurations) -> list[Fitted | Refusal]:
+def all_fits(cells: Configurations, delta: float | None = None) -> list[Fitted | Refusal]:
     """The joint fit under each way to count N, that with configurations of unvaried size, one per sweep, and the best shape law."""
     found = sweeps.find_sweeps(cells)
     growing = [s for s in found if verdicts.sizes(cells.take(list(s.members))) > 1]
@@ -120,18 +123,18 @@ def all_fits(cells: Configurations) -> list[Fitted | Refusal]:
     sized = cells.take(members) if members else cells
     title = "All configurations" if len(sized) == len(cells) else "All configurations of the sweeps in which size varies"
     columns = [c for c in CONVENTIONS if np.isfinite(cells.columns[c]).all()]
-    tried = [fit_size_law("joint" if c == SIZE else f"joint@{c}", title, sized, c) for c in columns]
+    tried = [fit_size_law("joint" if c == SIZE else f"joint@{c}", title, sized, c, delta=delta) for c in columns]
     if 0 < len(sized) < len(cells):
-        tried.append(fit_size_law("joint:all", "All configurations, those of equal size included", cells))
+        tried.append(fit_size_law("joint:all", "All configurations, those of equal size included", cells, delta=delta))
     for sweep in growing:
         own = cells.take(list(sweep.members))
-        tried.append(fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name))
+        tried.append(fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name, delta=delta))
     return tried + (_fits_of_one_length(sized) if verdicts.runs_shared(sized) else [])
 
 
 def _fits_of_one_length(cells: Configurations) -> list[Fitted | Refusal]:
     """A fit of L(N) for each number of training tokens: branches of one run share it, but those of one length are runs of their own."""
-    lengths = [cells.take(cells.columns["n_tokens"] == n) for n in np.unique(cells.columns["n_tokens"])]
+    lengths = [cells.take(at_length(cells, n)) for n in training_lengths(cells)]
     known = [own for own in lengths if verdicts.sizes(own) > 2]
     return [fit_size_law(f"{AT_LENGTH}{(n := int(own.columns['n_tokens'][0]))}", f"Trained on {n:,} tokens", own) for own in known]
 
@@ -165,12 +168,12 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         "primary_fit": primary.fit_id if primary else None,
         "sweeps": described,
         "structure": shape,
-        "returns": _json(size_law.diminishing(primary, noise)) if primary else _one_size(),
+        "returns": _json(size_law.diminishing(primary, noise)) if primary else study.unfit,
         "conventions": conventions(blocks),
         "selection": law_selection(study.joint),
-        "irreducible_loss": irreducible(primary, blocks),
+        "irreducible_loss": irreducible(primary, blocks) if primary else study.unfit,
         "compute_optimal": compute_optimal(study.joint, primary, noise),
-        "diagnostics": diagnostics.examine(primary, noise) if primary else _one_size(),
+        "diagnostics": diagnostics.examine(primary, noise) if primary else study.unfit,
         "timing": training.timing(study.table.trials, cells, study.sweeps),
         "overfitting": training.overfitting(cells),
         "learning_rates": _json(rates.learning_rates(study.table, noise)),
@@ -181,8 +184,7 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
 def _answer(study: _Evidence, blocks: Mapping[str, Any]) -> dict[str, Any]:
     """Levers, shape, best model, trust and next step: what the answer is made from."""
     cells, table = study.joint, study.table
-    lengths = Study(cells, study.noise).lengths()
-    laws = {n: fit_shape_law(cells.take(at_length(cells, n))) for n in lengths} if len(lengths) <= LENGTHS else {}
+    laws = {n: fit_shape_law(cells.take(at_length(cells, n))) for n in training_lengths(cells)}
     asked = Study(cells, study.noise, laws)
     found = levers(asked)
     shape = verdict.shape(asked, found)
@@ -204,10 +206,6 @@ def _sweep_fits(study: _Evidence) -> list[Fitted]:
 
 def _json(found: Any) -> Any:
     return found.to_dict() if isinstance(found, Refusal) else found
-
-
-def _one_size() -> dict[str, Any]:
-    return Refusal(Code.NO_VARIATION, "all configurations have one size; add a second size").to_dict()
 
 
 def _nothing() -> dict[str, Any]:
@@ -264,10 +262,8 @@ def law_selection(cells: Configurations) -> list[dict[str, Any]]:
     ]
 
 
-def irreducible(primary: Fitted | None, blocks: Mapping[str, Any]) -> dict[str, Any]:
+def irreducible(primary: Fitted, blocks: Mapping[str, Any]) -> dict[str, Any]:
     """E as the loss that nothing removes: refused unless the training tokens vary too."""
-    if primary is None:
-        return _one_size()
     if "n_tokens" not in primary.result.law.columns and primary.cells.columns["n_tokens"].min() < primary.cells.columns["n_tokens"].max():
         reason = "a floor needs a law of size and text together, which needs three numbers of training tokens; train at one more length"
         return Refusal(Code.TOO_FEW_DF, reason).to_dict()

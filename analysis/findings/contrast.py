@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from analysis.estimate import Estimate, Verdict, judged
+from analysis.estimate import NATS, Estimate, Verdict, judged
 from analysis.table.configurations import Configurations, Floats, t_quantile
 
 Pair = tuple[int, int]
@@ -80,14 +80,16 @@ class Family:
             parts.append((None if variance is None else weight**2 * variance, df))
             parts += [(2 * weight**2 * misfit**2, df_misfit)] if misfit else []
         value, n = float(sum(means)), sum(self._n(pair) for pair in pairs)
+        if any(variance is None for variance, _ in parts) and wide and len(pairs) >= FEWEST:
+            return _among(np.array(means) * len(pairs), n)
         if any(variance is None for variance, _ in parts):
-            return Estimate(value, None, None, "nats/token", n, "contrast, one seed", Verdict.NOT_TOLD)
+            return Estimate(value, None, None, NATS, n, "contrast, one seed", Verdict.NOT_TOLD)
         known = [(float(variance), df) for variance, df in parts if variance]
         total = sum(variance for variance, _ in known)
         half = t_quantile(total**2 / sum(v**2 / df for v, df in known)) * math.sqrt(total) if total > 0 else 0.0
         method = "contrast" + (", lack of fit in its error" if misfit else "")
         unclear = Verdict.NOT_TOLD if wide else Verdict.WITHIN_NOISE
-        return Estimate(value, value - half, value + half, "nats/token", n, method, judged(value - half, value + half, unclear))
+        return Estimate(value, value - half, value + half, NATS, n, method, judged(value - half, value + half, unclear))
 
     def _n(self, pair: Pair) -> int:
         return int(np.isfinite(self.losses[list(pair)]).all(axis=0).sum()) or 1
@@ -107,6 +109,13 @@ class Family:
             return mean, drawn / both.sum(), min(self.prior_df + df, max(self.df, 1.0))
         mean = float(np.nanmean(first) - np.nanmean(second))
         return mean, None if self.variance is None else self.variance / 2 * (1 / n[0] + 1 / n[1]), self.df
+
+
+def _among(differences: Floats, n: int) -> Estimate:
+    """Mean of differences of unlike configurations with one seed each: their scatter holds the seeds' noise, and more."""
+    value, error = float(np.mean(differences)), float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
+    low, high = (value + side * t_quantile(len(differences) - 1) * error for side in (-1, 1))
+    return Estimate(value, low, high, NATS, n, "contrast, scatter among pairs", judged(low, high, Verdict.NOT_TOLD))
 
 
 def _spread(losses: Floats, pair: Pair) -> tuple[float, int]:

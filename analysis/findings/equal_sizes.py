@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import Refusal
+from analysis.estimate import NATS, Refusal
 from analysis.findings.one_factor import RECIPE, SIZE, Sweep, spread_verdict, verdict
-from analysis.table.configurations import Configurations, Noise
+from analysis.table.configurations import Configurations, Noise, whole
 from analysis.table.load import SAME_SIZE
 from analysis.wording import count
 
@@ -31,7 +31,7 @@ def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dic
     if sum(len(group) > 1 for group in groups) < 2 or sum(map(len, groups)) < 2 * len(groups):
         return None
     blocks = [_size(cells, group, noise) for group in groups]
-    block = {"sizes": blocks, "unit": "nats/token"}
+    block = {"sizes": blocks, "unit": NATS}
     return block | {"sentence": _sentence(blocks, cells, groups)}
 
 
@@ -70,7 +70,7 @@ def _size(cells: Configurations, group: list[int], noise: Noise | Refusal) -> di
 
 def _shape(cells: Configurations, i: int, best: int, noise: Noise | Refusal) -> dict[str, Any]:
     n, mean, behind = int(cells.n_seeds[i]), float(cells.loss[i]), float(cells.loss[i] - cells.loss[best])
-    row: dict[str, Any] = {name: int(cells.columns[name][i]) for name in ("n_layer", "n_embd", "n_head", SIZE)}
+    row: dict[str, Any] = {name: whole(cells.columns[name][i]) for name in ("n_layer", "n_embd", "n_head", SIZE)}
     row |= {"config_id": str(cells.config_id[i]), "aspect": float(cells.columns["aspect"][i]), "mean": mean, "losses": cells.losses(i)}
     row |= {"low": None, "high": None, "behind": behind, "behind_low": None, "behind_high": None, "verdict": "best of its size"}
     if isinstance(noise, Noise):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.estimate import Refusal
+from analysis.estimate import NATS, Refusal
 from analysis.findings import refusal_rules as verdicts
 from analysis.findings.size_law import Fitted, mean_variance, observations
 from analysis.fits import intervals
@@ -37,6 +37,7 @@ class Options:
         n_bootstrap: configuration-level bootstrap replicates; 0 leaves the cross-check out.
         seed: of the bootstrap.
         level: of every interval.
+        delta: width of Huber's function in log loss, for the fits in N; None takes least squares, which is what profiles are made from.
         profile: profile-likelihood interval of the slope even where no parameter may be reported; False then takes the delta method,
             which is enough for a fit that only stands beside the primary one.
     """
@@ -44,6 +45,7 @@ class Options:
     n_bootstrap: int = 1000
     seed: int = 0
     level: float = LEVEL
+    delta: float | None = None
     profile: bool = True
 
 
@@ -55,7 +57,9 @@ def build(fitted: Fitted, noise: Noise | Refusal, options: Options) -> dict[str,
     result, cells = fitted.result, fitted.cells
     card = result.to_dict()
     refused = {name: refusal for name in result.params if (refusal := early_refusal(fitted, name))}
-    found = profile_all(fitted, noise, options, [name for name in result.params if name not in refused])
+    resampled = bootstrapped(fitted, options)
+    sure = [name for name in result.params if name not in refused]
+    found = resampled if result.delta else profile_all(fitted, noise, options, sure)  # point and interval are one estimator
     parameters = {name: parameter(fitted, name, found.get(name), refused.get(name)) for name in result.params}
     block = {
         "title": fitted.title,
@@ -85,7 +89,8 @@ def build(fitted: Fitted, noise: Noise | Refusal, options: Options) -> dict[str,
         "residuals": residual_rows(fitted, noise),
         "curve": curve(fitted, noise),
     }
-    return block | cross_check(fitted, found, options)
+    ends = {name: {"low": v.low, "high": v.high, "status": v.status} for name, v in resampled.items()}
+    return block | {"bootstrap": ends, "disagreement": disagreement(found, resampled) if resampled else None}
 
 
 def r_squared(fitted: Fitted) -> float:
@@ -186,7 +191,8 @@ def parameter(fitted: Fitted, name: str, interval: intervals.Interval | None, re
         refusal = verdicts.interval_refusal(name, interval, name in exponents(law))
     if refusal is not None:
         return refusal.to_dict()
-    return _cell(fitted.result.params[name], interval, "nats/token" if name == law.floor or name in law.amplitudes else "")
+    value = interval.point if interval is not None and interval.status != "failed" else fitted.result.params[name]
+    return _cell(value, interval, NATS if name == law.floor or name in law.amplitudes else "")
 
 
 def loss_at_reference(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
@@ -194,7 +200,7 @@ def loss_at_reference(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
     points = {name: np.array([value]) for name, value in fitted.result.reference.items()}
     value = float(fitted.result.predict(points)[0])
     variance, df = mean_variance(fitted, noise)
-    cell: dict[str, Any] = {"value": value, "low": None, "high": None, "level": LEVEL, "method": "delta", "unit": "nats/token"}
+    cell: dict[str, Any] = {"value": value, "low": None, "high": None, "level": LEVEL, "method": "delta", "unit": NATS}
     if variance is not None:
         half = t_quantile(df) * float(fitted.log_error(points, variance)[0])
         cell |= {"low": value * math.exp(-half), "high": value * math.exp(half)}
@@ -209,7 +215,7 @@ def slope_block(fitted: Fitted, interval: intervals.Interval | None) -> dict[str
     if verdicts.runs_shared(fitted.cells):
         cell["method"] = "none: the configurations are branches of shared runs"
     gains = {key: None if cell[key] is None else doubling_gain(loss, cell[key]) for key in ("value", "low", "high")}
-    doubling = {"value": gains["value"], "low": gains["high"], "high": gains["low"], "unit": "nats/token"}
+    doubling = {"value": gains["value"], "low": gains["high"], "high": gains["low"], "unit": NATS}
     return cell | {"at": size, "loss": loss, "nats_per_e_fold": slope * loss, "gain_per_doubling": doubling}
 
 
@@ -251,17 +257,15 @@ def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[
     return {"value": value, **ends, "unit": unit}
 
 
-def cross_check(fitted: Fitted, found: Mapping[str, intervals.Interval], options: Options) -> dict[str, Any]:
-    """Configuration-level bootstrap beside the profile, and a sentence where their widths differ by more than 25 %."""
+def bootstrapped(fitted: Fitted, options: Options) -> dict[str, intervals.Interval]:
+    """Configuration-level bootstrap of parameters and slope: a cross-check of profiles, and the interval of what they are not made for."""
     if not options.n_bootstrap or fitted.df < 1 or verdicts.runs_shared(fitted.cells):
-        return {"bootstrap": {}, "disagreement": None}
+        return {}
     rng = np.random.default_rng(options.seed)
     wanted = quantities_of(fitted, list(fitted.result.params))
     # Of many thousand trials the means are resampled: 1,000 weights for each of 100,000 rows would take the memory of the machine.
     source, n = observations(fitted, means=len(fitted.cells.cell_loss) > MANY), options.n_bootstrap
-    resampled = intervals.bootstrap(source, wanted, rng=rng, n=n, level=options.level, start=fitted.result)
-    ends = {name: {"low": v.low, "high": v.high, "status": v.status} for name, v in resampled.items()}
-    return {"bootstrap": ends, "disagreement": disagreement(found, resampled)}
+    return intervals.bootstrap(source, wanted, rng=rng, n=n, level=options.level, start=fitted.result)
 
 
 def disagreement(profiled: Mapping[str, intervals.Interval], resampled: Mapping[str, intervals.Interval]) -> str | None:

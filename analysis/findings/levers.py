@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import Code, Estimate, Refusal
+from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal
 from analysis.findings.contrast import Family, Pair
-from analysis.findings.lines import FACTORS, SIZE, Line, at_length, lines
+from analysis.findings.lines import FACTORS, SHAPE, SIZE, Line, at_length, lines, training_lengths
+from analysis.fits import size_and_text
 from analysis.fits.shape_law import ShapeFit
 from analysis.table.configurations import Configurations, Noise
 
@@ -26,8 +27,6 @@ NEAR = 0.1
 """Lines this much farther from the centre than the nearest one, in doublings, are as near."""
 FAR, LONG = 0.75, 3.2
 """Doublings by which the middle of a pair may miss where a lever is asked for, and that it may span; beyond them the law is asked."""
-LENGTHS = 12
-"""Training lengths at most: where every configuration has its own, nothing can be compared within one."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,12 @@ class Study:
 
     def lengths(self) -> list[int]:
         """Training lengths, shortest first."""
-        return sorted(int(n) for n in np.unique(self.cells.columns["n_tokens"]))
+        return training_lengths(self.cells)
+
+    def shared(self) -> bool:
+        """Whether several configurations share a training length, or all have one."""
+        lengths = self.lengths()
+        return len(lengths) == 1 or any(len(at_length(self.cells, n)) > 1 for n in lengths)
 
     def misfit(self, n_tokens: int) -> tuple[float, float]:
         """Relative standard deviation of configurations around the law beyond seed noise, and its degrees of freedom."""
@@ -117,9 +121,8 @@ class Study:
 def levers(study: Study) -> list[Lever]:
     """All levers, by length and factor."""
     lengths = study.lengths()
-    if len(lengths) > LENGTHS:
-        reason = f"configurations have {len(lengths)} training lengths, so none share one; train several shapes at equal length"
-        return [Lever(factor, None, "centre", Refusal(Code.UNMATCHED, reason)) for factor in FACTORS]
+    if not study.shared() or not np.isfinite(study.cells.columns["aspect"]).any():
+        return _without_pairs(study, lengths)
     found = [lever for n in lengths for factor in FACTORS[:-1] for lever in _of_length(study, n, factor)]
     return found + _of_text(study, lengths)
 
@@ -173,6 +176,23 @@ def _central(found: Sequence[Line], place: Sequence[float]) -> list[Line]:
     return [line for line in near if len(line.members) == len(near[0].members)]
 
 
+def _without_pairs(study: Study, lengths: Sequence[int]) -> list[Lever]:
+    """Where shapes are unknown or every configuration has a length of its own: parameters and text by the law in both, shape not at all."""
+    reason = "every configuration has a training length of its own, so none can be compared; train several shapes at equal length"
+    rows = [Lever(factor, None, "centre", _unknown(study.cells, factor) or Refusal(Code.UNMATCHED, reason)) for factor in SHAPE]
+    by_law = {name: Lever(name, None, "centre", gain, source="law") for name, gain in size_and_text.gains(study.cells).items()}
+    text = _of_text(study, lengths)
+    known = any(isinstance(row.gain, Estimate) and row.gain.low is not None for row in text)
+    return [*rows, by_law["params"], *(text if known else [by_law["n_tokens"]])]
+
+
+def _unknown(cells: Configurations, factor: str) -> Refusal | None:
+    """The refusal of a factor that the runs have no column of."""
+    if factor == "params" or np.isfinite(cells.columns[factor]).any():
+        return None
+    return Refusal(Code.MISSING, f"the runs have no {factor}; give the column to learn what it does")
+
+
 # ---- from contrasts ----
 
 
@@ -192,7 +212,7 @@ def _by_contrast(
         factor,
         n_tokens,
         at,
-        replace(gain, unit="nats per doubling"),
+        replace(gain, unit=PER_DOUBLING),
         None if floor is None or before <= floor else gain.value / (before - floor),
         steps,
         "contrast",
@@ -223,6 +243,8 @@ def _surest(study: Study, row: Lever, members: Sequence[int], beside: bool) -> L
 def _by_law(study: Study, n_tokens: int, members: Sequence[int], factor: str, at: str) -> Lever:
     """A lever read from the law in depth and width: at the centre, or at the largest model."""
     law, cells = study.laws.get(n_tokens), study.cells
+    if unknown := _unknown(cells, factor):
+        return Lever(factor, n_tokens, at, unknown, source="law")
     if factor == "n_head":
         reason = "no two configurations differ in their heads alone; vary n_head at one depth and width"
         return Lever(factor, n_tokens, at, Refusal(Code.NO_VARIATION, reason), source="law")
@@ -240,7 +262,7 @@ def _by_law(study: Study, n_tokens: int, members: Sequence[int], factor: str, at
     floor, loss = study.floor(n_tokens), law.predict(depth, width)
     share = None if floor is None or loss <= floor else gain.value / (loss - floor)
     ratio = None if isinstance(study.noise, Refusal) else abs(gain.value) / study.noise.detectable
-    return Lever(factor, n_tokens, at, replace(gain, unit="nats per doubling"), share, (), "law", ratio)
+    return Lever(factor, n_tokens, at, replace(gain, unit=PER_DOUBLING), share, (), "law", ratio)
 
 
 # ---- text ----

@@ -26,11 +26,13 @@ HELD: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "n_layer": (("n_embd", "n_head"),),
     "n_embd": (("n_layer", "n_head"), ("n_layer", "head_dim")),
     "n_head": (("n_layer", "n_embd"),),
-    "n_tokens": ((*SHAPE, "lr"),),
+    "n_tokens": ((SIZE, *SHAPE, "lr"),),
 }
 RECIPE = ("batch_size", "weight_decay", "dropout", "block_size", "unique_tokens")
 SAME_ASPECT = 1.15
 """Aspects within this factor are one: whole layers and heads allow no better."""
+LENGTHS = 12
+"""Training lengths that are all looked at."""
 FEWEST_DOUBLINGS = 0.4
 """Steps shorter than this part of a doubling are passed over: their noise would be blown up to a whole one."""
 
@@ -77,6 +79,15 @@ class Line:
         return min(ends, key=lambda pair: abs(self.doublings(pair) - 1), default=None)
 
 
+def training_lengths(cells: Configurations) -> list[int]:
+    """Training lengths, shortest first; of very many (checkpoints, say) the longest, half of it and so on."""
+    found = sorted(int(n) for n in np.unique(cells.columns["n_tokens"]))
+    kept = found[-1:]
+    for n in reversed(found):
+        kept = [n, *kept] if n <= kept[0] / 2 else kept
+    return found if len(found) <= LENGTHS else kept
+
+
 def at_length(cells: Configurations, n_tokens: float) -> list[int]:
     """Configurations of one training length on the freshest text: repeated text is told apart."""
     own = np.flatnonzero(cells.columns["n_tokens"] == n_tokens)
@@ -90,6 +101,8 @@ def lines(cells: Configurations, members: Sequence[int], factor: str, aspect: fl
     Args:
         aspect: width over depth of the best shape, which a line of parameters holds.
     """
+    if factor != "params" and not np.isfinite(cells.columns[factor][list(members)]).all():
+        return []
     if factor == "params":
         found = [] if aspect is None else list(_of_aspect(cells, members, aspect))
     else:

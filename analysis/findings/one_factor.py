@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import Refusal
-from analysis.table.configurations import Configurations, Noise, f_p_value
+from analysis.table.configurations import Configurations, Noise, f_p_value, whole
 from analysis.wording import p_text, signed
 
 SHAPE = ("n_layer", "n_embd", "n_head")
@@ -151,7 +151,7 @@ def _level(cells: Configurations, i: int, factor: str, noise: Noise | Refusal) -
     return {
         "value": _number(column[SIZE if factor == "size" else factor]),
         "config_id": str(cells.config_id[i]),
-        **{name: int(column[name]) for name in ("n_layer", "n_embd", "n_head", SIZE, "params_total", "n_tokens")},
+        **{name: whole(column[name]) for name in ("n_layer", "n_embd", "n_head", SIZE, "params_total", "n_tokens")},
         "n": n,
         "mean": mean,
         "low": None if half is None else mean - half,

@@ -15,6 +15,7 @@ from analysis.fits.intervals import Interval
 from analysis.table.configurations import Configurations
 from analysis.table.load import distinct_sizes
 
+MODEL = ("params_non_embedding", "n_layer", "n_embd", "n_head", "lr", "unique_tokens", "batch_size")
 MIN_SIZES = 5
 MIN_DF = 2
 MIN_DECADES = 1.5
@@ -54,7 +55,7 @@ def runs_shared(cells: Configurations) -> int:
     """Number of runs behind configurations that are checkpoints or branches of them; 0 where every configuration has its own run."""
     if not len(cells) or not cells.columns["is_branch"].any():
         return 0
-    recipe = np.stack([np.nan_to_num(cells.columns[c]) for c in ("n_layer", "n_embd", "n_head", "lr", "unique_tokens", "batch_size")])
+    recipe = np.stack([np.nan_to_num(cells.columns[c]) for c in MODEL])
     runs = np.unique(recipe, axis=1).shape[1]
     return runs if runs < len(cells) else 0
 

@@ -20,6 +20,7 @@ from analysis.fits import intervals
 from analysis.fits import law_selection as selection
 from analysis.fits.fit import FitResult
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, Law
+from analysis.fits.size_and_text import moving_together
 from analysis.table.configurations import Configurations, Noise, f_p_value, t_quantile
 
 SIZE = "params_non_embedding"
@@ -93,16 +94,19 @@ class Fitted:
 
 
 def fit_size_law(
-    fit_id: str, title: str, cells: Configurations, column: str = SIZE, sweep: str | None = None, law: Law | None = None
+    fit_id: str, title: str, cells: Configurations, column: str = SIZE, sweep: str | None = None, delta: float | None = None
 ) -> Fitted | Refusal:
-    """Fit L(N), or L(N, D) where training tokens vary too, to configuration means; without a law, `choose_size_law` gives it."""
+    """Fit L(N), or L(N, D) where training tokens vary too, to configuration means: by least squares, or Huber of width `delta`."""
     if verdicts.sizes(cells, column) < 2:
         return Refusal(
             Code.NO_VARIATION, f"{title}: N takes one value, so the data say nothing about what parameters buy; add a second size"
         )
-    chosen = (law or choose_size_law(cells, column)).on(**{SIZE: column})
+    if refused := moving_together(cells):
+        return refused
+    chosen = choose_size_law(cells, column).on(**{SIZE: column})
     try:
-        result = fits.fit(chosen, cells.columns, cells.loss, n_starts=fits.N_STARTS if fit_id == "joint" else BESIDE_STARTS)
+        n_starts = fits.N_STARTS if fit_id == "joint" else BESIDE_STARTS
+        result = fits.fit(chosen, cells.columns, cells.loss, delta=delta, n_starts=n_starts)
     except fits.FitError as error:
         return Refusal(Code.TOO_FEW_SIZES, f"{title}: {error}")
     return Fitted(fit_id, title, result, cells, column, sweep)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from analysis.estimate import NATS
 from analysis.findings.one_factor import SHAPE, SIZE, WORDS, Sweep, verdict
-from analysis.table.configurations import LEVEL, Configurations, Floats, t_p_value, t_quantile
+from analysis.table.configurations import LEVEL, Configurations, Floats, t_p_value, t_quantile, whole
 from analysis.wording import change_text, count
 
 AXES = ("n_tokens", "unique_tokens", "block_size", "batch_size", "dropout", "weight_decay")
@@ -63,7 +64,7 @@ def describe(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
         "cells": _grid(cells, sweep.members, column, values),
         "n_tokens": sorted({int(cells.columns["n_tokens"][i]) for i in sweep.members}),
         "level": LEVEL,
-        "unit": "nats/token",
+        "unit": NATS,
     }
     return block | {"sentence": _sentence(block)}
 
@@ -152,7 +153,7 @@ def _grid(cells: Configurations, members: tuple[int, ...], column: str, values: 
     for g in sorted(np.unique(label), key=lambda g: float(cells.columns[SIZE][chosen][label == g].min())):
         own = [i for i, own_label in zip(chosen, label, strict=True) if own_label == g]
         at = {float(cells.columns[column][i]): float(cells.loss[i]) for i in own}
-        shape = {name: int(cells.columns[name][own[0]]) for name in (*SHAPE, SIZE)}
+        shape = {name: whole(cells.columns[name][own[0]]) for name in (*SHAPE, SIZE)}
         rows.append({**shape, "loss": [at.get(value) for value in values]})
     return rows
 

@@ -18,7 +18,7 @@ from analysis.findings.fit_summary import thinned
 from analysis.findings.one_factor import Sweep
 from analysis.fits import fit as fits
 from analysis.fits.laws import TIMING
-from analysis.table.configurations import Configurations, t_quantile
+from analysis.table.configurations import Configurations, t_quantile, whole
 from analysis.wording import reach_text
 
 SIZE = "params_non_embedding"
@@ -74,7 +74,7 @@ def timing(trials: pd.DataFrame, cells: Configurations, sweeps: Sequence[Sweep])
     alone = np.isfinite(cells.columns["ms_exclusive"])
     rows = [
         {
-            **{c: int(cells.columns[c][i]) for c in ("n_layer", "n_embd", "n_head", "params_non_embedding")},
+            **{c: whole(cells.columns[c][i]) for c in ("n_layer", "n_embd", "n_head", "params_non_embedding")},
             "config_id": str(cells.config_id[i]),
             "ms_per_step": cells.columns["ms_exclusive"][i] if alone[i] else cells.columns["ms_per_step"][i],
             "tokens_per_s": cells.columns["tokens_per_s"][i],

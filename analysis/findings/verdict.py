@@ -12,18 +12,20 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import Code, Estimate, Refusal, Verdict, judged
+from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.contrast import Family, Pair
 from analysis.findings.levers import Lever, Study, best
 from analysis.findings.lines import SIZE, at_length
 from analysis.fits.shape_law import ShapeFit
-from analysis.table.configurations import Configurations, Noise, t_quantile
+from analysis.table.configurations import Configurations, Noise, t_quantile, whole
 from analysis.table.load import SAME_SIZE, Table
+from study import records
 
 NEARLY = 0.15
 """Relative step of N up to which sizes are nearly equal, where none are equal within SAME_SIZE."""
@@ -62,7 +64,7 @@ class EqualSize:
 def shape_of(cells: Configurations, i: int) -> dict[str, Any]:
     """A configuration as the answer names it."""
     names = ("n_layer", "n_embd", "n_head", SIZE)
-    return {"config_id": str(cells.config_id[i]), **{name: int(cells.columns[name][i]) for name in names}}
+    return {"config_id": str(cells.config_id[i]), **{name: whole(cells.columns[name][i]) for name in names}}
 
 
 def best_model(study: Study) -> dict[str, Any]:
@@ -81,7 +83,7 @@ def best_model(study: Study) -> dict[str, Any]:
 def shape(study: Study, levers: Sequence[Lever]) -> dict[str, Any]:
     """The law, the verdict and the comparison at equal size of the longest length that has them, and of each length by itself."""
     rows: list[dict[str, Any]] = []
-    for n in study.lengths() if len(study.laws) else []:
+    for n in study.lengths() if study.shared() else []:
         law = study.laws[n]
         equal = equal_size(study, n, levers)
         rows.append({"n_tokens": n, "law": law.to_dict(), "verdict": verdict(law, study, n), "equal_size": equal.to_dict()})
@@ -131,6 +133,8 @@ def equal_size(study: Study, n_tokens: int, levers: Sequence[Lever]) -> EqualSiz
     """The comparison of one length: chosen by design (the largest size, the shapes least alike), so that luck does not choose it."""
     cells = study.cells
     members = at_length(cells, n_tokens)
+    if not np.isfinite(cells.columns["aspect"][members]).any():
+        return Refusal(Code.MISSING, "the runs have no n_layer and n_embd, so no shapes were compared at equal size; give the columns")
     group = next((g for near in (SAME_SIZE, NEARLY) if (g := _largest_group(cells, members, near))), None)
     if not group:
         return Refusal(Code.UNMATCHED, "no two shapes of nearly equal size were trained; `matched` trains several shapes of each size")
@@ -139,7 +143,7 @@ def equal_size(study: Study, n_tokens: int, levers: Sequence[Lever]) -> EqualSiz
     loser = max(group, key=lambda i: abs(float(logs[i] - logs[winner])))
     pair: Pair = (loser, winner)
     found = Family.of(cells, [(i, winner) for i in group if i != winner]) if len(group) > 2 else _family(study, members)
-    difference = replace(found.contrast([pair]), unit="nats/token")
+    difference = found.contrast([pair])
     ratio = None if isinstance(study.noise, Refusal) else abs(difference.value) / study.noise.detectable
     worth = _worth(difference, _doubling(study, loser, n_tokens, levers, difference.value))
     return EqualSize(shape_of(cells, winner), shape_of(cells, loser), n_tokens, difference, ratio, worth)
@@ -245,7 +249,7 @@ def still_falling(table: Table, trials: pd.DataFrame, levers: Sequence[Lever]) -
     value, n = float(np.mean(falls)), len(falls)
     half = t_quantile(n - 1) * float(np.std(falls, ddof=1)) / math.sqrt(n) if n > 1 else None
     low, high = (None, None) if half is None else (value - half, value + half)
-    return Estimate(value, low, high, "nats per doubling", n, "curves", judged(low, high, Verdict.NOT_TOLD))
+    return Estimate(value, low, high, PER_DOUBLING, n, "curves", judged(low, high, Verdict.NOT_TOLD))
 
 
 def _falls(table: Table, trials: pd.DataFrame) -> Iterator[float]:
@@ -266,6 +270,11 @@ def _falls(table: Table, trials: pd.DataFrame) -> Iterator[float]:
 # ---- what to do next ----
 
 
+def presets() -> set[str]:
+    """Names that `python -m study.run` knows."""
+    return {path.stem for path in (Path(records.__file__).parent / "presets").glob("*.yaml")}
+
+
 def next_step(table: Table, study: Study, found: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
     """The next command and why: seeds, then shapes of equal size, then length, then size.
 
@@ -274,8 +283,10 @@ def next_step(table: Table, study: Study, found: Mapping[str, Any], told: Mappin
         told: the block `trust`.
     """
     name, results = table.name, table.path
-    if isinstance(study.noise, Refusal):
-        return {"command": f"python -m study.run {name} --seeds 1,2,3", "why": "seeds", "seconds": None}
+    if not results.is_dir() or isinstance(study.noise, Refusal):  # runs of elsewhere have no command of ours
+        why = "seeds" if isinstance(study.noise, Refusal) else "equal_size" if "refused" in found["equal_size"] else "next_size"
+        command = f"python -m study.run {name} --seeds 1,2,3" if results.is_dir() and name in presets() else None
+        return {"command": command, "why": why, "seconds": None}
     if "refused" in found["equal_size"]:
         return {"command": "python -m study.run matched", "why": "equal_size", "seconds": None}
     if told["falls_fast"] and name != "horizon":

@@ -41,9 +41,7 @@ def fit(
     loss: ArrayLike,
     *,
     weights: ArrayLike | None = None,
-    objective: str = "huber",
     delta: float | None = None,
-    tau: float = 0.5,
     reference: Mapping[str, float] | None = None,
     n_starts: int = N_STARTS,
 ) -> FitResult:
@@ -54,9 +52,7 @@ def fit(
         columns: positive table columns, each (points,).
         loss: the target (nats for losses), positive and finite, (points,).
         weights: non-negative, (points,); a weight of 2 equals a repeated point.
-        objective: "huber", "lad", "quantile" or "least_squares", all on log residuals.
-        delta: Huber width in log loss; None takes 1.345 times the MAD scale of a LAD pilot.
-        tau: the quantile (only for objective="quantile").
+        delta: Huber width in log loss; None takes least squares.
         reference: column values at which amplitudes are reported; None takes the weighted geometric mean of each column.
         n_starts: how many of the best grid nodes are carried to an optimum.
 
@@ -64,14 +60,16 @@ def fit(
         ValueError: bad input, named.
         FitError: fewer distinct points than parameters.
     """
-    modes.check_mode(objective, delta, tau)
+    _check_width(delta)
     losses, share = _checked_losses(loss, weights)
-    tau = tau if objective == "quantile" else 0.5
-    design, data = _prepare(law, *_merged(law, columns, losses, share), reference, tau)
-    starts = grid_starts(design, data, n_starts)[:, 0]
-    found, width = _solve(data, starts, objective, delta, one_data_set=True)
-    every_row = objective_of(design, columns, losses, share, tau)
-    return _result(design, every_row, found, width, objective, columns, losses[0], share[0])
+    design, data = _prepare(law, *_merged(law, columns, losses, share), reference)
+    found = _solve(data, grid_starts(design, data, n_starts)[:, 0], delta, one_data_set=True)
+    return _result(design, objective_of(design, columns, losses, share), found, delta, columns, losses[0], share[0])
+
+
+def _check_width(delta: float | None) -> None:
+    if delta is not None and not (np.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta={delta} is not a positive number; give a width of log residuals such as 1e-3, or None for least squares")
 
 
 def _checked_losses(loss: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
@@ -118,15 +116,15 @@ def _merged(law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: 
 
 
 def _prepare(
-    law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: Array, reference: Mapping[str, float] | None, tau: float
+    law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: Array, reference: Mapping[str, float] | None
 ) -> tuple[Design, Objective]:
     """The design and its objective (still without a width)."""
     _require_points(law, columns, weights)
     design = build(law, columns, np.log(losses[0] if len(losses) == 1 else losses), weights.mean(axis=0), reference)
-    return design, objective_of(design, columns, losses, weights, tau)
+    return design, objective_of(design, columns, losses, weights)
 
 
-def objective_of(design: Design, columns: Mapping[str, ArrayLike], losses: Array, weights: Array, tau: float = 0.5) -> Objective:
+def objective_of(design: Design, columns: Mapping[str, ArrayLike], losses: Array, weights: Array) -> Objective:
     """Losses and weights (R or 1, n) over a design, as what Newton minimizes; width and scale are set by `Objective.at`."""
     low, high = design.bounds()
     return Objective(
@@ -137,7 +135,6 @@ def objective_of(design: Design, columns: Mapping[str, ArrayLike], losses: Array
         scale=np.array([[1.0]]),
         low=low[:, None],
         high=high[:, None],
-        tau=tau,
     )
 
 
@@ -157,37 +154,20 @@ def _require_points(law: Law, columns: Mapping[str, ArrayLike], weights: Array) 
     return distinct
 
 
-def _solve(data: Objective, theta: Array, objective: str, delta: float | Array | None, one_data_set: bool) -> tuple[Minimum, Array | None]:
-    """Carry starts (P, R) to the optimum of a mode; the width is (R, 1), or (1, 1) where all starts see the same data."""
-    rough, scale = modes.least_squares(data, theta, rough=objective != "least_squares")
-    if objective == "least_squares":
-        if one_data_set:
-            scale = scale[[np.argmin(rough.value)]]
-            rough = minimize(data.at(np.inf, scale), rough.theta)
-        return _in_units(rough, scale), None
-    if objective in ("lad", "quantile"):
-        found = modes.least_absolute(data, rough.theta)
-        return replace(found, value=_absolute(data, found.theta)), None
-    width = np.atleast_2d(np.asarray(delta, dtype=float)) if delta is not None else None
-    theta = rough.theta
-    if width is None:
-        pilot, width = modes.pilot_width(data, theta)
-        theta = pilot.theta
-        if one_data_set:
-            width = width[[np.argmin(_absolute(data, theta))]]
-    return _in_units(modes.huber(data, theta, width), width), width
+def _solve(data: Objective, theta: Array, delta: float | None, one_data_set: bool) -> Minimum:
+    """Carry starts (P, R) to the optimum: of least squares where there is no width."""
+    rough, scale = modes.least_squares(data, theta, rough=delta is not None)
+    if delta is not None:
+        return _in_units(modes.huber(data, rough.theta, delta), np.array([[delta]]))
+    if one_data_set:
+        scale = scale[[np.argmin(rough.value)]]
+        rough = minimize(data.at(np.inf, scale), rough.theta)
+    return _in_units(rough, scale)
 
 
 def _in_units(found: Minimum, scale: Array) -> Minimum:
     """The objective as a mean over points in the units of `FitResult.objective_value`."""
     return replace(found, value=found.value * scale[:, 0])
-
-
-def _absolute(data: Objective, theta: Array) -> Array:
-    """Weighted mean of a(r) |r|, (R,)."""
-    residual = modes.residuals(data, theta)
-    tilt = np.where(residual > 0, 2 * data.tau, 2 * (1 - data.tau))
-    return (data.weights * tilt * np.abs(residual)).sum(axis=1)
 
 
 # ---- the result ----
@@ -197,8 +177,7 @@ def _result(
     design: Design,
     data: Objective,
     found: Minimum,
-    width: Array | None,
-    objective: str,
+    delta: float | None,
     columns: Mapping[str, ArrayLike],
     loss: Array,
     weights: Array,
@@ -206,9 +185,7 @@ def _result(
     best = int(np.argmin(np.where(found.converged, found.value, np.inf))) if found.converged.any() else int(np.argmin(found.value))
     theta = found.theta[:, best]
     residual = modes.residuals(data, theta[:, None])[0]
-    crease = 1.01 * modes.CREASE if objective in ("lad", "quantile") else 0.0
-    scale = float(modes.mad_scale(residual[None], weights[None], crease)[0, 0])
-    delta = None if width is None else float(width[0, 0])
+    scale = float(modes.mad_scale(residual[None], weights[None])[0, 0])
     edge = delta if delta is not None else 3 * max(scale, modes.WIDTH_FLOOR)
     agreeing = found.value <= found.value[best] * (1 + AGREEMENT) + 1e-12 * modes.WIDTH_FLOOR
     condition = condition_number(data, theta)
@@ -218,9 +195,7 @@ def _result(
         law=design.law,
         params={name: float(value[0]) for name, value in design.to_params(theta[:, None]).items()},
         reference=design.reference,
-        objective=objective,
         delta=delta,
-        tau=data.tau,
         objective_value=float(found.value[best] * weights.sum()),
         gradient_norm=float(found.gradient_norm[best]),
         n_points=int((weights > 0).sum()),
@@ -249,9 +224,7 @@ def fit_batch(
     loss: ArrayLike,
     *,
     weights: ArrayLike | None = None,
-    objective: str = "huber",
     delta: float | None = None,
-    tau: float = 0.5,
     reference: Mapping[str, float] | None = None,
     start: FitResult | None = None,
 ) -> BatchResult:
@@ -260,8 +233,8 @@ def fit_batch(
     Args:
         loss: (points,), or (replicates, points).
         weights: None, (points,), or (replicates, points): bootstrap counts, for example.
-        start: a fit of the same law to start from; its objective, width, tau and reference are then used (a frozen width is what a
-            bootstrap needs). Without it every replicate starts from its own grid, and estimates its own width.
+        start: a fit of the same law to start from; its width and reference are then used. Without it every replicate starts from its own
+            grid.
 
     Raises:
         ValueError, FitError: as `fit`.
@@ -270,18 +243,18 @@ def fit_batch(
     if start is not None:
         if start.law != law:
             raise ValueError(f"start is a fit of law {start.law.name}, not of {law.name}; fit the same law first")
-        objective, delta, tau, reference = start.objective, start.delta, start.tau, start.reference
-    modes.check_mode(objective, delta, tau)
+        delta, reference = start.delta, start.reference
+    _check_width(delta)
     if len(losses) != len(share) and 1 not in (len(losses), len(share)):
         raise ValueError(f"{len(losses)} replicates of losses but {len(share)} of weights; give as many, or one of either")
-    design, data = _prepare(law, *_merged(law, columns, losses, share), reference, tau if objective == "quantile" else 0.5)
+    design, data = _prepare(law, *_merged(law, columns, losses, share), reference)
     n_replicates = max(len(losses), len(share))
     if start is None:
         theta = grid_starts(design, data, 1)[:, :, 0]
         theta = np.broadcast_to(theta, (design.size, n_replicates))
-        found, width = _solve(data, theta.copy(), objective, delta, one_data_set=False)
+        found = _solve(data, theta.copy(), delta, one_data_set=False)
     else:
-        found, width = _refit_from(start, design, data, n_replicates)
+        found = _refit_from(start, design, data, n_replicates)
     return BatchResult(
         law=law,
         reference=design.reference,
@@ -289,36 +262,33 @@ def fit_batch(
         objective_value=found.value * np.broadcast_to(share.sum(axis=1), found.value.shape),
         gradient_norm=found.gradient_norm,
         converged=found.converged,
-        delta=None if width is None else np.broadcast_to(width[:, 0], (n_replicates,)),
+        delta=delta,
         design=design,
         theta=found.theta,
     )
 
 
-def _refit_from(start: FitResult, design: Design, data: Objective, n_replicates: int) -> tuple[Minimum, Array | None]:
+def _refit_from(start: FitResult, design: Design, data: Objective, n_replicates: int) -> Minimum:
     """Every replicate from a fit of the whole; those that stall, from their own grid."""
     theta = np.repeat(design.from_params({name: np.array([value]) for name, value in start.params.items()}), n_replicates, axis=1)
-    found, width = _refit(data, theta, start.objective, start.delta)
+    found = _refit(data, theta, start.delta)
     failed = np.flatnonzero(~found.converged)
     if failed.size:  # resamples far from the data
         theirs = data.take(failed)
         cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
-        again, _ = _refit(theirs, cold, start.objective, start.delta)
+        again = _refit(theirs, cold, start.delta)
         found = modes.merge(found, failed, again)
-    return found, width
+    return found
 
 
-def _refit(data: Objective, theta: Array, objective: str, delta: float | None) -> tuple[Minimum, Array | None]:
-    """From coordinates that are already close: no least-squares stage, no pilot."""
-    if objective == "huber" and delta is not None:
-        width = np.array([[delta]])
-        found = minimize(data.at(width), theta)  # straight at the width: two thirds of the steps of a descent, and the same optima
-        failed = np.flatnonzero(~found.converged)
-        if failed.size:
-            found = modes.merge(found, failed, modes.huber(data.take(failed), theta[:, failed], width))
-        return _in_units(found, width), width
-    if objective == "least_squares":
+def _refit(data: Objective, theta: Array, delta: float | None) -> Minimum:
+    """From coordinates that are already close: no least-squares stage before a narrow width."""
+    if delta is None:
         scale = np.array([[float(np.median(modes.spread(data, theta)))]])
-        return _in_units(minimize(data.at(np.inf, scale), theta), scale), None
-    found = modes.least_absolute(data, theta)
-    return replace(found, value=_absolute(data, found.theta)), None
+        return _in_units(minimize(data.at(np.inf, scale), theta), scale)
+    width = np.array([[delta]])
+    found = minimize(data.at(width), theta)  # straight at the width: two thirds of the steps of a descent, and the same optima
+    failed = np.flatnonzero(~found.converged)
+    if failed.size:
+        found = modes.merge(found, failed, modes.huber(data.take(failed), theta[:, failed], width))
+    return _in_units(found, width)

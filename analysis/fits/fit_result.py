@@ -38,17 +38,15 @@ class FitResult:
     """One fitted law with what is needed to judge it.
 
     Losses are in nats (or the unit of the law's target), residuals and widths in log loss. `objective_value` is the weighted sum over
-    points: r^2/2 inside delta and delta (|r| - delta/2) outside (huber, as Hoffmann et al. 2022), |r| (lad), 2 tau or 2 (1 - tau) times
-    |r| (quantile), r^2/2 (least_squares). `gradient_norm` is scaled (`analysis.fits.newton`). `scale` is the MAD standard deviation of the
+    points: r^2/2 inside delta and delta (|r| - delta/2) outside (Huber, as Hoffmann et al. 2022); r^2/2 everywhere where delta is None
+    (least squares). `gradient_norm` is scaled (`analysis.fits.newton`). `scale` is the MAD standard deviation of the
     residuals.
     """
 
     law: Law
     params: dict[str, float]
     reference: dict[str, float]
-    objective: str
     delta: float | None
-    tau: float
     objective_value: float
     gradient_norm: float
     n_points: int
@@ -65,6 +63,11 @@ class FitResult:
     weights: Array = field(repr=False, compare=False)
     design: Design = field(repr=False, compare=False)
     theta: Array = field(repr=False, compare=False)
+
+    @property
+    def objective(self) -> str:
+        """The estimator: "huber" or "least_squares"."""
+        return "least_squares" if self.delta is None else "huber"
 
     def predict(self, columns: Mapping[str, ArrayLike]) -> Array:
         """Predicted target at points, (points,)."""
@@ -104,7 +107,6 @@ class FitResult:
             "reference": dict(self.reference),
             "objective": self.objective,
             "delta": self.delta,
-            "tau": self.tau,
             "objective_value": self.objective_value,
             "gradient_norm": self.gradient_norm,
             "n_points": self.n_points,
@@ -129,7 +131,7 @@ class BatchResult:
     objective_value: Array
     gradient_norm: Array
     converged: NDArray[np.bool_]
-    delta: Array | None
+    delta: float | None
     design: Design = field(repr=False, compare=False)
     theta: Array = field(repr=False, compare=False)
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
-from analysis.estimate import Code, Estimate, Refusal
+from analysis.estimate import NATS, Code, Estimate, Refusal
 from analysis.fits.laws import SIZE
 from analysis.table.configurations import Configurations, Floats
 from analysis.table.load import size_labels
@@ -91,8 +91,8 @@ class ForecastFit:
         low, high = (value * (1 + side * self.half_width) for side in (-1, 1))
         method = "fixed exponents, leaving one size out"
         if self.interval_refused:
-            return Estimate(value, None, None, "nats", self.n, method)
-        return Estimate(value, low, high, "nats", self.n, method)
+            return Estimate(value, None, None, NATS, self.n, method)
+        return Estimate(value, low, high, NATS, self.n, method)
 
     def spread(self, n_layer: float, n_embd: float, params: float) -> list[float]:
         """The same forecast under the other exponents."""

@@ -51,7 +51,7 @@ def _codes(trials: pd.DataFrame, columns: Sequence[str]) -> NDArray[np.int64]:
 
 
 def _chosen_rates(trials: pd.DataFrame, among: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    model = pd.Series(_codes(trials, ("n_layer", "n_embd", "n_head", "n_tokens")), index=trials.index)
+    model = pd.Series(_codes(trials, (SIZE, "n_layer", "n_embd", "n_head", "n_tokens")), index=trials.index)
     lr = trials["lr"].astype(float).fillna(-1.0)
     table = pd.DataFrame({"model": model, "lr": lr, "tuned": trials["lr_status"].isin(TUNED), "loss": trials["val_loss"]})[among]
     if table.groupby("model")["lr"].nunique().max() == 1:
@@ -111,7 +111,7 @@ def rank(cells: Configurations, laws: dict[str, Law]) -> list[Candidate]:
     found = []
     for fit_id, law in laws.items():
         try:
-            result = fits.fit(law, cells.columns, cells.loss, objective="least_squares", n_starts=RANK_STARTS)
+            result = fits.fit(law, cells.columns, cells.loss, n_starts=RANK_STARTS)
         except fits.FitError:
             continue
         found.append(Candidate(fit_id, law, result, aicc(result), result.n_points, len(result.params) + 1))

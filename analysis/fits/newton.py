@@ -66,7 +66,6 @@ class Objective:
     scale: Array
     low: Array
     high: Array
-    tau: float = 0.5
     penalty: Penalty | None = None
 
     def at(self, delta: Array | float, scale: Array | float | None = None) -> Objective:
@@ -133,8 +132,6 @@ def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tupl
         clipped = np.minimum(np.maximum(residual, -objective.delta), objective.delta)
         inside = clipped == residual
         pull = objective.weights / objective.scale
-        if objective.tau != 0.5:
-            pull = pull * np.where(residual > 0, 2 * objective.tau, 2 * (1 - objective.tau))
         force = pull * clipped  # w psi(r)
         height = (force * (residual - 0.5 * clipped)).sum(axis=1)
         curvature = pull * inside

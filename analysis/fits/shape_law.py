@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import Code, Estimate, Refusal, Verdict, judged
+from analysis.estimate import NATS, Code, Estimate, Refusal, Verdict, judged
 from analysis.fits import estimators
 from analysis.fits.configuration_means import MeansFit, fit_means
 from analysis.fits.coordinates import Array, FitError
@@ -138,7 +138,7 @@ class ShapeFit:
         deeper, wider = DOUBLINGS[factor]
         half = [_columns(n_layer * 2 ** (side * deeper / 2), n_embd * 2 ** (side * wider / 2)) for side in (-1, 1)]
         places = [{name: float(values[0]) for name, values in place.items()} for place in half]
-        return _estimate(interval_of(self.means, Gain(at=places[1], other=places[0])), "nats", told=True)
+        return estimated(interval_of(self.means, Gain(at=places[1], other=places[0])), NATS, told=True)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -164,7 +164,7 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
     if refused:
         return refused
     try:
-        plain, curved, crossed = (_fit(law, cells) for law in (SHAPE, CURVED, SHAPE_CROSSED))
+        plain, curved, crossed = (fit_to(law, cells) for law in (SHAPE, CURVED, SHAPE_CROSSED))
     except FitError as error:
         return Refusal(Code.TOO_FEW_DF, str(error))
     if not plain.converged.all():
@@ -179,7 +179,7 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
     if used is not plain:
         found["kappa"] = _withheld(clearest)
     if used is curved:
-        found |= {"E": _floor(curved), "alpha": _estimate(interval_of(curved, Parameter("alpha")), "")}
+        found |= {"E": _floor(curved), "alpha": estimated(interval_of(curved, Parameter("alpha")), "")}
         found |= {name: _withheld(clearest) for name in "ab"}
     scatter = _scatter(used)
     design = used.design
@@ -204,6 +204,9 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
 
 def _refused(cells: Configurations) -> Refusal | None:
     depth, width = cells.columns["n_layer"], cells.columns["n_embd"]
+    unknown = [name for name in ("n_layer", "n_embd") if not np.isfinite(cells.columns[name]).any()]
+    if unknown:
+        return Refusal(Code.MISSING, f"the runs have no {' and no '.join(unknown)}, so nothing is said of what shape does; give the column")
     if len(cells) and len(np.unique(cells.columns["n_tokens"])) > 1:
         return Refusal(
             Code.UNMATCHED, "the configurations have several training lengths, and the shape law is of one; fit each length alone"
@@ -235,9 +238,10 @@ def _columns(n_layer: float, n_embd: float) -> dict[str, Array]:
     return {"n_layer": depth, "n_embd": width, "shape_size": depth * width**2, "aspect": width / depth}
 
 
-def _fit(law: Law, cells: Configurations) -> MeansFit:
+def fit_to(law: Law, cells: Configurations) -> MeansFit:
+    """Least squares of a law on configuration means."""
     group = cells.cell_config
-    rows = {name: values[group] for name, values in cells.columns.items() if name in ("n_layer", "n_embd")}
+    rows = {name: values[group] for name, values in cells.columns.items()}
     seen = Observations(law, rows, cells.cell_loss, group)
     columns, means = seen.means()
     return fit_means(law, columns, means[None], None, seen.seed_noise())
@@ -263,7 +267,8 @@ def _scatter(fitted: MeansFit) -> float:
     return math.sqrt(float((_residuals(fitted) ** 2).sum()) / fitted.df)
 
 
-def _estimate(found: Interval, unit: str, told: bool = False) -> Estimate | Refusal:
+def estimated(found: Interval, unit: str, told: bool = False) -> Estimate | Refusal:
+    """A closed interval with its point, or why it is not reported; `told` where its sign is a verdict."""
     if found.status == "failed":
         return Refusal(Code.NOT_CONVERGED, found.reason)
     if found.status != "closed":
@@ -280,12 +285,12 @@ def _floor(fitted: MeansFit) -> Estimate | Refusal:
         return Refusal(
             Code.FLOOR_REACHES_ZERO, "the interval of the irreducible loss E reaches 0: larger models are needed to see it", bound
         )
-    return _estimate(found, "nats")
+    return estimated(found, NATS)
 
 
 def _parameter(plain: MeansFit, crossed: MeansFit, is_crossed: bool, name: str, quantity: Quantity) -> Estimate | Refusal:
     fitted = crossed if is_crossed else plain
-    return _floor(fitted) if name == "E" else _estimate(interval_of(fitted, quantity), "")
+    return _floor(fitted) if name == "E" else estimated(interval_of(fitted, quantity), "")
 
 
 def _withheld(test: Departure) -> Refusal:
@@ -304,7 +309,7 @@ def _optimum(curved: MeansFit, cells: Configurations) -> Estimate | Refusal:
     if not aspects.min() <= found.point <= aspects.max():
         side = "wider" if found.point > aspects.max() else "deeper"
         return Refusal(Code.EXTRAPOLATION, f"the best aspect lies beyond those that were run; train {side} models", {"beyond": side})
-    return _estimate(found, "n_embd / n_layer")
+    return estimated(found, "n_embd / n_layer")
 
 
 # ---- what departs ----

@@ -16,7 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.estimate import Code, Refusal
+from analysis.estimate import NATS, Code, Refusal
+from analysis.table.runs_file import CHECKPOINTS
 
 LEVEL = 0.95
 """Level of every interval of the report."""
@@ -84,7 +85,8 @@ def average(trials: pd.DataFrame) -> Configurations:
     """Average repeats within a seed, then seeds within a configuration; configurations sorted by size, then id."""
     alone = trials["ms_per_step"].astype(float).where(trials["exclusive_timing"].fillna(False).astype(bool))
     # Warm-up, stable, decay: the decay branches of one stable phase are trials of several n_tokens that share most of their run.
-    branch = (trials["schedule"] == "wsd").fillna(False).astype(float)
+    # Runs of elsewhere may be checkpoints, which share even more.
+    branch = trials["schedule"].isin(("wsd", CHECKPOINTS)).astype(float)
     keyed = trials.assign(config_id=trials["config_id"].astype(str), ms_exclusive=alone, is_branch=branch)
     cells = keyed.groupby(["config_id", "seed"], sort=True)["val_loss"].agg(["mean", "count", "var"]).reset_index()
     numeric = keyed.groupby("config_id", sort=True)[list(NUMERIC)].mean().astype(float)
@@ -120,6 +122,11 @@ def _sweep_names(trials: pd.DataFrame, ids: NDArray[Any]) -> tuple[tuple[str, ..
     for config, sweep in zip(named["config_id"], named["sweeps"], strict=True):
         found.setdefault(str(config), []).append(str(sweep))
     return tuple(tuple(found.get(str(config), ())) for config in ids)
+
+
+def whole(value: float) -> int | None:
+    """A column's value as a whole number, or None where the runs do not have it."""
+    return int(value) if np.isfinite(value) else None
 
 
 # ---- noise ----
@@ -169,7 +176,7 @@ class Noise:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return {**self.__dict__, "level": LEVEL, "unit": "nats"}
+        return {**self.__dict__, "level": LEVEL, "unit": NATS}
 
 
 def measure_noise(cells: Configurations) -> Noise | Refusal:

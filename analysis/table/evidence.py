@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from analysis.table.runs_file import is_trials
 from study import records
 
 Row = Mapping[str, Any]
@@ -65,5 +66,5 @@ def read_fits(results: Path) -> Mapping[str, Any]:
 
 def _rows(results: Path, table: str, problems: list[str]) -> list[dict[str, Any]]:
     if results.is_file():  # a single trials table that another program wrote
-        return records.read_file(results, table).to_pylist() if table == "trials" else []
+        return records.read_file(results, table).to_pylist() if table == "trials" and is_trials(results) else []
     return records.read(results, table, problems).to_pylist()

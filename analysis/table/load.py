@@ -1,4 +1,4 @@
-"""Load a results folder, or any Parquet file with the required columns, and say which rows may be fitted and why not the others.
+"""Load a results folder, or a table of runs in any form that `runs_file` reads, and say which rows may be fitted and why not the others.
 
 Nothing is deleted: every row stays in `Table.rows`, with `usable` and, where it is false, `exclusion`. `Table.trials` holds the usable
 rows. A person's mistakes (no such folder, a missing column, a truncated file) are named in one sentence each: those that leave nothing
@@ -22,10 +22,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from analysis.table import runs_file
 from study import records
 
 POSITIVE_COLUMNS = ("params_non_embedding", "params_total", "n_layer", "n_embd", "n_head", "n_tokens")
 """Columns of the laws: their logarithm is taken."""
+MAY_LACK = ("params_total", "n_layer", "n_embd", "n_head")
+"""Those that a table may lack altogether; what needs them is then refused."""
 
 ADDED_LATER = ("base_width", "base_head_dim", "base_depth")
 """Columns of the recipe that older files do not have; 0 is the standard parametrization, the only one there was."""
@@ -75,7 +78,8 @@ class Table:
     def completed(self) -> pd.DataFrame:
         """Those rows, and the runs of searches for a learning rate: on seeds of their own, they choose a rate and claim nothing."""
         usable = self.rows[self.rows["usable"]].reset_index(drop=True)
-        return usable.astype(dict.fromkeys((*POSITIVE_COLUMNS, "seed"), "int64"))  # a value missing elsewhere makes a column float
+        whole = [name for name in (*POSITIVE_COLUMNS, "seed") if name not in MAY_LACK or usable[name].notna().all()]
+        return usable.astype(dict.fromkeys(whole, "int64"))  # a value missing elsewhere makes a column float
 
     @cached_property
     def excluded(self) -> list[Exclusion]:
@@ -105,8 +109,11 @@ class Table:
         return str(self.study.get("name") or (named or [self.path.resolve().stem])[0])
 
 
-def load(results: Path) -> Table:
-    """Read the trials of a results folder or of a single Parquet file.
+def load(results: Path, columns: Mapping[str, str] | None = None) -> Table:
+    """Read the trials of a results folder or of a single file.
+
+    Args:
+        columns: of a file that another program wrote: field of a trial -> its column there.
 
     Raises:
         ValueError: nothing at that path, no trial in it, or no file of it can be read (RecordError names the file and the columns).
@@ -115,7 +122,8 @@ def load(results: Path) -> Table:
     if not path.exists():
         raise ValueError(f"there is no results folder {path}; give a folder that `python -m study.run` wrote, or a trials.parquet")
     problems: list[str] = []
-    data, n_files = _read(path, "trials", problems)
+    foreign = path.is_file() and (columns or not runs_file.is_trials(path))
+    data, n_files = (runs_file.read(path, columns, problems), 1) if foreign else _read(path, "trials", problems)
     if not n_files and problems:
         raise records.RecordError(problems[0])
     if data.num_rows == 0:
@@ -263,6 +271,8 @@ def exclusion_reasons(rows: pd.DataFrame, study: Mapping[str, Any]) -> list[str]
     mark(leaked, "its val_loss lies below the text's entropy, which no honest model can: validation text has leaked into training")
     for column in POSITIVE_COLUMNS:
         values = rows[column].to_numpy(dtype=float, na_value=np.nan)
+        if column in MAY_LACK and np.isnan(values).all():
+            continue
         mark(~(np.isfinite(values) & (values > 0)), f"its {column} is missing or not positive")
     for column in ("config_id", "seed"):
         mark(rows[column].isna(), f"its {column} is missing")
