@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.compare.paired_differences import against
-from analysis.estimate import Refusal
+from analysis.estimate import Code, Refusal
 from analysis.findings import conclude as conclusions
 from analysis.findings import forecasts
 from analysis.findings.fit_summary import Options
@@ -246,17 +246,20 @@ def record_forecast(results: Path, text: str) -> str:
         raise ValueError(f"{results} holds no usable trial to forecast from; run some first")
     cells = replicates.average(trials[selection.one_recipe(trials)])
     target = forecasts.parse(text, cells)
-    fitted = next((f for f in conclusions.all_fits(cells) if isinstance(f, Fitted)), None)
-    if fitted is None:
-        raise ValueError("all configurations have one size, which allows no forecast; add a second size")
-    commits = sorted(str(c) for c in trials["git_commit"].dropna().unique())
-    texts = sorted(str(text) for text in trials["data_sha256"].dropna().unique())
-    made = forecasts.make(fitted, target, commits[-1] if commits else None, datetime.now(UTC), texts[0] if texts else None)
+    commits, texts = (sorted(str(value) for value in trials[name].dropna().unique()) for name in ("git_commit", "data_sha256"))
+    source = forecasts.Source(commits[-1] if commits else None, datetime.now(UTC), texts[0] if texts else None)
+    made = forecasts.by_shape(cells, target, source)
+    if isinstance(made, Refusal) and made.code != Code.EXTRAPOLATION:  # the law of shapes is not determined: that of size alone
+        fitted = next((f for f in conclusions.all_fits(cells) if isinstance(f, Fitted)), None)
+        if fitted is None:
+            raise ValueError("all configurations have one size, which allows no forecast; add a second size")
+        made = forecasts.make(fitted, target, source)
     if isinstance(made, Refusal):
         raise ValueError(made.reason)
     forecasts.add(results / "forecasts.json", made, cells)
     low, high = ("unbounded" if made[end] is None else f"{made[end]:.4f}" for end in ("low", "high"))
-    return f"forecast {text}: {made['point']:.4f} [{low}, {high}] nats by {made['law']}, on record in forecasts.json"
+    interval = f"without an interval ({made['interval_refused']})" if made["interval_refused"] else f"[{low}, {high}] nats"
+    return f"forecast {text}: {made['point']:.4f} {interval} by {made['law']}: {made['equation']}, on record in forecasts.json"
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from scipy.optimize import curve_fit, minimize
 from analysis.fits.coordinates import Array
 from analysis.fits.fit import fit, fit_batch
 from analysis.fits.intervals import Loss, Observations, Parameter, Quantity, Slope, bootstrap, profile_batch, profiles
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, additive, with_aspect
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, with_aspect
 from analysis.fits.resampling import resample
 
 RESULTS = Path(__file__).parent / "results" / "fits.csv"
@@ -174,19 +174,6 @@ def one_dimensional() -> Line:
     return Line("1-D replicate, 24 points, against curve_fit", ours, theirs, 50, "200 replicates timed; both bounded to E, A, alpha >= 0")
 
 
-def shape_fit() -> Line:
-    """Five-term fit on 220 rows."""
-    rng = np.random.default_rng(2)
-    names = ["n_layer", "n_embd", "n_head", TOKENS]
-    columns = {name: np.exp(rng.uniform(0, 3, 220)) for name in names}
-    law = additive(names)
-    truth = {name: 0.5 if name == "E" else 0.2 if name.startswith("A_") else 0.6 for name in law.parameters}
-    loss = law.simulate(truth, columns, dict.fromkeys(names, 1.0), 0.005, rng)
-    return Line(
-        "k = 4 additive fit, 220 rows", seconds(lambda: fit(law, columns, loss), repeat=3), None, 2.0, "default Huber with LAD pilot"
-    )
-
-
 def small_study() -> Line:
     """The fits, profiles and 4,000-replicate bootstrap of a 12-run study."""
     depth = np.array([2, 4, 8, 12, 6, 6, 6, 6, 6, 6, 6, 6], dtype=float)
@@ -291,7 +278,7 @@ def main() -> None:
     benches = [
         lambda: [point_fit(arguments.full)],
         bootstraps,
-        *(lambda b=b: [b()] for b in (one_dimensional, shape_fit, small_study, large_study, import_time)),
+        *(lambda b=b: [b()] for b in (one_dimensional, small_study, large_study, import_time)),
     ]
     for line in itertools.chain.from_iterable(bench() for bench in benches):
         ratio = "" if line.ratio is None else f"{line.ratio:,.0f}x"

@@ -21,7 +21,6 @@ from analysis.fits.laws import (
     SEPARABLE_DATA,
     SIZE,
     TIMING,
-    additive,
     with_aspect,
     with_head_dim,
 )
@@ -46,17 +45,6 @@ def shapes():
 
 
 TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4, "B": 0.1, "beta": 0.3, "gamma": 0.03, "aspect_opt": 45.0, "eta": -0.05, "c": 0.7}
-FOUR = {
-    "E": 0.4,
-    "A_n_layer": 0.2,
-    "a_n_layer": 0.8,
-    "A_n_embd": 0.15,
-    "a_n_embd": 0.6,
-    "A_n_tokens": 0.1,
-    "a_n_tokens": 0.3,
-    "A_lr": 0.07,
-    "a_lr": 0.5,
-}
 DEPTH_WIDTH = {"E": 0.5, "A": 0.2, "a": 0.8, "B": 0.15, "b": 0.6, "C": 0.1, "beta": 0.3}
 ALL_LAWS = [
     (POWER, TRUTH),
@@ -69,7 +57,6 @@ ALL_LAWS = [
     (with_head_dim(with_aspect(POWER_FLOOR_DATA)), TRUTH),
     (SEPARABLE, DEPTH_WIDTH),
     (SEPARABLE_DATA, DEPTH_WIDTH),
-    (additive(["n_layer", "n_embd", "n_tokens", "lr"]), FOUR),
     (TIMING, {"t0": 3.0, "A": 30.0, "g": 1.4, "B": 12.0, "h": 0.9}),
 ]
 
@@ -143,7 +130,7 @@ def test_a_given_reference_moves_only_the_amplitude():
 # ---- the optimizer ----
 
 
-@pytest.mark.parametrize(("law", "truth"), [ALL_LAWS[2], ALL_LAWS[7], ALL_LAWS[9], ALL_LAWS[11]], ids=["M2", "M3H", "M4D", "timing"])
+@pytest.mark.parametrize(("law", "truth"), [ALL_LAWS[2], ALL_LAWS[7], ALL_LAWS[9], ALL_LAWS[10]], ids=["M2", "M3H", "M4D", "timing"])
 def test_gradient_and_hessian_match_central_differences(law, truth):
     table, reference, params = truth_of(law, truth)
     loss = law.simulate(params, table, reference, 0.02, np.random.default_rng(1))
@@ -381,14 +368,3 @@ def test_equal_inputs_give_equal_results():
     first, second = (fit(POWER_FLOOR, sizes(), curve(sizes(), sd=0.01)) for _ in range(2))
     assert first == second
     assert replace(first, n_starts=1) != second
-
-
-def test_a_law_of_six_terms_is_recovered():
-    rng = np.random.default_rng(0)
-    names = [f"x{i}" for i in range(6)]
-    columns = {name: np.exp(rng.uniform(0, 4, 300)) for name in names}
-    law = additive(names)
-    params = {name: 0.5 if name == "E" else 0.2 if name.startswith("A_") else float(rng.uniform(0.3, 1)) for name in law.parameters}
-    loss = law.predict(params, columns, dict.fromkeys(names, 5.0))
-    result = fit(law, columns, loss, reference=dict.fromkeys(names, 5.0))
-    assert result.params == pytest.approx(params, rel=1e-9)

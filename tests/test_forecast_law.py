@@ -78,14 +78,6 @@ def test_no_interval_where_the_backtest_does_not_earn_one() -> None:
     assert found.predict(16, 256, 1e7).low is None
 
 
-def test_the_best_shape_stays_among_the_aspects_that_were_run() -> None:
-    found = fitted(configurations(0.0))
-    shape = found.best_shape(3e6)
-    assert not isinstance(shape, Refusal)
-    assert 8 <= shape[1] / shape[0] <= 64
-    assert isinstance(found.best_shape(1.0), Refusal)
-
-
 def test_designs_that_allow_no_forecast_are_refused() -> None:
     cells = configurations(0.01)
     lengths = configurations(0.01)

@@ -39,7 +39,7 @@ def fitted_to(results: Path) -> tuple[Fitted, Any, Any]:
 
 def made(results: Path, text: str = "2x256h4", now: datetime = NOW) -> dict[str, Any]:
     fitted, cells, _ = fitted_to(results)
-    forecast = forecasts.make(fitted, forecasts.parse(text, cells), "abc", now)
+    forecast = forecasts.make(fitted, forecasts.parse(text, cells), forecasts.Source("abc", now))
     assert isinstance(forecast, dict)
     return forecast
 
@@ -52,6 +52,24 @@ def test_a_forecast_states_point_interval_law_data_time_and_commit(tmp_path: Pat
     assert forecast["configuration"]["params_non_embedding"] == 2 * (12 * 256**2 + 512) + 256
     assert len(forecast["data"]["config_ids"]) == 6
     assert forecast["outcome"] is None
+
+
+GRID = [(depth, width, 4) for depth in (1, 2, 4, 8) for width in (16, 32, 64)]
+
+
+def test_where_shapes_vary_the_law_of_fixed_exponents_forecasts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, GRID)
+    cells = replicates.average(table.load(tmp_path).trials)
+    forecast = forecasts.by_shape(cells, forecasts.parse("4x96h4", cells), forecasts.Source("abc", NOW))
+    assert isinstance(forecast, dict)
+    assert (forecast["law"], len(forecast["data"]["config_ids"])) == ("F", 12)
+    assert main([str(tmp_path), "--forecast", "4x96h4", "--no-report", "--bootstrap", "0"]) == 0
+    assert "C * N^-0.34, on record" in capsys.readouterr().out
+    write(tmp_path, [*GRID, (4, 96, 4)])
+    cells = replicates.average(table.load(tmp_path).trials)
+    (scored,) = forecasts.scored([forecast], cells, table.load(tmp_path).trials)
+    assert scored["outcome"]["covered"] in ((None,) if forecast["interval_refused"] else (True, False))
+    assert abs(scored["outcome"]["error_percent"]) < 10
 
 
 def test_a_forecast_is_scored_once_its_trial_has_run_and_keeps_what_it_said(tmp_path: Path) -> None:
@@ -95,7 +113,7 @@ def test_a_forecast_made_after_its_trial_ended_is_not_counted(tmp_path: Path) ->
 def test_a_run_on_another_text_is_no_outcome(tmp_path: Path) -> None:
     write(tmp_path, SHAPES)
     fitted, cells, _ = fitted_to(tmp_path)
-    forecast = forecasts.make(fitted, forecasts.parse("2x256h4", cells), None, NOW, "synthetic")
+    forecast = forecasts.make(fitted, forecasts.parse("2x256h4", cells), forecasts.Source(None, NOW, "synthetic"))
     assert isinstance(forecast, dict)
     write(tmp_path, [*SHAPES, TARGET])
     _, cells, trials = fitted_to(tmp_path)
@@ -115,7 +133,7 @@ def test_a_forecast_that_has_not_been_tested_may_be_replaced(tmp_path: Path) -> 
 def test_beyond_one_observed_log_range_a_forecast_is_refused(tmp_path: Path) -> None:
     write(tmp_path, SHAPES)
     fitted, cells, _ = fitted_to(tmp_path)
-    refused = forecasts.make(fitted, forecasts.parse("48x1024h8", cells), None, NOW)
+    refused = forecasts.make(fitted, forecasts.parse("48x1024h8", cells), forecasts.Source(None, NOW))
     assert isinstance(refused, Refusal)
     assert refused.code == Code.EXTRAPOLATION
 
@@ -123,11 +141,11 @@ def test_beyond_one_observed_log_range_a_forecast_is_refused(tmp_path: Path) -> 
 def test_training_tokens_of_which_the_law_says_nothing_are_refused(tmp_path: Path) -> None:
     write(tmp_path, SHAPES)
     fitted, cells, _ = fitted_to(tmp_path)
-    refused = forecasts.make(fitted, forecasts.parse("2x256h4@5", cells), None, NOW)
+    refused = forecasts.make(fitted, forecasts.parse("2x256h4@5", cells), forecasts.Source(None, NOW))
     assert isinstance(refused, Refusal)
     assert refused.code == Code.FIXED_TOKENS
     budget = int(cells.columns["n_tokens"][0])
-    assert isinstance(forecasts.make(fitted, forecasts.parse(f"2x256h4@{budget}", cells), None, NOW), dict)
+    assert isinstance(forecasts.make(fitted, forecasts.parse(f"2x256h4@{budget}", cells), forecasts.Source(None, NOW)), dict)
 
 
 @pytest.mark.parametrize(("tokens", "allowed"), [(4_000_000, True), (400_000_000, False), (1000, False)])
@@ -141,7 +159,7 @@ def test_training_tokens_far_beyond_the_data_are_refused(tmp_path: Path, tokens:
             rows.append({**row, "trial_id": f"{shape}{budget}", "config_id": f"{shape}{budget}", "n_tokens": budget, "val_loss": loss})
     records.write(tmp_path / "trials.parquet", "trials", rows)
     fitted, cells, _ = fitted_to(tmp_path)
-    made_or_not = forecasts.make(fitted, forecasts.parse(f"2x256h4@{tokens}", cells), None, NOW)
+    made_or_not = forecasts.make(fitted, forecasts.parse(f"2x256h4@{tokens}", cells), forecasts.Source(None, NOW))
     assert isinstance(made_or_not, dict if allowed else Refusal)
     if isinstance(made_or_not, Refusal):
         assert made_or_not.code == Code.EXTRAPOLATION
@@ -167,7 +185,9 @@ def test_the_command_line_records_scores_and_reports(tmp_path: Path, capsys: pyt
     arguments = [str(tmp_path), "--no-report", "--bootstrap", "0"]
     assert main([*arguments, "--forecast", "2x256h4"]) == 0
     said = capsys.readouterr().out.splitlines()[0]
-    assert re.fullmatch(r"forecast 2x256h4: \d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\] nats by M1, on record in forecasts.json", said)
+    assert re.fullmatch(
+        r"forecast 2x256h4: \d\.\d{4} \[\d\.\d{4}, \d\.\d{4}\] nats by M1: E \+ A \* N\^-alpha, on record in forecasts.json", said
+    )
     write(tmp_path, [*SHAPES, TARGET], finished=datetime.now(UTC) + timedelta(hours=1))
     assert main(arguments) == 0
     assert "inside the interval" in capsys.readouterr().out

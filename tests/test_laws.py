@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.fits import laws
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE_DATA, TIMING, additive, with_aspect, with_head_dim
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE_DATA, TIMING, with_aspect, with_head_dim
 
 SHAPES = {"n_layer": [2, 4, 6], "n_embd": [128, 256, 384], "n_head": [4, 8, 8], "n_tokens": [1e7, 2e7, 4e7]}
 
@@ -61,7 +61,6 @@ def test_every_law_lists_the_columns_and_parameters_that_predict_uses():
         with_aspect(POWER_FLOOR_DATA),
         with_head_dim(SEPARABLE_DATA),
         TIMING,
-        additive(["n_layer", "n_tokens"]),
     ):
         params = {name: float(rng.uniform(0.1, 1)) for name in law.parameters}
         found = law.predict(params, table, {name: float(laws.column_values(table, name)[0]) for name in law.columns})
@@ -102,9 +101,7 @@ def test_columns_that_are_not_positive_are_refused(bad):
         laws.column_values({"n_layer": [2.0, bad]}, "n_layer")
 
 
-def test_laws_with_repeated_names_or_no_columns_are_refused():
-    with pytest.raises(ValueError, match="distinct column names"):
-        additive(["n_layer", "n_layer"])
+def test_laws_with_repeated_names_are_refused():
     with pytest.raises(ValueError, match="twice"):
         with_aspect(with_aspect(POWER))
 

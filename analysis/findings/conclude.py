@@ -39,6 +39,7 @@ from analysis.findings.one_factor import Sweep
 from analysis.findings.size_law import AT_LENGTH, CONVENTIONS, SIZE, Fitted, fit_size_law
 from analysis.findings.training_length import over_length
 from analysis.fits import law_selection as selection
+from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.shape_law import fit_shape_law
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
@@ -195,9 +196,16 @@ def _answer(study: _Evidence, blocks: Mapping[str, Any]) -> dict[str, Any]:
         "over_length": over_length(cells, study.noise),
         "shape": shape,
         "best": verdict.best_model(asked),
+        "forecast_law": _forecast_law(cells),
         "trust": trust,
         "next": verdict.next_step(table, asked, shape, trust),
     }
+
+
+def _forecast_law(cells: Configurations) -> dict[str, Any]:
+    """The law to forecast from, of the longest training length."""
+    longest = training_lengths(cells)[-1]
+    return {"n_tokens": longest} | fit_forecast_law(cells.take(at_length(cells, longest))).to_dict()
 
 
 def _sweep_fits(study: _Evidence) -> list[Fitted]:
@@ -217,6 +225,7 @@ def _nothing() -> dict[str, Any]:
         "best",
         "trust",
         "next",
+        "forecast_law",
         "noise",
         "structure",
         "returns",

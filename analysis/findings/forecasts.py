@@ -4,7 +4,7 @@ A forecast states a point and a prediction interval for the mean of a new config
 It is refused beyond one observed log-range, refused for a configuration that has run, and never rewritten afterwards; only its outcome is
 filled in.
 
-    made = forecasts.make(fitted, "8x256h8", commit, now); forecasts.add(results / "forecasts.json", made, cells)
+    made = forecasts.make(fitted, target, Source(commit, now)); forecasts.add(results / "forecasts.json", made, cells)
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimate import Code, Refusal
-from analysis.findings.size_law import Fitted, observations
+from analysis.findings.lines import at_length
+from analysis.findings.size_law import SIZE, Fitted, observations
 from analysis.fits import intervals
+from analysis.fits.forecast_law import fit_forecast_law
 from analysis.table.configurations import LEVEL, Configurations
 from models.config import ModelConfig
 
@@ -78,45 +80,72 @@ def size_of(target: Target, cells: Configurations, column: str) -> float:
     return float(target.params_non_embedding)
 
 
-def make(fitted: Fitted, target: Target, commit: str | None, now: datetime, text: str | None = None) -> dict[str, Any] | Refusal:
-    """Forecast the mean loss of a configuration from a fit: point and prediction interval (F-calibrated profile).
+@dataclass(frozen=True)
+class Source:
+    """What a forecast is made from beside a law: commit, time, and SHA-256 of the text (runs on another one are no outcome)."""
 
-    Args:
-        text: SHA-256 of the text that the models were trained on; runs on another one are no outcome.
-    """
+    commit: str | None
+    now: datetime
+    text: str | None = None
+
+
+def make(fitted: Fitted, target: Target, source: Source) -> dict[str, Any] | Refusal:
+    """Forecast the mean loss of a configuration from a law in size: point and prediction interval (F-calibrated profile)."""
     size = size_of(target, fitted.cells, fitted.column)
-    sizes = fitted.cells.columns[fitted.column]
-    low, high = float(sizes.min()), float(sizes.max())
-    if not low * low / high <= size <= high * high / low:
-        reason = (
-            f"N={size:,.0f} lies more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f}); "
-            f"forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or add sizes"
-        )
-        return Refusal(Code.EXTRAPOLATION, reason)
-    tokens = tokens_refusal(fitted, target)
-    if tokens:
-        return tokens
+    refused = size_refusal(size, fitted.cells.columns[fitted.column]) or tokens_refusal(fitted, target)
+    if refused:
+        return refused
     at = {name: float(values[0]) for name, values in fitted.at(size, n_tokens=float(target.n_tokens)).items()}
     interval = intervals.profile(observations(fitted), intervals.Loss(at), level=LEVEL, new_run=True)
     if interval.status == "failed":
         return Refusal(Code.TOO_FEW_DF, f"no forecast: {interval.reason}")
+    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
+    result = fitted.result
+    law = {"law": result.law.name, "equation": result.law.equation, "parameters": dict(result.params), "reference": dict(result.reference)}
+    said = {"point": interval.point, "low": low, "high": high, "level": LEVEL, "method": interval.method, **law, "interval_refused": None}
+    return _record(said, fitted.cells, target, size, source)
+
+
+def by_shape(cells: Configurations, target: Target, source: Source) -> dict[str, Any] | Refusal:
+    """Forecast from the law of fixed exponents in depth, width and size, where shapes of the target's length determine it."""
+    own = cells.take(at_length(cells, target.n_tokens))
+    if any(len(np.unique(own.columns[name])) < 2 for name in ("n_layer", "n_embd")):
+        return Refusal(Code.NO_VARIATION, "depth or width takes one value, so the law of size alone forecasts")
+    found = fit_forecast_law(own)
+    if isinstance(found, Refusal):
+        return found
+    size = size_of(target, own, SIZE)
+    if refused := size_refusal(size, own.columns[SIZE]):
+        return refused
+    told, law = found.predict(target.n_layer, target.n_embd, size), found.to_dict()
+    said = {"point": told.value, "low": told.low, "high": told.high, "level": LEVEL, "method": told.method, "law": "F"}
+    said |= {"equation": law["equation"], "parameters": law["params"], "reference": law["reference"]}
+    return _record(said | {"interval_refused": (law["interval_refused"] or {}).get("reason")}, own, target, size, source)
+
+
+def _record(said: Mapping[str, Any], cells: Configurations, target: Target, size: float, source: Source) -> dict[str, Any]:
+    sizes = cells.columns[SIZE]
     return {
         "configuration": {**target.__dict__, "params_non_embedding": int(size)},
-        "point": interval.point,
-        "low": interval.low if math.isfinite(interval.low) else None,
-        "high": interval.high if math.isfinite(interval.high) else None,
-        "level": LEVEL,
-        "method": interval.method,
-        "law": fitted.result.law.name,
-        "equation": fitted.result.law.equation,
-        "parameters": dict(fitted.result.params),
-        "reference": dict(fitted.result.reference),
-        "data": {"config_ids": [str(c) for c in fitted.cells.config_id], "n_trials": len(fitted.cells.cell_loss), "sha256": text},
-        "inside_data": bool(low <= size <= high),
-        "made_at": now.isoformat(),
-        "git_commit": commit,
+        **said,
+        "data": {"config_ids": [str(c) for c in cells.config_id], "n_trials": len(cells.cell_loss), "sha256": source.text},
+        "inside_data": bool(sizes.min() <= size <= sizes.max()),
+        "made_at": source.now.isoformat(),
+        "git_commit": source.commit,
         "outcome": None,
     }
+
+
+def size_refusal(size: float, sizes: Any) -> Refusal | None:
+    """A refusal of sizes that lie more than one observed log-range beyond the data."""
+    low, high = float(sizes.min()), float(sizes.max())
+    if low * low / high <= size <= high * high / low:
+        return None
+    reason = (
+        f"N={size:,.0f} lies more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f}); "
+        f"forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or add sizes"
+    )
+    return Refusal(Code.EXTRAPOLATION, reason)
 
 
 def tokens_refusal(fitted: Fitted, target: Target) -> Refusal | None:
@@ -218,7 +247,7 @@ def _outcome(row: Mapping[str, Any], cells: Configurations, i: int, trials: pd.D
         "n_seeds": int(cells.n_seeds[i]),
         "error": error,
         "error_percent": 100 * math.expm1(error),
-        "covered": bool(covered),
+        "covered": None if row.get("interval_refused") else bool(covered),
         "counted": not late,
         "trial_ids": sorted(str(t) for t in own["trial_id"]),
         "note": "made after its trial had ended: not counted" if late else "",

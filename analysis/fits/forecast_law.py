@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
 from analysis.estimate import NATS, Code, Estimate, Refusal
 from analysis.fits.laws import SIZE
@@ -37,6 +37,7 @@ MIN_SIZES, MIN_CONFIGURATIONS = 4, 6
 WIDTH = 2.0
 """Root mean square errors to either side of a forecast."""
 COVERED = 0.9
+SUBSETS = [list(used) for size in range(1, 5) for used in combinations(range(4), size)]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,6 @@ class ForecastFit:
     residual_sd: float
     backtest: Backtest | None
     interval_refused: Refusal | None
-    aspects: tuple[float, float]
     sensitivity: tuple[dict[str, Any], ...]
     n: int
     curves: tuple[Curve, ...] = field(repr=False, compare=False)
@@ -98,19 +98,6 @@ class ForecastFit:
         """The same forecast under the other exponents."""
         return [float(curve.predict(_point(n_layer, n_embd, params))[0]) for curve in self.curves]
 
-    def best_shape(self, params: float) -> tuple[int, int] | Refusal:
-        """Depth and width of least forecast loss with 12 n_layer n_embd^2 = params, among the aspects that were run."""
-        depth = np.arange(1.0, 1001.0)
-        width: Floats = np.rint(np.sqrt(params / (12 * depth))).astype(float)
-        inside = (width >= self.aspects[0] * depth) & (width <= self.aspects[1] * depth) & (width >= 1)
-        if not inside.any():
-            return Refusal(
-                Code.EXTRAPOLATION, f"no shape of {params:.3g} parameters has an aspect that was run; train wider or deeper models first"
-            )
-        depth, width = depth[inside], width[inside]
-        best = int(np.argmin(self.curve.predict({"n_layer": depth, "n_embd": width, SIZE: 12 * depth * width**2})))
-        return int(depth[best]), int(width[best])
-
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         named = dict(zip("EABC", (self.curve.floor + self.curve.coefficients[0], *self.curve.coefficients[1:]), strict=True))
@@ -126,7 +113,6 @@ class ForecastFit:
             "half_width": None if self.interval_refused else self.half_width,
             "interval_refused": self.interval_refused and self.interval_refused.to_dict()["refused"],
             "backtest": backtest,
-            "aspects": list(self.aspects),
             "sensitivity": list(self.sensitivity),
             "n_configurations": self.n,
         }
@@ -148,14 +134,12 @@ def fit_forecast_law(cells: Configurations, floor: float | None = None) -> Forec
     errors = _errors(curve, cells)
     sd = float(np.sqrt(np.sum(errors**2) / max(len(cells) - int((curve.coefficients > 0).sum()), 1)))
     backtest = _backtest(cells, labels, least, EXPONENTS, sd)
-    aspect = cells.columns["aspect"]
     return ForecastFit(
         curve=curve,
         half_width=WIDTH * _left_out(cells, labels, least, EXPONENTS),
         residual_sd=sd,
         backtest=backtest,
         interval_refused=_interval_refused(backtest),
-        aspects=(float(aspect.min()), float(aspect.max())),
         sensitivity=tuple(_scored(other, cells, labels, least) for other in others),
         n=len(cells),
         curves=tuple(others),
@@ -196,8 +180,22 @@ def solve(cells: Configurations, floor: float, exponents: tuple[float, float, fl
     reference = float(np.exp(np.mean(np.log(cells.columns[SIZE]))))
     scaled = _features(cells.columns, exponents, reference) / cells.loss[:, None]
     length = np.linalg.norm(scaled, axis=0)
-    coefficients, _ = nnls(scaled / length, 1 - floor / cells.loss)
-    return Curve(coefficients / length, exponents, floor, reference)
+    return Curve(_nonnegative(scaled / length, 1 - floor / cells.loss) / length, exponents, floor, reference)
+
+
+def _nonnegative(features: Floats, target: Floats) -> Floats:
+    """Least squares with no coefficient below 0: of the subsets of features whose own solution is allowed, the best.
+
+    With four features that is exact and quick; scipy.optimize would take a third of what the whole analysis needs to start.
+    """
+    least, found = float(target @ target), np.zeros(features.shape[1])
+    for used in SUBSETS:
+        own = np.linalg.lstsq(features[:, used], target, rcond=None)[0]
+        rest = target - features[:, used] @ own
+        if (own >= 0).all() and rest @ rest < least:
+            least, found = float(rest @ rest), np.zeros(features.shape[1])
+            found[used] = own
+    return found
 
 
 def _errors(curve: Curve, cells: Configurations) -> Floats:

@@ -16,7 +16,7 @@ Reads nothing, writes nothing, imports numpy only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -90,7 +90,7 @@ class Law:
     """A named equation over table columns.
 
     Args:
-        name: short name for tables and fit cards (M0 ... M5, timing).
+        name: short name for tables and fit cards (M0 ... M4, S, timing).
         equation: plain text, with the parameter names that fits report.
         source: where the form was published.
         terms: the additive terms.
@@ -320,16 +320,3 @@ def _with_factor(law: Law, factor: Factor, label: str, text: str, source: str) -
     pieces[position] = f"{pieces[position]} * {text}"
     name = f"{label}({law.name})" if label != "H" else f"{law.name}+head_dim"
     return replace(law, name=name, equation=" + ".join(pieces), source=f"{law.source}; {source}", terms=(first, *law.terms[1:]))
-
-
-def additive(columns: Sequence[str], *, floor: bool = True) -> Law:
-    """M5: E + sum_k A_k * x_k^-a_k over any positive columns, parameters named A_<column> and a_<column>.
-
-    Raises:
-        ValueError: no column, or a column given twice.
-    """
-    if not columns or len(set(columns)) != len(columns):
-        raise ValueError(f"additive law over {list(columns)}; give one or more distinct column names")
-    terms = tuple(Term(f"A_{name}", (Power(name, f"a_{name}"),)) for name in columns)
-    equation = " + ".join(["E"] * floor + [f"A_{name} * {name}^-a_{name}" for name in columns])
-    return Law(f"M5({len(columns)})", equation, POWER_FLOOR_DATA.source, terms, floor="E" if floor else None)

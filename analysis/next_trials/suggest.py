@@ -261,11 +261,11 @@ def text(made: Mapping[str, Any]) -> str:
     """The suggestion as a table with a sentence above and below."""
     now, ratio = made["interval"], made["expected_width_ratio"]
     ends = " to ".join("unbounded" if now[end] is None else f"{now[end]:.4g}" for end in ("low", "high"))
-    titles = ("trial", "seed", "params", "what it is", "interval", "core- or GPU-hours", "per hour", "sweeps")
+    titles = ("trial", "seed", "params", "what it is", "interval", "core- or GPU-hours", "sweeps")
     rows = [
         (
             t["label"], str(t["seed"]), f"{t['params_non_embedding']:,}", t["why"], f"-{100 * t['gain']:.1f} %",
-            f"{t['device_hours']:.2g}", f"-{100 * t['gain_per_device_hour']:,.0f} %", ", ".join(t["sweeps"]),
+            f"{t['device_hours']:.2g}", ", ".join(t["sweeps"]),
         )
         for t in made["trials"]
     ]  # fmt: skip
