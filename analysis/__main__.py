@@ -17,6 +17,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+try:
+    import study.entry  # noqa: F401
+except ModuleNotFoundError:
+    raise SystemExit(
+        "error: a study.py in the working directory hides a package of this program; use: scaling-study report RESULTS"
+    ) from None
+
 from analysis.compare.paired_differences import against
 from analysis.estimate import Code, Refusal
 from analysis.findings import conclude as conclusions

@@ -9,7 +9,6 @@ The seam between running and concluding: `study` writes these tables, `analysis`
 import json
 import os
 import re
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from functools import cache
@@ -19,6 +18,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from study.files import replaced
 
 SCHEMA_VERSION = "1.2"
 """MAJOR.MINOR: a reader refuses a newer major version; a newer minor version only adds columns."""
@@ -158,7 +159,11 @@ KEYS = {"trials": ["trial_id"], "curves": ["trial_id", "step"], "samples": _TEXT
 
 
 class RecordError(ValueError):
-    """A results table that cannot be read or written; the message names the file and what to do."""
+    """A results table that cannot be used; the message names the file and what to do."""
+
+
+class DamagedError(RecordError):
+    """A file whose bytes were read and are no whole Parquet file."""
 
 
 def required_columns(table: str) -> list[str]:
@@ -198,17 +203,9 @@ def write(path: Path, table: str, rows: Sequence[Mapping[str, Any]], study: str 
 
 
 def write_table(path: Path, data: pa.Table) -> None:
-    """Write an Arrow table to `path` through a dot-named file, fsync and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "wb") as file:
-            pq.write_table(data, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write an Arrow table to `path`, whole or not at all."""
+    with replaced(path) as file:  # a handle, as Arrow takes every path for UTF-8, whatever the locale says
+        pq.write_table(data, file, compression="zstd")
 
 
 def read_file(path: Path, table: str, problems: list[str] | None = None) -> pa.Table:
@@ -218,15 +215,13 @@ def read_file(path: Path, table: str, problems: list[str] | None = None) -> pa.T
         problems: where given, gets a sentence for each optional column that is of another kind and therefore read as empty.
 
     Raises:
-        RecordError: not readable as Parquet, newer major version, a required column missing (named, with those found), of another kind,
-            or without the values that identify a row.
+        OSError: the file cannot be opened or read.
+        RecordError: no Parquet, newer major version, a required column missing (named, with those found), of another kind, or without the
+            values that identify a row.
     """
     if path.is_dir():
         raise RecordError(f"{path} is a folder where a Parquet file should be; move its files to {path.parent / table}, or delete it")
-    try:
-        data = pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise RecordError(f"{path} cannot be read as Parquet ({_damage(error)}); set it aside or delete it") from error
+    data = _parquet(path)
     version = (data.schema.metadata or {}).get(b"schema_version", b"1.0").decode()
     if int(re.split(r"\D", version + ".")[0] or 0) > int(SCHEMA_VERSION.split(".")[0]):
         raise RecordError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; upgrade scaling-study")
@@ -239,6 +234,20 @@ def read_file(path: Path, table: str, problems: list[str] | None = None) -> pa.T
     if unnamed and data.num_rows:
         raise RecordError(f"{path} has rows without {' and '.join(unnamed)}, which identify a row; fill them in")
     return pa.Table.from_arrays(columns, schema=readable_schema(table)).replace_schema_metadata(data.schema.metadata)
+
+
+def _parquet(path: Path) -> pa.Table:
+    """The table of a file. Its bytes come through Python: Arrow takes every path for UTF-8, whatever the locale says.
+
+    Raises:
+        OSError: the bytes cannot be had, which says nothing about them.
+        DamagedError: they are no whole Parquet file.
+    """
+    content = path.read_bytes()
+    try:
+        return pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        raise DamagedError(f"{path} cannot be read as Parquet ({_damage(error)}); set it aside or delete it") from error
 
 
 @cache
@@ -274,7 +283,11 @@ def _column(data: pa.Table, field: pa.Field, path: Path, problems: list[str] | N
 def files(results: Path, table: str) -> list[Path]:
     """The compacted file first, then the per-trial files: later ones win."""
     whole = results / f"{table}.parquet"
-    parts = sorted(p for p in (results / table).glob("*.parquet") if not p.name.startswith("."))
+    try:
+        names = sorted(os.listdir(results / table))  # not glob: that takes a folder without permission for an empty one
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    parts = [results / table / name for name in names if name.endswith(".parquet") and not name.startswith(".")]
     return ([whole] if whole.exists() else []) + parts
 
 
@@ -282,10 +295,11 @@ def read(results: Path, table: str, problems: list[str] | None = None) -> pa.Tab
     """All rows of a results folder, de-duplicated by the table's key with the last row winning, sorted by it.
 
     Args:
-        problems: where given, a file that cannot be read is named here and passed over; otherwise it raises.
+        problems: where given, a file that is no such table is named here and passed over; otherwise it raises.
 
     Raises:
-        RecordError: a file cannot be read and `problems` is None.
+        OSError: a file cannot be opened or read.
+        RecordError: a file is no such table and `problems` is None.
     """
     return _read(results, table, problems)[0]
 

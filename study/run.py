@@ -17,8 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from study.command import Command, Options, parse, parse_hold_out
+import study.entry  # noqa: F401
+from study.command import Command, parse
 from study.console import until_closed
+from study.files import read_json, write_json
+from study.options import Options
 from study.results.object_store import is_address
 from study.tune.signals import Interrupted, Interrupts
 
@@ -68,7 +71,7 @@ def _check_study(command: Command) -> None:
 
     searches = plan(command.study)
     trials = [*searches.plain, *searches.expected()]
-    held_out(trials, *parse_hold_out(command.options.hold_out))
+    held_out(trials, *command.options.hold_out)
     check_memory(trials, command.options)
 
 
@@ -106,7 +109,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         origin = provenance()
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
         facts["suggested"] = about.suggested
-        folder.write_json(out / "study.json", facts)
+        write_json(out / "study.json", facts)
         folder.describe_anew(out, trials, command.study_name)
         if not command.options.on_cluster and (found.missing or searches.to_come()):
             start_ray()
@@ -119,7 +122,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close))
         if quoted and found.missing and code == 0:
             score = _score(quoted, trials, out, time.monotonic() - began)
-            folder.write_json(out / "study.json", folder.read_json(out / "study.json") | {"quote_score": score})
+            write_json(out / "study.json", read_json(out / "study.json") | {"quote_score": score})
         return code
 
 
@@ -169,6 +172,7 @@ def _prepare(
     from study.display import overview
     from study.plan import suggested_trials as scope
     from study.plan import survey as timing
+    from study.plan.cautions import cautions
     from study.results import folder
 
     options, sha256 = command.options, corpus.sha256 if corpus else ""
@@ -177,7 +181,7 @@ def _prepare(
     if options.timing == "exclusive":
         found = timing.with_timing(found, about.trials)
     found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches, meanwhile))
-    lines = [*searches.lines(), *lines]
+    lines = [*cautions(about.trials, corpus, command.out), *searches.lines(), *lines]
     if quoted and options.timing == "exclusive":
         quoted, said = timing.quote_timing(quoted, found, about.trials)
         lines.append(said)
@@ -240,7 +244,7 @@ def _study_facts(command: Command, trials: "Sequence[Trial]", corpus: "Corpus", 
         "question": command.study.question,
         "command": shlex.join(["python", "-m", "study.run", *argv]),
         "study": dataclasses.asdict(command.study),
-        "options": dataclasses.asdict(command.options),
+        "options": command.options.facts(),
         "data": corpus_facts,
         "data_sha256": corpus.sha256,
         "eval_sha256": data.eval_sha256(*data.evaluation_windows(corpus.val, command.study.train.eval_windows, block)),
@@ -299,13 +303,12 @@ def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
 def _report(out: Path, problem: str) -> bool:
     """Show the report on the board and print where it is and what it answers."""
     from study.display import tensorboard
-    from study.results import folder
 
     if problem:
         _complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False
     tensorboard.publish(out, tensorboard.report_images(out))
-    for sentence in folder.read_json(out / "report" / "fits.json").get("answer", []):
+    for sentence in read_json(out / "report" / "fits.json").get("answer", []):
         print(f"  {sentence}")
     print(f"report: {shown(out / 'report' / 'report.html')}")
     return True

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -217,6 +218,8 @@ class Study:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
+        text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in self.question)  # it reaches terminals and files
+        object.__setattr__(self, "question", " ".join(text.split()))
         self._check_parametrization()
         if self.parametrization != "standard":
             model = self.model

@@ -7,7 +7,7 @@ A sweep is written as one line, `NAME:key=value,value:key=value`, the same in a 
 
 import itertools
 import math
-import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -114,7 +114,7 @@ def parse_sweep(text: str) -> Sweep:
     example = "for example depth:n_layer=2,4,8 or shape:kind=matched:params=1e5,3e5:aspects=16,32:head_dims=16"
     if not name or any("=" not in part for part in parts):
         raise ValueError(f"sweep {text!r} is not NAME:FIELD=VALUE,VALUE; write it as {example}")
-    if not re.fullmatch(r"[A-Za-z0-9][\w .,+()-]{0,59}", name):  # it also names figures: no path may hide in it
+    if not _is_name(name):
         raise ValueError(f"sweep {name!r} has a name that cannot be used; give letters, digits, spaces and . , + ( ) - _, 60 at most")
     given = {key: tuple(number(v) for v in values.split(",") if v != "") for key, _, values in (part.partition("=") for part in parts)}
     kind = str(given.pop("kind", ("one_factor",))[0])
@@ -138,6 +138,12 @@ def parse_sweep(text: str) -> Sweep:
             raise ValueError(f"sweep {name!r} has {key}={wrong[0]}; give {kind_of} numbers, {example}")
     params, aspects, head_dims = (special.get(key, ()) for key in ("params", "aspects", "head_dims"))
     return Sweep(name, kind, given, params, aspects, head_dims)
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text is a name: it also names figures, so that no path may hide in it and no control character either."""
+    kinds = [unicodedata.category(c)[0] for c in text]
+    return kinds[0] in "LN" and len(text) <= 60 and all(kind in "LMN" or c in "_ .,+()-" for c, kind in zip(text, kinds, strict=True))
 
 
 def number(text: str) -> Any:

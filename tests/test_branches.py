@@ -16,7 +16,8 @@ from models.tokenizer import Tokenizer
 from study.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
 from study.command import parse
 from study.display.overview import flops, flops_to_train
-from study.plan.packing import Choice, Machine, Speeds, make_plan
+from study.options import Options
+from study.plan.packing import Machine, Speeds, make_plan
 from study.plan.quote import Quote
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.train.branched_bundle import BranchedBundle
@@ -252,7 +253,7 @@ def test_the_work_to_do_counts_a_shared_trunk_once() -> None:
     trials = [*family(32, 64, 128), *family(32, 64, schedule="cosine")]
     per_step = flops(trials[0], len(CHARACTERS)) / 32
     assert flops_to_train(trials, len(CHARACTERS)) == pytest.approx(per_step * (152 + 32 + 64))
-    quoted = make_plan(trials, len(CHARACTERS), Machine(), speeds(trials[0]), Choice())
+    quoted = make_plan(trials, len(CHARACTERS), Machine(), speeds(trials[0]), Options())
     sharing = next(bundle for bundle in quoted.bundles if len(bundle.trials) == 3)
     alone = [next(b for b in quoted.bundles if b.trials == (trial,)) for trial in trials[3:]]
     assert sharing.seconds == pytest.approx(sum(sharing.seconds_each.values()))

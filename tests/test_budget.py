@@ -14,10 +14,11 @@ import pytest
 
 from analysis import __main__ as analysis
 from study import run
-from study.command import Options, parse, parse_budget
+from study.command import parse
 from study.data.corpus import default_cache_dir
+from study.options import Options, parse_budget
 from study.plan import budget, limits, packing
-from study.plan.packing import Choice, Machine, Plan, Speeds, make_plan
+from study.plan.packing import Machine, Plan, Speeds, make_plan
 from study.plan.quote import make_quote
 from study.spec import Study, Trial, expand
 from tests.running import ROOT, facts, rows, tiny
@@ -31,14 +32,14 @@ MACHINE = Machine(cpus=2)
 def replan(trials: list[Trial]) -> Plan:
     speeds = Speeds()
     speeds.note("cpu", TRIALS[0], 64, 10.0, real=True)
-    return make_plan(trials, 64, MACHINE, speeds, Choice())
+    return make_plan(trials, 64, MACHINE, speeds, Options())
 
 
 PLAN = replan(TRIALS)
 
 
 def chosen(text: str, missing: list[Trial] = TRIALS, done: frozenset[str] = frozenset()) -> budget.Chosen:
-    return budget.choose(missing, TRIALS, dict.fromkeys(done), replan(missing), text, replan)  # type: ignore[arg-type]
+    return budget.choose(missing, TRIALS, dict.fromkeys(done), replan(missing), parse_budget(text), replan)  # type: ignore[arg-type]
 
 
 # ---- what is chosen ----
@@ -112,7 +113,7 @@ def test_ten_thousand_trials_are_chosen_from_in_seconds() -> None:
     many = expand(Study(sweeps=(grid,), seeds=(1, 2, 3, 4)))
     plan = replan(many)
     began = time.process_time()
-    found = budget.choose(many, many, {}, plan, f"{0.02 * plan.device_hours:.3f} device-hours", replan)  # type: ignore[arg-type]
+    found = budget.choose(many, many, {}, plan, parse_budget(f"{0.02 * plan.device_hours:.3f} device-hours"), replan)  # type: ignore[arg-type]
     assert time.process_time() - began < 5
     assert 0 < len(found.trials) < len(many) == 10_080
 
@@ -142,18 +143,18 @@ def test_a_budget_too_small_for_one_trial_names_the_cheapest() -> None:
 
 
 def test_a_budget_is_a_duration_or_device_time() -> None:
-    assert parse_budget("0.5 device-hours") == (0, 1800)
-    assert parse_budget("2 GPU-hours") == (0, 7200)
-    assert parse_budget("2h") == (7200, 0)
-    for text in ("3", "0 device-hours", "device-hours", "-1 device-hours", "2 hours of device"):
+    assert parse_budget("0.5 device-hours").device_s == 1800
+    assert parse_budget("2 GPU-hours").device_s == 7200
+    assert [parse_budget(text).wall_s for text in ("90s", "30m", "1.5h", "2 d")] == [90, 1800, 5400, 172800]
+    for text in ("3", "90", "-3s", "soon", "0h", "0 device-hours", "device-hours", "-1 device-hours", "2 hours of device"):
         with pytest.raises(ValueError, match=r"2h or '0\.5 device-hours'"):
             parse_budget(text)
 
 
 def test_the_guard_stops_a_run_when_device_time_would_be_used_up() -> None:
-    assert budget.guard_seconds("2h", PLAN) == 7200
-    assert budget.guard_seconds("", PLAN) == 0
-    half, whole = (budget.guard_seconds(f"{f * PLAN.device_hours:.9f} device-hours", PLAN) for f in (1, 2))
+    assert budget.guard_seconds(parse_budget("2h"), PLAN) == 7200
+    assert budget.guard_seconds(None, PLAN) == 0
+    half, whole = (budget.guard_seconds(parse_budget(f"{f * PLAN.device_hours:.9f} device-hours"), PLAN) for f in (1, 2))
     ends = packing.START_S + packing.WORKER_START_S
     assert half == pytest.approx(PLAN.seconds - packing.END_S, rel=1e-6)
     assert whole - ends == pytest.approx(2 * (half - ends), rel=1e-6)

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from study.options import Options
 from study.plan.memory import is_out_of_memory, memory_cap, next_share
-from study.plan.packing import Choice, Machine, Speeds, make_plan, memory_bytes
+from study.plan.packing import Machine, Speeds, make_plan, memory_bytes
 from study.spec import Study, expand
 from tests.running import ROOT, rows, tables, tiny
 
@@ -108,12 +109,12 @@ def test_what_real_trials_needed_makes_the_next_plan_reserve_more_and_survives_o
     gpu = Machine("cuda", "gpu", cpus=16, gpus=2, gpu_memory_bytes=8 << 30)
     speeds = Speeds.load(tmp_path)
     speeds.note("gpu", trials[0], 64, 10.0, real=True)
-    before = make_plan(trials, 64, gpu, speeds, Choice(bundle=1)).bundles[0]
+    before = make_plan(trials, 64, gpu, speeds, Options(bundle=1)).bundles[0]
     expected = memory_bytes(trials[0], 64, "cuda", "float32")
     speeds.note_memory("gpu", trials[0], 64, "float32", 3 << 30)
     speeds.note_memory("gpu", trials[0], 64, "float32", 1 << 30)  # never less than was seen
     speeds.save()
-    after = make_plan(trials, 64, gpu, Speeds.load(tmp_path), Choice(bundle=1)).bundles[0]
+    after = make_plan(trials, 64, gpu, Speeds.load(tmp_path), Options(bundle=1)).bundles[0]
     assert before.memory_bytes == expected
     assert after.memory_bytes == pytest.approx(3 << 30, rel=0.01)
     assert after.gpus == 1 / 2

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from models.config import Shape
-from study.plan.packing import Choice, Machine, Speeds, gpu_fraction, make_plan, memory_bytes, step_flops, to_probe
+from study.options import Options
+from study.plan.packing import Machine, Speeds, gpu_fraction, make_plan, memory_bytes, step_flops, to_probe
 from study.plan.probe import ProbeError, ask
 from study.plan.quote import Quote, busy_cores, learn
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
@@ -30,7 +31,7 @@ def speeds_for(device: str, ms: float = 10.0) -> Speeds:
 def test_every_trial_is_planned_once_and_long_bundles_come_first() -> None:
     trials = expand(STUDY)
     for machine in (Machine(), GPU):
-        plan = make_plan(trials, 64, machine, speeds_for(machine.name), Choice())
+        plan = make_plan(trials, 64, machine, speeds_for(machine.name), Options())
         planned = [t.trial_id for b in plan.bundles for t in b.trials]
         assert sorted(planned) == sorted(t.trial_id for t in trials)
         assert [b.seconds for b in plan.bundles] == sorted((b.seconds for b in plan.bundles), reverse=True)
@@ -39,11 +40,11 @@ def test_every_trial_is_planned_once_and_long_bundles_come_first() -> None:
 
 def test_a_cpu_trains_trials_alone_and_a_gpu_bundles_the_seeds_of_a_configuration() -> None:
     trials = expand(STUDY)
-    assert all(len(b.trials) == 1 for b in make_plan(trials, 64, Machine(), speeds_for("cpu"), Choice()).bundles)
-    on_gpu = make_plan(trials, 64, GPU, speeds_for("gpu"), Choice()).bundles
+    assert all(len(b.trials) == 1 for b in make_plan(trials, 64, Machine(), speeds_for("cpu"), Options()).bundles)
+    on_gpu = make_plan(trials, 64, GPU, speeds_for("gpu"), Options()).bundles
     assert all(len(b.trials) == 3 for b in on_gpu)
     assert all(len({t.shape for t in b.trials}) == 1 for b in on_gpu)
-    assert all(len(b.trials) == 2 or len(b.trials) == 1 for b in make_plan(trials, 64, GPU, speeds_for("gpu"), Choice(bundle=2)).bundles)
+    assert all(len(b.trials) == 2 or len(b.trials) == 1 for b in make_plan(trials, 64, GPU, speeds_for("gpu"), Options(bundle=2)).bundles)
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 9 << 30, 30 << 30, 79 << 30])
@@ -57,17 +58,17 @@ def test_fractions_pack_without_exceeding_memory(memory: int) -> None:
 def test_a_bundle_never_needs_more_memory_than_the_gpu_has() -> None:
     large = Trial(Shape(12, 768, 12, 1024), TrainConfig(batch_size=64), DataConfig(), 1)
     small_gpu = replace(GPU, gpu_memory_bytes=24 << 30)
-    plan = make_plan([replace(large, seed=s) for s in range(8)], 228, small_gpu, speeds_for("gpu"), Choice(), "bf16")
+    plan = make_plan([replace(large, seed=s) for s in range(8)], 228, small_gpu, speeds_for("gpu"), Options(), "bf16")
     alone = memory_bytes(large, 228, "cuda", "bf16")
     assert all(b.memory_bytes <= max(alone, 24 << 30) for b in plan.bundles)
 
 
 def test_the_expected_end_is_that_of_the_schedule() -> None:
     trials = expand(replace(STUDY, sweeps=()))[:3]
-    plan = make_plan(trials, 64, Machine(cpus=2), speeds_for("cpu"), Choice())
+    plan = make_plan(trials, 64, Machine(cpus=2), speeds_for("cpu"), Options())
     one = plan.bundles[0].seconds
     assert plan.slots == 2
-    assert plan.seconds - 2 * one == pytest.approx(make_plan(trials, 64, Machine(cpus=1), speeds_for("cpu"), Choice()).seconds - 3 * one)
+    assert plan.seconds - 2 * one == pytest.approx(make_plan(trials, 64, Machine(cpus=1), speeds_for("cpu"), Options()).seconds - 3 * one)
     assert plan.device_hours == pytest.approx(3 * one / 3600)
 
 
@@ -93,7 +94,7 @@ def test_the_next_quote_starts_from_processor_time_so_that_a_busy_machine_does_n
 ) -> None:
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path))
     trials = expand(STUDY)[:2]
-    quoted = Quote(make_plan([], 64, Machine(), Speeds(), Choice()), Machine(), "float32", 64)
+    quoted = Quote(make_plan([], 64, Machine(), Speeds(), Options()), Machine(), "float32", 64)
     times = {"status": "COMPLETED", "bundle_size": 1, "ms_per_step": 80.0}
     seen = zip(trials, (10.0, None), strict=True)
     rows = [{**times, "trial_id": trial.trial_id, "cpu_ms_per_step": ms} for trial, ms in seen]
@@ -123,7 +124,7 @@ def test_what_other_work_holds_is_seen_and_said() -> None:
         held = busy_cores()
         other.kill()
     assert held > min(before + 0.5, 0.9 * len(os.sched_getaffinity(0)))
-    quoted = Quote(make_plan(expand(STUDY), 64, Machine(), speeds_for("cpu"), Choice()), Machine(), "float32", 64, busy_cores=held)
+    quoted = Quote(make_plan(expand(STUDY), 64, Machine(), speeds_for("cpu"), Options()), Machine(), "float32", 64, busy_cores=held)
     assert sum("other work holds about" in line for line in quoted.lines()) == 1
     assert not any("other work" in line for line in replace(quoted, busy_cores=0.1).lines())
 

@@ -10,10 +10,14 @@ from pathlib import Path
 import pytest
 
 from study import run
-from study.command import Options, parse, preset_names, safe_name, seconds, study_flags
+from study.command import parse
 from study.display import overview
+from study.files import read_json, write_json
+from study.options import Options
 from study.results import folder
+from study.results.default_place import safe_name
 from study.spec import expand
+from study.study_file import preset_names, study_flags
 from study.tune import signals as interrupt
 from tests.conftest import write_synthetic
 
@@ -71,7 +75,7 @@ def test_a_yaml_study_and_the_same_flags_give_the_same_study(tmp_path: Path) -> 
     (tmp_path / "empty.yaml").write_text("question: What do depth, width, heads, or simply more parameters buy?\n")
     assert command.study == parse(["empty.yaml", *flags]).study
     assert command.study_name == "mine"
-    assert command.out == tmp_path / "results" / "mine"
+    assert command.out.name.startswith("mine-")
 
 
 def test_where_to_run_never_changes_which_trials_there_are() -> None:
@@ -81,7 +85,7 @@ def test_where_to_run_never_changes_which_trials_there_are() -> None:
 
 def test_other_data_get_a_results_folder_of_their_own(tmp_path: Path) -> None:
     assert parse(["smoke"]).out == tmp_path / "results" / "smoke"
-    assert parse(["smoke", "--data.path", "a/My book.txt"]).out == tmp_path / "results" / "smoke-My-book"
+    assert parse(["smoke", "--data.path", "a/My book.txt"]).out.name.startswith("smoke-My-book-")
     assert parse(["smoke", "--data.name", "tinystories"]).out == tmp_path / "results" / "smoke-tinystories"
 
 
@@ -89,19 +93,11 @@ def test_a_data_path_in_a_study_file_is_taken_from_the_file(tmp_path: Path) -> N
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "s.yaml").write_text("data: {path: book.txt}\n")
     assert Path(parse(["sub/s.yaml"]).study.data.path) == Path("sub/book.txt")
-    assert parse(["sub/s.yaml"]).out.name == "s"
 
 
 def test_names_cannot_leave_the_results_folder() -> None:
     assert safe_name("../../etc/passwd") == "etc-passwd"
     assert safe_name("...") == "study"
-
-
-def test_durations_need_a_unit() -> None:
-    assert [seconds(text) for text in ("90s", "30m", "1.5h", "2 d")] == [90, 1800, 5400, 172800]
-    for text in ("90", "-3s", "soon", "0h"):
-        with pytest.raises(ValueError, match="with a unit, for example"):
-            seconds(text)
 
 
 # ---- messages ----
@@ -114,7 +110,7 @@ def test_durations_need_a_unit() -> None:
         (["nowhere.yaml"], 2, "there is no study file nowhere.yaml"),
         (["smoke", "--train.bach", "3"], 2, "--train.batch-size"),
         (["smoke", "--train.lr", "-1"], 2, "lr=-1.0 must be a positive number, for example 1e-3"),
-        (["smoke", "--train.lr", "fast"], 2, "could not convert string to float: 'fast'"),
+        (["smoke", "--train.lr", "fast"], 2, "'fast' is no number; give numbers such as 64, 1e-3 or 4M"),
         (["smoke", "--model.n_embd", "100", "--model.n_head", "8"], 2, "n_embd=100 is not divisible by n_head=8"),
         (["smoke", "--sweeps", "heads:n_head=3"], 2, "sweep 'heads': n_embd=32 is not divisible by n_head=3"),
         (["smoke", "--sweeps", "speed:warp=3"], 2, "sweep 'speed' changes unknown field ['warp']"),
@@ -146,7 +142,7 @@ def test_a_mistake_gives_one_sentence_and_the_right_exit_code(
         ("model: [1, 2]\n", "model should be a mapping of fields to values, for example model: {n_layer: 4}"),
         ("sweeps: depth\n", "sweeps should map each name to its fields"),
         ("train: {learning_rate: 1}\n", "--train.learning_rate"),
-        ("question: !!python/object/apply:os.system ['true']\n", "is not valid YAML"),
+        ("question: !!python/object/apply:os.system ['true']\n", "holds in line 1 what no study holds"),
     ],
 )
 def test_a_bad_study_file_is_refused_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, sentence: str) -> None:
@@ -213,12 +209,12 @@ def test_a_survey_tells_done_missing_stale_and_foreign_rows_apart(tmp_path: Path
 
 def test_json_is_replaced_whole_and_damaged_json_reads_as_nothing(tmp_path: Path) -> None:
     path = tmp_path / "study.json"
-    folder.write_json(path, {"a": 1})
-    folder.write_json(path, {"a": 2})
-    assert folder.read_json(path) == {"a": 2}
+    write_json(path, {"a": 1})
+    write_json(path, {"a": 2})
+    assert read_json(path) == {"a": 2}
     assert [p.name for p in tmp_path.iterdir()] == ["study.json"]
     path.write_text("{")
-    assert folder.read_json(path) == {}
+    assert read_json(path) == {}
 
 
 def test_numbers_are_short() -> None:

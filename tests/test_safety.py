@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from study import run
-from study.command import Options, parse
+from study.command import parse
+from study.options import Options
 from study.tune.cluster import brings_gpus, describe_nodes, gpus_per_trial
 from tests.running import tiny
 

@@ -24,6 +24,7 @@ import numpy as np
 from models.tokenizer import BYTES, Tokenizer
 from study.data import sources
 from study.data import tokens as text_tokens
+from study.files import expanded
 
 if TYPE_CHECKING:
     from study.spec import DataConfig
@@ -96,7 +97,7 @@ def expected_vocab_size(config: "DataConfig") -> int:
 
 
 def _file_tokenizer(config: "DataConfig") -> Tokenizer:
-    return text_tokens.read_file(Path(config.tokenizer).expanduser())
+    return text_tokens.read_file(expanded(config.tokenizer, "data.tokenizer"))
 
 
 # ---- preparing ----
@@ -147,18 +148,18 @@ def _place(config: "DataConfig", root: Path) -> tuple[str, Path]:
 
 def default_cache_dir() -> Path:
     """The cache folder: $SCALING_STUDY_CACHE, else ~/.cache/scaling-study."""
-    return Path(os.environ.get("SCALING_STUDY_CACHE") or Path.home() / ".cache" / "scaling-study")
+    return expanded(os.environ.get("SCALING_STUDY_CACHE") or "~/.cache/scaling-study", "SCALING_STUDY_CACHE")
 
 
 def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
     """Facts of a cached corpus, or None where there is none; a folder whose bytes were read and are wrong is set aside first.
 
     Raises:
-        ValueError: it cannot be read: it may be whole, so it stays.
+        ValueError: a file of it cannot be opened or read, which says nothing about what it holds: it stays.
     """
-    if not folder.exists():
-        return None
     try:
+        if not folder.exists():
+            return None
         meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         _check_cache(folder, meta, key)
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -171,7 +172,7 @@ def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
         return None
     except OSError as error:
         raise ValueError(
-            f"the cached corpus {error.filename or folder} cannot be read ({error.strerror or error}); mend that, or name another "
+            f"the cached text {error.filename or folder} cannot be read ({error.strerror or error}); mend that, or name another "
             "cache with SCALING_STUDY_CACHE=FOLDER"
         ) from error
     return meta
@@ -182,7 +183,9 @@ def _check_cache(folder: Path, meta: dict[str, Any], key: str) -> None:
         raise ValueError("it belongs to other data")
     width = np.dtype(meta["dtype"]).itemsize
     for part in ("train", "val"):
-        if (folder / f"{part}.bin").stat().st_size != meta[f"n_{part}"] * width:
+        with (folder / f"{part}.bin").open("rb") as file:  # whether it can be opened at all, also where it is too large to be hashed
+            size = file.seek(0, os.SEEK_END)
+        if size != meta[f"n_{part}"] * width:
             raise ValueError(f"{part}.bin has the wrong size")
     if (meta["n_train"] + meta["n_val"]) * width <= VERIFY_BYTES and _hash_corpus(folder, _tokenizer(meta).dump()) != meta["sha256"]:
         raise ValueError("its tokens do not match their hash")
@@ -298,7 +301,7 @@ def _arrays(config: "DataConfig") -> Path | None:
     Raises:
         ValueError: the size of the vocabulary is not given.
     """
-    folder = Path(config.path).expanduser()
+    folder = expanded(config.path, "data.path")
     if not config.path or not all(os.path.isfile(folder / name) for name in sources.ARRAYS):
         return None
     if not config.vocab_size:

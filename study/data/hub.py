@@ -5,7 +5,6 @@ Imported where a text comes from there, and only then: the library takes a secon
     found = listing("roneneldan/TinyStories", "", cache); path = fetch("roneneldan/TinyStories", found.revision, found.files[0])
 """
 
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ import httpx2
 from huggingface_hub import HfApi, get_session, hf_hub_download, hf_hub_url
 from huggingface_hub.errors import LocalEntryNotFoundError
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status
+
+from study.files import read_json, write_json
 
 PATIENCE_S = 5.0
 """Longest wait for the hub's first answer."""
@@ -40,16 +41,12 @@ def listing(dataset: str, revision: str, cache: Path) -> Listing:
         ValueError: the hub cannot be asked.
     """
     note = cache / "hub" / f"{dataset.replace('/', '--')}@{revision or 'newest'}.json"
-    if note.exists():
-        known = json.loads(note.read_text(encoding="utf-8"))
+    if known := read_json(note):
         return Listing(known["revision"], tuple(known["files"]))
     with _said_in_a_sentence(dataset, revision):
         about = HfApi(endpoint=_endpoint()).dataset_info(dataset, revision=revision or None, timeout=PATIENCE_S)
     found = Listing(str(about.sha), tuple(sorted(file.rfilename for file in about.siblings or ())))
-    note.parent.mkdir(parents=True, exist_ok=True)
-    scratch = note.with_name(f".{note.name}.{os.getpid()}")
-    scratch.write_text(json.dumps({"revision": found.revision, "files": found.files}), encoding="utf-8")
-    scratch.replace(note)
+    write_json(note, {"revision": found.revision, "files": found.files})
     return found
 
 

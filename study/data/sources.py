@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.data.tokens import END_OF_TEXT, check_text_file
+from study.files import expanded
 from study.stories import generator as stories
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def identity(config: "DataConfig", cache: Path) -> dict[str, Any]:
 
 
 def _path_identity(config: "DataConfig") -> dict[str, Any]:
-    path = Path(config.path).expanduser()
+    path = expanded(config.path, "data.path")
     files = text_files(path)
     if files == [path] and not _holds_records(path):
         return {"sha256": file_sha256(path)}
@@ -144,7 +145,7 @@ def gather(config: "DataConfig", cache: Path, scratch: Path) -> Texts:
     if config.name == "stories":
         return _write_stories(config, scratch)
     if config.path:
-        path = Path(config.path).expanduser()
+        path = expanded(config.path, "data.path")
         files = {str(file.relative_to(path)): file for file in text_files(path)}
         train, val = ([files[name] for name in names] for names in split_by_name(list(files)))
         column, about = config.column, f"your text {path.name}; licence: as you hold it"

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from models.tokenizer import BYTES, END_OF_TEXT, UNKNOWN, Tokenizer, read_file, train_bpe
+from study.files import expanded
 
 END_ID = 0
 UNKNOWN_ID = 1
@@ -162,7 +163,7 @@ def make_tokenizer(name: str, training_text: Iterable[str]) -> Tokenizer:
         ValueError: the text is too short for so many tokens, or the file cannot be used.
     """
     if not name.startswith("bpe:"):
-        return train_bpe((), BYTES) if name == "bytes" else read_file(Path(name).expanduser())
+        return train_bpe((), BYTES) if name == "bytes" else read_file(expanded(name, "data.tokenizer"))
     size = int(name.removeprefix("bpe:"))
     found = train_bpe((piece for piece in _pieces(training_text, True) if piece != END_OF_TEXT), size)
     if found.size < size:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from study.command import parse_budget
+from study.options import Budget
 from study.plan.packing import END_S, START_S, WORKER_START_S, Plan
 from study.spec import Trial
 
@@ -40,13 +40,13 @@ class Chosen:
         trials: to be trained, in the study's order.
         left_out: missing trials that wait for a larger budget.
         cut_sweeps: sweeps of which not both ends are among the done and chosen ones.
-        budget: as a person wrote it.
+        budget: what there was to spend.
     """
 
     trials: tuple[Trial, ...]
     left_out: tuple[Trial, ...]
     cut_sweeps: tuple[str, ...]
-    budget: str
+    budget: Budget
 
     def lines(self, detailed: bool) -> list[str]:
         """One line with count and reason; with `detailed`, the configurations that are left out."""
@@ -70,7 +70,9 @@ def label(trial: Trial) -> str:
     return f"{trial.shape.n_layer}x{trial.shape.n_embd}h{trial.shape.n_head}, {trial.train.n_steps:,} steps"
 
 
-def choose(missing: Sequence[Trial], trials: Sequence[Trial], done: Mapping[str, Any], plan: Plan, budget: str, replan: Replan) -> Chosen:
+def choose(
+    missing: Sequence[Trial], trials: Sequence[Trial], done: Mapping[str, Any], plan: Plan, budget: Budget, replan: Replan
+) -> Chosen:
     """The most informative missing trials whose plan stays within a budget.
 
     Args:
@@ -78,13 +80,13 @@ def choose(missing: Sequence[Trial], trials: Sequence[Trial], done: Mapping[str,
         trials: all of the study, for the range of its factors.
         done: completed trials by trial_id: what is known already.
         plan: of all missing trials: what each takes.
-        budget: wall time such as 2h, or device time such as "0.5 device-hours".
+        budget: wall or device time.
         replan: makes the plan of fewer trials.
 
     Raises:
         ValueError: not even the cheapest trial fits.
     """
-    wall, device = parse_budget(budget)
+    wall, device = budget.wall_s, budget.device_s
 
     def fits(part: Sequence[Trial]) -> bool:
         found = replan(part)
@@ -107,26 +109,24 @@ def choose(missing: Sequence[Trial], trials: Sequence[Trial], done: Mapping[str,
     return Chosen(chosen, tuple(trial for trial in missing if trial.trial_id not in kept), cut, budget)
 
 
-def guard_seconds(budget: str, plan: Plan | None) -> float:
+def guard_seconds(budget: Budget | None, plan: Plan | None) -> float:
     """Wall time after which a run stops whatever was planned; 0 means never.
 
     For device time: when the planned bundles, all taking longer by one factor, would have used it up.
     """
-    if not budget:
+    if budget is None:
         return 0.0
-    wall, device = parse_budget(budget)
-    if wall or plan is None or not plan.device_hours:
-        return wall
+    if budget.wall_s or plan is None or not plan.device_hours:
+        return budget.wall_s
     start = START_S + WORKER_START_S
-    return start + (plan.seconds - start - END_S) * device / 3600 / plan.device_hours
+    return start + (plan.seconds - start - END_S) * budget.device_s / 3600 / plan.device_hours
 
 
-def _too_small(missing: Sequence[Trial], costs: Mapping[str, float], budget: str, replan: Replan) -> str:
+def _too_small(missing: Sequence[Trial], costs: Mapping[str, float], budget: Budget, replan: Replan) -> str:
     cheapest = min(missing, key=lambda trial: costs[trial.config_id])
     alone = replan([cheapest])
-    wall, _ = parse_budget(budget)
-    cost = f"{math.ceil(alone.seconds)}s" if wall else f"{math.ceil(alone.device_hours * 1e4) / 1e4:g} device-hours"
-    what = "with Ray's start and the report" if wall else "of device time"
+    cost = f"{math.ceil(alone.seconds)}s" if budget.wall_s else f"{math.ceil(alone.device_hours * 1e4) / 1e4:g} device-hours"
+    what = "with Ray's start and the report" if budget.wall_s else "of device time"
     return f"budget={budget} is too small for one trial: the cheapest ({label(cheapest)}) is quoted at {cost} {what}; give at least that"
 
 

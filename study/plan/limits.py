@@ -7,8 +7,8 @@ import glob
 import os
 from collections.abc import Sequence
 
-from study.command import Options
 from study.data.corpus import expected_vocab_size
+from study.options import Options
 from study.plan.packing import memory_bytes
 from study.spec import Trial
 

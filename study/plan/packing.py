@@ -3,7 +3,7 @@
 Reads and writes `<cache>/speed.json`, the step times and memory seen on each device: times measured by a probe of a few steps, replaced by
 what real trials took (`study.plan.probe`). Imports neither torch nor ray.
 
-    plan = make_plan(trials, vocab_size, machine, Speeds.load(cache), Choice())
+    plan = make_plan(trials, vocab_size, machine, Speeds.load(cache), Options())
 """
 
 import heapq
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from study.branches import Family, bundle_key, families, own_costs
+from study.options import Options
 from study.plan.memory import PROCESS_BYTES, family_memory, gpu_fraction, memory_bytes
 from study.spec import Trial
 
@@ -35,16 +36,6 @@ class Machine:
     cpus: float = 2
     gpus: float = 0
     gpu_memory_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a person may fix; None leaves it to the plan."""
-
-    cpus_per_trial: float = 1.0
-    gpus_per_trial: float | None = None
-    bundle: int | None = None
-    max_concurrent: int = 0
 
 
 @dataclass(frozen=True)
@@ -202,7 +193,7 @@ def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: i
 
 
 def make_plan(
-    trials: Sequence[Trial], vocab_size: int, machine: Machine, speeds: Speeds, choice: Choice, precision: str = "float32"
+    trials: Sequence[Trial], vocab_size: int, machine: Machine, speeds: Speeds, options: Options, precision: str = "float32"
 ) -> Plan:
     """Bundles of trials, longest first, such that the study ends soon on the devices there are.
 
@@ -216,11 +207,11 @@ def make_plan(
         groups.setdefault(bundle_key(family), []).append(family)
     bundles = []
     for group in groups.values():
-        size = choice.bundle or _bundle_size(group, len(units), vocab_size, machine, speeds, precision)
+        size = options.bundle or _bundle_size(group, len(units), vocab_size, machine, speeds, precision)
         for start in range(0, len(group), size):
-            bundles.append(_planned(tuple(group[start : start + size]), vocab_size, machine, speeds, choice, precision))
+            bundles.append(_planned(tuple(group[start : start + size]), vocab_size, machine, speeds, options, precision))
     bundles.sort(key=lambda bundle: -bundle.seconds)
-    return _schedule(tuple(bundles), machine, choice)
+    return _schedule(tuple(bundles), machine, options)
 
 
 def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, machine: Machine, speeds: Speeds, precision: str) -> int:
@@ -233,26 +224,26 @@ def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, mach
     return max(1, min(fits, share, LARGEST_BUNDLE, len(group)))
 
 
-def _planned(group: Sequence[Family], vocab_size: int, machine: Machine, speeds: Speeds, choice: Choice, precision: str) -> PlannedBundle:
+def _planned(group: Sequence[Family], vocab_size: int, machine: Machine, speeds: Speeds, options: Options, precision: str) -> PlannedBundle:
     first, size = group[0][-1], len(group)
     factor = speeds.memory_factor(machine.name, first)
     memory = family_memory(group[0], vocab_size, machine.kind, precision, size, factor)
-    gpus = choice.gpus_per_trial
+    gpus = options.gpus_per_trial
     if gpus is None:
         gpus = gpu_fraction(memory, machine.gpu_memory_bytes) if machine.kind == "cuda" and machine.gpu_memory_bytes else 0.0
     ms = speeds.ms_per_step(machine.name, first, vocab_size, size)
     each = {trial_id: s for family in group for trial_id, s in family_seconds(family, ms, size).items()}
     trials = tuple(trial for family in group for trial in family)
-    return PlannedBundle(trials, choice.cpus_per_trial, gpus, sum(each.values()), memory, each)
+    return PlannedBundle(trials, options.cpus_per_trial, gpus, sum(each.values()), memory, each)
 
 
-def _schedule(bundles: tuple[PlannedBundle, ...], machine: Machine, choice: Choice) -> Plan:
+def _schedule(bundles: tuple[PlannedBundle, ...], machine: Machine, options: Options) -> Plan:
     """Longest-processing-time-first on equal slots (Graham 1969): within 4/3 of the best possible end."""
     if not bundles:
         return Plan((), 0, 0.0, 0.0, 0.0)
-    by_cpu = int(machine.cpus // choice.cpus_per_trial) if choice.cpus_per_trial else len(bundles)
+    by_cpu = int(machine.cpus // options.cpus_per_trial) if options.cpus_per_trial else len(bundles)
     by_gpu = int(machine.gpus / max(bundle.gpus for bundle in bundles) + 1e-6) if any(b.gpus for b in bundles) else by_cpu
-    slots = max(1, min(by_cpu, by_gpu, len(bundles), choice.max_concurrent or len(bundles)))
+    slots = max(1, min(by_cpu, by_gpu, len(bundles), options.max_concurrent or len(bundles)))
     ends = [0.0] * slots
     for bundle in bundles:
         heapq.heapreplace(ends, ends[0] + bundle.seconds)

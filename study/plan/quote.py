@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from study.branches import saved_share
-from study.command import Options, parse_price
 from study.data.corpus import default_cache_dir
+from study.options import Options, Price
 from study.plan.memory import GROWTH, PROCESS_BYTES, is_out_of_memory
-from study.plan.packing import Choice, Machine, Plan, Speeds, make_plan, to_probe
+from study.plan.packing import Machine, Plan, Speeds, make_plan, to_probe
 from study.spec import Trial
 
 WORTH_SAYING = 0.3
@@ -31,8 +31,7 @@ class Quote:
     machine: Machine
     precision: str
     vocab_size: int
-    price_per_hour: float = 0.0
-    currency: str = ""
+    price: Price | None = None
     busy_cores: float = 0.0
     """cores that other work held when the quote was made; the quote is for a machine without it"""
 
@@ -61,11 +60,10 @@ class Quote:
             )
         if saved := saved_share([trial for bundle in plan.bundles for trial in bundle.trials]):
             lines.append(f"WSD branches share their trunks: {saved:.0%} of the steps are saved")
-        if self.price_per_hour:
+        if self.price:
             hours = plan.seconds / 3600 * max(1.0, self.machine.gpus)
-            lines.append(
-                f"price: about {self.currency}{self.price_per_hour * hours:.2f} at {self.currency}{self.price_per_hour:g} per hour"
-            )
+            currency, per_hour = self.price.currency, self.price.per_hour
+            lines.append(f"price: about {currency}{per_hour * hours:.2f} at {currency}{per_hour:g} per hour")
         return lines
 
     def facts(self) -> dict[str, Any]:
@@ -94,20 +92,17 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options, meanw
     Raises:
         ValueError: the wanted device is not on this machine.
     """
-    price, currency = parse_price(options.price)
     speeds = Speeds.load(default_cache_dir())
     threads = max(1, int(options.cpus_per_trial))
     machine, precision = _measure(trials, vocab_size, options, speeds, threads, meanwhile)
-    choice = Choice(options.cpus_per_trial, options.gpus_per_trial, options.bundle or None, options.max_concurrent)
-    plan = make_plan(trials, vocab_size, machine, speeds, choice, precision)
-    return Quote(plan, machine, precision, vocab_size, price, currency, busy_cores())
+    plan = make_plan(trials, vocab_size, machine, speeds, options, precision)
+    return Quote(plan, machine, precision, vocab_size, options.price, busy_cores())
 
 
 def requote(quoted: Quote, trials: Sequence[Trial], options: Options) -> Quote:
     """The quote of some of its trials, on the same machine and without timing anything again."""
-    choice = Choice(options.cpus_per_trial, options.gpus_per_trial, options.bundle or None, options.max_concurrent)
     speeds = Speeds.load(default_cache_dir())
-    return replace(quoted, plan=make_plan(trials, quoted.vocab_size, quoted.machine, speeds, choice, quoted.precision))
+    return replace(quoted, plan=make_plan(trials, quoted.vocab_size, quoted.machine, speeds, options, quoted.precision))
 
 
 def _measure(

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from study import suggestion
-from study.command import DEFAULT_STUDY, Command, parse, parse_budget
+from study.command import DEFAULT_STUDY, Command, parse
+from study.files import expanded, read_json
 from study.plan.packing import Plan
 from study.plan.quote import Quote, requote
-from study.results.folder import Survey, read_json
+from study.results.folder import Survey
 from study.spec import Trial
 
 
@@ -25,7 +26,7 @@ def adopt(command: Command) -> Command:
     """
     if not command.options.from_suggestion:
         return command
-    path = Path(command.options.from_suggestion).expanduser()
+    path = expanded(command.options.from_suggestion, "from-suggestion")
     given = suggestion.read(path)
     nothing_given = command.name == DEFAULT_STUDY and command.study == parse([]).study
     if command.study != given.study and not nothing_given:
@@ -68,7 +69,7 @@ def find(command: Command, trials: Sequence[Trial], out: Path, data_key: str) ->
     """
     held = read_json(out / "study.json").get("suggested")
     path = command.options.from_suggestion
-    given = suggestion.read(Path(path).expanduser()).trials if path else ()
+    given = suggestion.read(expanded(path, "from-suggestion")).trials if path else ()
     wanted = frozenset(t.trial_id for t in suggestion.accepted(command.study, given, data_key)) if path else None
     entries = suggestion.joined(suggestion.checked(out / "study.json", held if isinstance(held, list) else []), given)
     own = {trial.trial_id for trial in trials}
@@ -92,18 +93,18 @@ def within_budget(command: Command, scope: Scope, found: Survey, quoted: Quote |
     Raises:
         ValueError: the budget is too small for one trial, or needs a quote and there is none.
     """
-    text = command.options.budget
-    if not text or not found.missing:
+    budget = command.options.budget
+    if budget is None or not found.missing:
         return found, quoted, []
     if quoted is None:
-        if not parse_budget(text)[0]:
-            raise ValueError(f"budget={text} needs a quote, and there is none on a cluster; give a wall time such as 2h")
-        return found, None, [f"budget {text}: there is no quote, so trials run in the usual order until that time is over"]
+        if not budget.wall_s:
+            raise ValueError(f"budget={budget} needs a quote, and there is none on a cluster; give a wall time such as 2h")
+        return found, None, [f"budget {budget}: there is no quote, so trials run in the usual order until that time is over"]
     from study.plan.budget import choose
 
     def replan(part: Sequence[Trial]) -> Plan:
         return requote(quoted, part, command.options).plan
 
-    chosen = choose(found.missing, scope.trials, found.done, quoted.plan, text, replan)
+    chosen = choose(found.missing, scope.trials, found.done, quoted.plan, budget, replan)
     smaller = dataclasses.replace(found, missing=chosen.trials)
     return smaller, requote(quoted, chosen.trials, command.options), chosen.lines(command.options.dry_run)

@@ -1,8 +1,8 @@
-"""The results folder of a study: who may write it, what is done in it, what is missing, and its `study.json`.
+"""The results folder of a study: who may write it, what is done in it, what is missing.
 
 Reads and writes files only; knows nothing of Ray.
 
-    with locked(out): state = survey(out, trials, data_sha256); write_json(out / "study.json", facts)
+    with locked(out): state = survey(out, trials, data_sha256)
 """
 
 import json
@@ -11,7 +11,7 @@ import socket
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ class Survey:
     foreign: int
     """rows of trials that the study, as it is now, does not hold"""
     notes: tuple[str, ...] = ()
-    """files that could not be read and were set aside"""
+    """damaged files, set aside"""
     again: frozenset[str] = frozenset()
     """missing trials whose completed row stays until it is replaced: they run again for their times only"""
 
@@ -107,12 +107,13 @@ def survey(out: Path, trials: Sequence[Trial], data_sha256: str, set_aside: bool
     """Compare a results folder with the trials of a study.
 
     Args:
-        set_aside: rename files that cannot be read, so that their trials run again; else only name them.
+        set_aside: rename damaged files, so that their trials run again; else only name them.
 
     Raises:
+        OSError: a file cannot be opened or read.
         records.RecordError: a table of a newer version of this program.
     """
-    notes = set_aside_unreadable(out) if set_aside else []
+    notes = set_aside_damaged(out) if set_aside else []
     rows = {row["trial_id"]: row for row in records.read(out, "trials", None if set_aside else notes).to_pylist()}
     wanted = {trial.trial_id: trial for trial in trials}
 
@@ -149,52 +150,26 @@ def describe_anew(out: Path, trials: Sequence[Trial], study: str) -> int:
     return changed
 
 
-def set_aside_unreadable(out: Path) -> list[str]:
-    """Rename result files that are not whole Parquet files to *.bad, so that their trials run again; returns a sentence for each."""
-    notes = []
+def set_aside_damaged(out: Path) -> list[str]:
+    """Rename result files that were read and are no whole Parquet files to *.bad, so that their trials run again; a sentence for each.
+
+    Raises:
+        OSError: a file cannot be opened or read, which says nothing about what it holds; nothing is renamed.
+    """
+    damaged = []
     for table in records.PER_TRIAL:
-        try:
+        with suppress(records.RecordError):
             records.read(out, table)
-        except records.RecordError:
-            for path in records.files(out, table):
-                if not _is_parquet(path):
-                    aside = path.with_name(f"{path.name}.bad-{time.time_ns()}")
-                    path.rename(aside)
-                    notes.append(f"{path.relative_to(out)} is damaged; set aside as {aside.name}")
+            continue
+        for path in records.files(out, table):
+            try:
+                records.read_file(path, table)
+            except records.DamagedError:
+                damaged.append(path)
+            except records.RecordError:
+                continue
+    notes = []
+    for path in damaged:
+        aside = path.rename(path.with_name(f"{path.name}.bad-{time.time_ns()}"))
+        notes.append(f"{path.relative_to(out)} is damaged; set aside as {aside.name}")
     return notes
-
-
-def _is_parquet(path: Path) -> bool:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        pq.read_table(path)
-    except (pa.ArrowException, OSError):
-        return False
-    return True
-
-
-# ---- study.json ----
-
-
-def write_json(path: Path, facts: dict[str, Any]) -> None:
-    """Write JSON atomically, readable by a person."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(facts, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} where there is none or it is damaged (it is then written anew)."""
-    try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}

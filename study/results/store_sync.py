@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from study import records
-from study.results.folder import locked, read_json, write_json
+from study.files import read_json, write_json
+from study.results.folder import locked
 from study.results.object_store import Entry, Store, is_address, patiently, reason
 
 MEMORY = ".mirror.json"
@@ -305,9 +306,9 @@ class Mirror:
     # ---- the folder ----
 
     def _files(self) -> dict[str, Entry]:
-        """Everything in the folder that belongs to the results."""
+        """Everything in the folder that belongs to the results; raises OSError where a part of it cannot be listed: it is not gone."""
         found = {}
-        for top, folders, names in os.walk(self.folder):
+        for top, folders, names in os.walk(self.folder, onerror=_unless_gone):
             inside = Path(top).relative_to(self.folder).as_posix()
             prefix = "" if inside == "." else f"{inside}/"
             folders[:] = [name for name in folders if _is_kept(f"{prefix}{name}/")]
@@ -326,6 +327,11 @@ class Mirror:
 def _entry(path: Path) -> Entry:
     found = path.stat()
     return Entry(found.st_size, found.st_mtime_ns)
+
+
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _is_kept(name: str) -> bool:

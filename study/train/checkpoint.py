@@ -62,13 +62,17 @@ def load(
     Args:
         shapes: the tensors that this trial's state consists of; anything else is foreign.
         notes: gets one sentence for each checkpoint set aside.
+
+    Raises:
+        OSError: a file of it cannot be opened or read, which says nothing about what it holds.
     """
     place = folder / trial_id / f"step-{step:08d}"
     try:
         facts: dict[str, Any] = json.loads((place / "state.json").read_text(encoding="utf-8"))
+        open(place / "state.safetensors", "rb").close()  # whether it can be opened at all: safetensors has one error for both
         tensors = load_file(place / "state.safetensors")
         _check(facts, tensors, trial_id, step, shapes)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (FileNotFoundError, ValueError, SafetensorError) as error:
         aside = place.with_name(f"{place.name}.{uuid.uuid4().hex[:4]}.bad")
         try:
             os.replace(place, aside)

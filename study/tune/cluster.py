@@ -17,7 +17,7 @@ from typing import Any
 
 import ray
 
-from study.command import Options
+from study.options import Options
 from study.tune import environment, head
 
 OBJECT_STORE_BYTES = 100 * 2**20

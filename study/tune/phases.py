@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from study import report_process
-from study.command import parse_hold_out
+from study.files import read_json, write_json
 from study.plan.survey import to_time
 from study.results import folder
 from study.search.search_state import refresh
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def train_in_phases(job: Job, found: "Survey") -> str:
     """Train what is missing, then search; with --hold-out the rest first, then forecasts, then what is held out; why it stopped, or ""."""
     expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
-    end, count = parse_hold_out(job.command.options.hold_out)
+    end, count = job.command.options.hold_out
     held_out = report_process.held_out(expected, end, count)
     last = {report_process.extent(trial, end) for trial in held_out}
     for later in (False, True):
@@ -79,8 +79,8 @@ def take_stock(job: "Job") -> "Survey":
     assert job.searches is not None
     out, trials = job.command.out, job.searches.trials()
     folder.describe_anew(out, trials, job.command.study_name)
-    facts = folder.read_json(out / "study.json")
-    folder.write_json(out / "study.json", facts | {"trial_ids": [trial.trial_id for trial in trials]})
+    facts = read_json(out / "study.json")
+    write_json(out / "study.json", facts | {"trial_ids": [trial.trial_id for trial in trials]})
     return folder.survey(out, trials, job.corpus.sha256, set_aside=False)
 
 

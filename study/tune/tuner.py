@@ -11,7 +11,7 @@ from typing import Any
 
 from ray import tune
 
-from study.command import Options
+from study.options import Options
 from study.tune.environment import no_room
 from study.tune.searcher import Prober, SizesSearcher, WithinSize
 from study.tune.trainable import BundleTrainable

@@ -1,0 +1,70 @@
+"""Files as a person names them, and files that are replaced whole. Standard library only.
+
+with replaced(path) as file: file.write(b"...")   # a reader sees the old file or the whole new one
+"""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def expanded(text: str | Path, what: str) -> Path:
+    """A path in which `~` is the home folder that it names.
+
+    Args:
+        what: the flag or variable that gave it, for the message.
+
+    Raises:
+        ValueError: there is no such home.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{what}={text} begins with a home folder that cannot be found; write the folder out, from / on") from None
+
+
+def is_file_name(name: str) -> bool:
+    """Whether STUDY means a file rather than a preset."""
+    return name.endswith((".yaml", ".yml")) or "/" in name
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[BinaryIO]:
+    """A file to write in the place of `path`: through one beside it, fsync and rename, so that a power cut leaves the old or the new.
+
+    Raises:
+        OSError: it cannot be written; the old file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:8]}")
+    try:
+        with open(scratch, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_json(path: Path, facts: dict[str, Any]) -> None:
+    """Write JSON whole or not at all, readable by a person."""
+    with replaced(path) as file:
+        file.write(json.dumps(facts, indent=1, ensure_ascii=False).encode(errors="surrogateescape"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; {} where there is none or its text is damaged (it is then written anew).
+
+    Raises:
+        OSError: it cannot be opened or read.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}

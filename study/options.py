@@ -1,0 +1,167 @@
+"""Where and whether to run: the flags that are no part of a study, and how a duration, a price and a hold-out are written.
+
+Options(budget="2h", price="$2.50/h", hold_out="largest:2")
+"""
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+from tyro.constructors import PrimitiveConstructorSpec
+
+from study.results.object_store import check_address, is_address
+
+UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may take: seconds of wall time or of device time, one of which is 0."""
+
+    text: str
+    """as a person wrote it"""
+    wall_s: float = 0.0
+    device_s: float = 0.0
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget: wall time such as `90s`, `30m`, `1.5h`, `1d`, or device time such as `0.5 device-hours`.
+
+    Raises:
+        ValueError: it is neither, or nothing at all.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:(s|m|min|h|d)|(?:device|GPU|core)-?\s*(?:hours?|h))\s*", text)
+    if not match or float(match[1]) <= 0:
+        raise ValueError(f"budget={text!r} is not a duration; write a number with a unit, for example 90s, 30m, 2h or '0.5 device-hours'")
+    amount = float(match[1])
+    return Budget(text, wall_s=amount * UNITS[match[2]]) if match[2] else Budget(text, device_s=amount * 3600)
+
+
+@dataclass(frozen=True)
+class Price:
+    """What an hour of the machine costs."""
+
+    per_hour: float
+    currency: str
+
+    def __str__(self) -> str:
+        return f"{self.currency}{self.per_hour:g}/h"
+
+
+def parse_price(text: str) -> Price:
+    """A price per hour such as `2.5/h`, `$2.5/h` or `EUR 3/h`.
+
+    Raises:
+        ValueError: no amount, or no unit.
+    """
+    match = re.fullmatch(r"\s*([^\d\s./]{0,4})\s*(\d+(?:\.\d+)?)\s*/\s*(h|hour)\s*", text)
+    if not match:
+        raise ValueError(f"price={text!r} is not a price per hour; write the amount with its unit, for example --price '$2.50/h'")
+    return Price(float(match[2]), match[1] + (" " if len(match[1]) > 1 else ""))
+
+
+class HoldOut(NamedTuple):
+    """What is forecast before it trains: so many of the largest sizes or of the longest lengths."""
+
+    end: str = "largest"
+    n: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.end}:{self.n}" if self.n > 1 else self.end if self.n else ""
+
+
+NOTHING = HoldOut()
+
+
+def parse_hold_out(text: str) -> HoldOut:
+    """`largest`, `largest:3` or `longest`.
+
+    Raises:
+        ValueError: another form, or no size at all.
+    """
+    match = re.fullmatch(r"(largest|longest)(?::([1-9]\d*))?", text.strip())
+    if not match:
+        raise ValueError(f"hold-out={text!r} is not known; write largest, longest, or largest:2 for the two largest sizes")
+    return HoldOut(match[1], int(match[2] or 1))
+
+
+def _said(value: object) -> str:
+    return "" if value is None else str(value)
+
+
+def _flag(metavar: str, read: Callable[[str], Any]) -> PrimitiveConstructorSpec[Any]:
+    """A flag whose one word is read by a function of ours."""
+    return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]), lambda value: True, lambda value: [_said(value)])
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and whether to run, never what: nothing here enters a trial's identity."""
+
+    dry_run: bool = False
+    """show the trials and what they cost, run nothing"""
+    out: str = ""
+    """results folder, s3://BUCKET/PATH or gs://BUCKET/PATH; default results/<study>"""
+    address: str = ""
+    """Ray cluster to use ("auto" on its head node); default $RAY_ADDRESS, else this machine"""
+    max_concurrent: int = 0
+    """most trials at once; 0 means as many as fit"""
+    cpus_per_trial: float = 1.0
+    """CPUs (and threads) of each trial"""
+    gpus_per_trial: float | None = None
+    """share of a GPU for each trial: a fraction up to 1 or a whole number; default 1 where there are GPUs"""
+    bundle: int = 0
+    """trials of one shape trained together in one process; 0 lets the plan choose"""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """where tensors live"""
+    precision: Literal["auto", "float32", "bf16"] = "auto"
+    """arithmetic of the linear layers; auto takes the faster safe one"""
+    hold_out: Annotated[HoldOut, _flag("largest[:K]|longest[:K]", parse_hold_out)] = NOTHING
+    """train the rest first, put forecasts of the K largest sizes (or longest lengths) on record, then train and score them"""
+    price: Annotated[Price | None, _flag("PRICE", parse_price)] = None
+    """price per hour of the machine, or of one of its GPUs, for example '$2.50/h': the quote then names a cost"""
+    budget: Annotated[Budget | None, _flag("TIME", parse_budget)] = None
+    """wall time such as 30m or 2h, or device time such as '0.5 device-hours': trains the most informative missing trials that fit"""
+    from_suggestion: str = ""
+    """train what python -m analysis RESULTS --suggest wrote: its file or RESULTS; these trials become trials of the study"""
+    checkpoint_s: float = 20.0
+    """seconds between checkpoints of a running trial"""
+    stall_minutes: float = 30.0
+    """a trial without any progress for so long is restarted"""
+    timing: Literal["shared", "exclusive"] = "shared"
+    """exclusive: one trial of each kind first trains with the device to itself, so that speeds can be compared"""
+    report: bool = True
+    """build the report at the end"""
+
+    @property
+    def on_cluster(self) -> bool:
+        """Whether the study runs on a Ray cluster that is up, not on a Ray of its own on this machine."""
+        return bool(self.address or os.environ.get("RAY_ADDRESS"))
+
+    def __post_init__(self) -> None:
+        _require(self.max_concurrent >= 0, f"max-concurrent={self.max_concurrent} must be 0 (as many as fit) or more")
+        _require(self.bundle >= 0, f"bundle={self.bundle} must be 0 (let the plan choose) or more trials per process")
+        _require(0 < self.cpus_per_trial < 1e6, f"cpus-per-trial={self.cpus_per_trial:g} must be above 0, and no more than a machine has")
+        gpus = self.gpus_per_trial
+        _require(
+            gpus is None or (0 <= gpus < 1e6 and (gpus <= 1 or float(gpus).is_integer())),
+            f"gpus-per-trial={gpus} must be a fraction from 0 to 1 or a whole number of GPUs",
+        )
+        _require(self.checkpoint_s >= 0, f"checkpoint-s={self.checkpoint_s:g} must be 0 (at every evaluation) or more")
+        _require(self.stall_minutes > 0, f"stall-minutes={self.stall_minutes:g} must be above 0")
+        if is_address(self.out):
+            check_address(self.out)
+
+    def facts(self) -> dict[str, Any]:
+        """As study.json keeps them: numbers, words, and what a person wrote."""
+        return {**asdict(self), "hold_out": str(self.hold_out), "price": _said(self.price), "budget": _said(self.budget)}
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
