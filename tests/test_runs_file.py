@@ -154,6 +154,24 @@ def test_tokens_that_follow_parameters_are_not_credited_to_either() -> None:
     assert {tree[name]["refused"]["code"] for name in ("irreducible_loss", "compute_optimal", "returns")} == {"n_and_d_collinear"}
 
 
+@pytest.mark.parametrize("moving", [0.0, 0.05])
+def test_where_no_two_runs_share_a_length_the_law_in_both_says_what_each_buys(moving: float, tmp_path: Path) -> None:
+    rng, n, d = np.random.default_rng(2), np.geomspace(1e5, 1e7, 7), np.geomspace(1e7, 1e9, 7)
+    size, text = (grid.ravel() * np.exp(rng.uniform(-0.1, 0.1, 49)) for grid in np.meshgrid(n, d))
+
+    def truth(size: Any, text: Any) -> Any:
+        exponent = 0.3 + moving * np.log(size / 1e6)
+        return 1.2 + 0.5 * (size / 1e6) ** -0.3 + 0.4 * (text / 1e8) ** -exponent
+
+    loss = truth(size, text) * np.exp(rng.normal(0, 0.003, 49))
+    pd.DataFrame({"N": size, "D": text, "L": loss}).to_csv(tmp_path / "runs.csv", index=False)
+    found = levers(conclude(tmp_path / "runs.csv", parse_columns("N=N,D=D,L=L")))
+    at = [float(np.exp(np.mean(np.log(values)))) for values in (size, text)]
+    for i, factor in enumerate(("params", "n_tokens")):
+        ends = [[value * 2 ** (side / 2) if i == j else value for j, value in enumerate(at)] for side in (-1, 1)]
+        assert found[factor]["low"] < truth(*ends[0]) - truth(*ends[1]) < found[factor]["high"]
+
+
 def test_placeholder_shapes_are_unknown_shapes() -> None:
     tree = conclude(shared("cases/placeholder_shapes.csv"))
     found = levers(tree)

@@ -115,6 +115,18 @@ def test_a_best_aspect_is_found_and_kappa_withheld() -> None:
     assert optimum.low < 20 < optimum.high < 30
 
 
+def test_a_worst_aspect_inside_withholds_kappa_and_keeps_the_average_exponents() -> None:
+    def hill(depth: np.ndarray, width: np.ndarray) -> np.ndarray:
+        return np.asarray(0.8 + 0.5 * (depth * width**2 / 5000) ** -0.25 * np.exp(-0.08 * np.log(width / depth / 12) ** 2))
+
+    found = fitted(configurations(hill, noise=0.003))
+    assert found.curvature.clear
+    assert isinstance(found.kappa, Refusal)
+    assert isinstance(found.optimum, Refusal)
+    assert isinstance(found.a, Estimate)
+    assert isinstance(found.b, Estimate)
+
+
 def test_an_interaction_gives_local_exponents_and_withholds_kappa() -> None:
     def crossed(depth: np.ndarray, width: np.ndarray) -> np.ndarray:
         x, y = np.log(depth / 8**0.5), np.log(width / 4608**0.5)

@@ -16,7 +16,17 @@ from numpy.typing import NDArray
 
 from analysis.fits import fit as fits
 from analysis.fits.fit import FitResult
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE, SEPARABLE_DATA, Law, with_aspect, with_head_dim
+from analysis.fits.laws import (
+    POWER,
+    POWER_FLOOR,
+    POWER_FLOOR_CROSSED,
+    POWER_FLOOR_DATA,
+    SEPARABLE,
+    SEPARABLE_DATA,
+    Law,
+    with_aspect,
+    with_head_dim,
+)
 from analysis.table.configurations import Configurations
 from analysis.table.load import ADDED_LATER
 
@@ -89,7 +99,7 @@ class Candidate:
 def candidate_laws(cells: Configurations) -> dict[str, Law]:
     """Laws that the configurations could determine at all: a column that does not vary enters none."""
     with_data = varies(cells, "n_tokens", 3)
-    size = {"M0": POWER, "M1": POWER_FLOOR} | ({"M2": POWER_FLOOR_DATA} if with_data else {})
+    size = {"M0": POWER, "M1": POWER_FLOOR} | ({"M2": POWER_FLOOR_DATA, "M2X": POWER_FLOOR_CROSSED} if with_data else {})
     base = POWER_FLOOR_DATA if with_data else POWER_FLOOR
     if varies(cells, "aspect", 3):
         size["M3"] = with_aspect(base)

@@ -101,7 +101,8 @@ class ShapeFit:
 
     Args:
         law: what gains and predictions follow: the plain law, or the one of the clearest departure.
-        a, b: exponents of depth and width (local ones at the centre where an interaction is clear).
+        a, b: exponents of depth and width (local ones at the centre where an interaction is clear, those of the plain law where a curvature
+            is clear but no best aspect lies inside the data).
         optimum: best aspect (n_embd / n_layer) where a curvature is clear.
         residual_sd: relative scatter of configuration means around the law.
         lack_of_fit: {"f", "p", "sd", "noise_sd"}: that scatter against what seeds explain; None with one seed each.
@@ -169,8 +170,8 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
         return Refusal(Code.TOO_FEW_DF, str(error))
     if not plain.converged.all():
         return Refusal(Code.NOT_CONVERGED, "the law in depth and width has no optimum in these data; add shapes")
-    curvature = _departure("curvature", plain, curved, "gamma")
-    interaction = _departure("interaction", plain, crossed, "c")
+    curvature = departure("curvature", plain, curved, "gamma")
+    interaction = departure("interaction", plain, crossed, "c")
     clearest = min((curvature, interaction), key=lambda test: test.p)
     used = plain if not clearest.clear else curved if clearest is curvature else crossed
     asked: dict[str, Quantity] = {name: Parameter(name) for name in "Eab"}
@@ -178,8 +179,10 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
     found: dict[str, Estimate | Refusal] = {name: _parameter(plain, crossed, used is crossed, name, asked[name]) for name in asked}
     if used is not plain:
         found["kappa"] = _withheld(clearest)
+    optimum = _optimum(curved, cells) if used is curved else None
     if used is curved:
         found |= {"E": _floor(curved), "alpha": estimated(interval_of(curved, Parameter("alpha")), "")}
+    if isinstance(optimum, Estimate):  # it says more than exponents, which change their sides there
         found |= {name: _withheld(clearest) for name in "ab"}
     scatter = _scatter(used)
     design = used.design
@@ -187,7 +190,7 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
         law=design.law,
         **found,
         A=float(design.to_params(used.theta)["A"][0]),
-        optimum=_optimum(curved, cells) if used is curved else None,
+        optimum=optimum,
         residual_sd=scatter,
         lack_of_fit=_lack_of_fit(used, cells),
         curvature=curvature,
@@ -247,7 +250,8 @@ def fit_to(law: Law, cells: Configurations) -> MeansFit:
     return fit_means(law, columns, means[None], None, seen.seed_noise())
 
 
-def _departure(kind: str, plain: MeansFit, further: MeansFit, name: str) -> Departure:
+def departure(kind: str, plain: MeansFit, further: MeansFit, name: str) -> Departure:
+    """F test of a law against one with a further term, whose coefficient is `name`."""
     less, more = (_sum_of_squares(fitted, plain) for fitted in (plain, further))
     f = max(less - more, 0.0) / max(more / further.df, 1e-300)
     value = float(further.design.to_params(further.theta)[name][0])

@@ -16,9 +16,9 @@ import numpy as np
 from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal
 from analysis.fits.coordinates import FitError
 from analysis.fits.intervals import interval_of
-from analysis.fits.laws import POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, Law
+from analysis.fits.laws import POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, SIZE, TOKENS, Law
 from analysis.fits.quantities import Gain
-from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, estimated, fit_to
+from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, departure, estimated, fit_to
 from analysis.table.configurations import Configurations
 
 FACTORS = {"params": SIZE, "n_tokens": TOKENS}
@@ -55,7 +55,16 @@ def gains(cells: Configurations) -> dict[str, Estimate | Refusal]:
         refused = Refusal(
             Code.TOO_FEW_DF, f"{len(cells)} configurations leave {df} degrees of freedom for a law of size and text; add some"
         )
-    return {factor: refused or _gain(POWER_FLOOR_DATA, cells, column) for factor, column in FACTORS.items()}
+    law = POWER_FLOOR_DATA if refused else _law(cells)
+    return {factor: refused or _gain(law, cells, column) for factor, column in FACTORS.items()}
+
+
+def _law(cells: Configurations) -> Law:
+    """The additive law, or the one whose exponent of text moves with size where that is clear and the configurations allow it."""
+    if len(cells) - len(POWER_FLOOR_CROSSED.parameters) < MIN_DF:
+        return POWER_FLOOR_DATA
+    test = departure("interaction", fit_to(POWER_FLOOR_DATA, cells), fit_to(POWER_FLOOR_CROSSED, cells), "c")
+    return POWER_FLOOR_CROSSED if test.clear else POWER_FLOOR_DATA
 
 
 def _gain(law: Law, cells: Configurations, column: str) -> Estimate | Refusal:
@@ -71,4 +80,4 @@ def _gain(law: Law, cells: Configurations, column: str) -> Estimate | Refusal:
     center = {name: float(np.exp(np.mean(np.log(cells.columns[name])))) for name in law.columns}
     ends = [center | {column: center[column] * math.sqrt(2) ** side} for side in (1, -1)]
     found = estimated(interval_of(fitted, Gain(at=ends[0], other=ends[1])), PER_DOUBLING, told=True)
-    return replace(found, method=f"law in {' and '.join(law.columns)}") if isinstance(found, Estimate) else found
+    return replace(found, method=f"law {law.name} in {' and '.join(law.columns)}") if isinstance(found, Estimate) else found
