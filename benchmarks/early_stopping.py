@@ -28,6 +28,7 @@ from analysis.findings import conclude as conclusions
 from analysis.findings.size_law import Fitted, observations
 from analysis.fits import intervals
 from analysis.fits import law_selection as selection
+from analysis.fits.quantities import Slope
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table.load import SAME_SIZE
@@ -164,7 +165,7 @@ def answer(trials: pd.DataFrame, at: dict[str, float] | None) -> tuple[Answer, d
     if fitted is None or fitted.df < 1:
         return Answer(math.nan, math.nan, math.nan, n_sizes, f"{len(cells)} configurations of {n_sizes} sizes allow no interval"), at or {}
     place = at or dict(fitted.result.reference)
-    found = intervals.profile(observations(fitted), intervals.Slope(place, SIZE))
+    found = intervals.profile(observations(fitted), Slope(place, SIZE))
     return Answer(fitted.slope(place[SIZE]), found.low, found.high, n_sizes), place
 
 

@@ -352,11 +352,8 @@ def test_batches_refuse_mismatched_replicates_and_another_laws_start():
 # ---- reporting ----
 
 
-def test_summary_and_dictionary_hold_every_number_that_judges_the_fit():
+def test_the_card_holds_what_judges_the_fit():
     result = fit(POWER_FLOOR, sizes(), curve(sizes(), sd=0.01))
-    text = result.summary()
-    for piece in ("E + A * N^-alpha", "reference", "alpha", "least_squares", "starts agree", "condition", "CONVERGED"):
-        assert piece in text
     card = json.loads(json.dumps(result.to_dict()))
     assert card["params"] == result.params
     assert card["status"] == "CONVERGED"

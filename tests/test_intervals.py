@@ -10,9 +10,9 @@ from analysis.fits import intervals, laws
 from analysis.fits.configuration_means import SeedNoise
 from analysis.fits.coordinates import build
 from analysis.fits.fit import fit, fit_batch
-from analysis.fits.intervals import Contrast, Interval, Loss, Observations, Parameter, Slope, bootstrap, profile, profile_batch, profiles
+from analysis.fits.intervals import Interval, Observations, bootstrap, profile, profile_batch, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, SIZE, with_aspect
-from analysis.fits.quantities import read
+from analysis.fits.quantities import Contrast, Loss, Parameter, Slope, read
 
 TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4}
 REFERENCE = {SIZE: 1e6}

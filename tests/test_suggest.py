@@ -12,6 +12,7 @@ from analysis import __main__ as command
 from analysis.fits import intervals
 from analysis.fits import law_selection as selection
 from analysis.fits.laws import POWER_FLOOR, SIZE
+from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
 from analysis.next_trials import candidates, suggest
 from analysis.next_trials import optimal_design as optimal
 from analysis.table import configurations as replicates
@@ -58,7 +59,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- the prediction against simulation ----
 
 
-def simulated_widths(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.Quantity, n: int, seed: int) -> float:
+def simulated_widths(sizes: np.ndarray, counts: np.ndarray, quantity: Quantity, n: int, seed: int) -> float:
     """Mean width of the profile interval over `n` studies drawn from the truth with these numbers of seeds, refitted each."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(0, 1, (n, len(sizes))) * np.sqrt(TAU**2 + SEED_SD**2 / counts)
@@ -71,7 +72,7 @@ def simulated_widths(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.
     return float(np.mean(width))
 
 
-def aim_at_truth(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.Quantity) -> optimal.CurveAim:
+def aim_at_truth(sizes: np.ndarray, counts: np.ndarray, quantity: Quantity) -> optimal.CurveAim:
     """The aim with everything known: the law at its truth over all points, those without trials included."""
     from analysis.findings.size_law import Fitted
     from analysis.fits.fit import fit
@@ -83,10 +84,8 @@ def aim_at_truth(sizes: np.ndarray, counts: np.ndarray, quantity: intervals.Quan
     return optimal.CurveAim(fitted.jacobian({SIZE: sizes}), direction, TAU**2, SEED_SD**2)
 
 
-@pytest.mark.parametrize(
-    "quantity", [intervals.Parameter("alpha"), intervals.Slope({SIZE: 1e5}), intervals.Loss({SIZE: 2e6})], ids=["alpha", "slope", "loss"]
-)
-def test_the_best_trial_shrinks_real_intervals_as_predicted_and_more_per_hour_than_the_worst(quantity: intervals.Quantity) -> None:
+@pytest.mark.parametrize("quantity", [Parameter("alpha"), Slope({SIZE: 1e5}), Loss({SIZE: 2e6})], ids=["alpha", "slope", "loss"])
+def test_the_best_trial_shrinks_real_intervals_as_predicted_and_more_per_hour_than_the_worst(quantity: Quantity) -> None:
     sizes = np.array([8e3, 2e4, 6e4, 2e5, 6e5, 3e3, 3.5e4, 1.8e6])  # three not run yet
     counts = np.array([3, 3, 3, 3, 3, 0, 0, 0])
     hours = sizes / 1e5

@@ -19,6 +19,7 @@ from analysis.findings.size_law import Fitted, mean_variance, observations
 from analysis.fits import intervals
 from analysis.fits import law_selection as selection
 from analysis.fits.laws import Law, Power
+from analysis.fits.quantities import Parameter, Quantity, Slope
 from analysis.table.configurations import LEVEL, Noise, t_quantile
 
 CURVE_POINTS = 60
@@ -164,11 +165,11 @@ def delta_slope(fitted: Fitted, noise: Noise | Refusal, level: float) -> interva
     return intervals.Interval(slope - half, slope + half, level, "delta", "closed", slope, len(fitted.cells))
 
 
-def quantities_of(fitted: Fitted, parameters: Sequence[str]) -> dict[str, intervals.Quantity]:
+def quantities_of(fitted: Fitted, parameters: Sequence[str]) -> dict[str, Quantity]:
     """The slope at the reference, where the law has N, and parameters."""
     at = {name: float(value) for name, value in fitted.result.reference.items()}
-    named: dict[str, intervals.Quantity] = {name: intervals.Parameter(name) for name in parameters}
-    return named | {"slope": intervals.Slope(at, fitted.column)}
+    named: dict[str, Quantity] = {name: Parameter(name) for name in parameters}
+    return named | {"slope": Slope(at, fitted.column)}
 
 
 def early_refusal(fitted: Fitted, name: str) -> Refusal | None:

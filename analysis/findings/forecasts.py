@@ -28,6 +28,7 @@ from analysis.findings.lines import at_length
 from analysis.findings.size_law import SIZE, Fitted, observations
 from analysis.fits import intervals
 from analysis.fits.forecast_law import fit_forecast_law
+from analysis.fits.quantities import Loss
 from analysis.table.configurations import LEVEL, Configurations
 from models.config import ModelConfig
 
@@ -96,7 +97,7 @@ def make(fitted: Fitted, target: Target, source: Source) -> dict[str, Any] | Ref
     if refused:
         return refused
     at = {name: float(values[0]) for name, values in fitted.at(size, n_tokens=float(target.n_tokens)).items()}
-    interval = intervals.profile(observations(fitted), intervals.Loss(at), level=LEVEL, new_run=True)
+    interval = intervals.profile(observations(fitted), Loss(at), level=LEVEL, new_run=True)
     if interval.status == "failed":
         return Refusal(Code.TOO_FEW_DF, f"no forecast: {interval.reason}")
     low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))

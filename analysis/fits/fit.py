@@ -1,7 +1,6 @@
 """Fit a law to losses, and say how far the answer can be trusted.
 
     result = fit(POWER_FLOOR, {"params_non_embedding": sizes}, val_loss)
-    print(result.summary())
     result.predict({"params_non_embedding": [1e7]})
 
 `fit` returns one `FitResult`; `fit_batch` fits many replicates (bootstrap weights, or simulated losses) at once. How:

@@ -1,4 +1,4 @@
-"""What a fit hands back: numbers that judge it, a status, predictions, a printed summary and a JSON-ready card.
+"""What a fit hands back: numbers that judge it, a status, predictions and a JSON-ready card.
 
 Made by `analysis.fits.fit`; import these names from there.
 """
@@ -78,22 +78,6 @@ class FitResult:
     def fitted(self) -> Array:
         """Predicted target at the data, (points,)."""
         return self.loss * np.exp(-self.residuals)
-
-    def summary(self) -> str:
-        """Plain text in blocks: law, parameters, fit, status."""
-        at = ", ".join(f"{name} = {value:.4g}" for name, value in self.reference.items())
-        width = max(len(name) for name in self.params)
-        lines = [f"{self.law.name}: {self.law.target} = {self.law.equation}", f"  source     {self.law.source}", f"  reference  {at}"]
-        lines += [f"  {name:<{width}}  {value:.6g}" for name, value in self.params.items()]
-        delta = "" if self.delta is None else f", delta = {self.delta:.3g}"
-        lines += [
-            f"  objective  {self.objective}{delta}: {self.objective_value:.6g} over {self.n_points} points",
-            f"  residuals  sd {self.scale:.3g} of log loss (MAD), {100 * self.inlier_fraction:.0f} % inliers",
-            f"  optimizer  scaled gradient {self.gradient_norm:.1e}, {self.starts_agreeing} of {self.n_starts} starts agree, "
-            f"condition {self.condition:.1e}",
-            f"  status     {self.status.name}: {self.message}",
-        ]
-        return "\n".join(lines)
 
     def to_dict(self) -> dict[str, object]:
         """JSON-ready card of the fit."""

@@ -21,22 +21,8 @@ from analysis.fits.coordinates import Array, Design
 from analysis.fits.fit import BatchResult, FitError, FitResult, fit, fit_batch
 from analysis.fits.laws import Law, column_values
 from analysis.fits.profile_likelihood import Ends, profile_ends
-from analysis.fits.quantities import Contrast, Gain, Loss, Parameter, Quantity, Reading, Slope, Sum, read
+from analysis.fits.quantities import Gain, Loss, Parameter, Quantity, Reading, Sum, read
 from analysis.fits.resampling import distinct_points, resample
-
-__all__ = [
-    "Contrast",
-    "Interval",
-    "Loss",
-    "Observations",
-    "Parameter",
-    "Quantity",
-    "Slope",
-    "bootstrap",
-    "profile",
-    "profile_batch",
-    "profiles",
-]
 
 
 @dataclass(frozen=True)
