@@ -102,6 +102,11 @@ def test_a_file_that_holds_no_runs_is_named(content: bytes, message: str, tmp_pa
         tables.load(tmp_path / "runs.csv")
 
 
+def test_columns_of_a_folder_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="is a folder; give the file"):
+        tables.load(tmp_path, {"val_loss": "loss"})
+
+
 def test_a_wrong_field_is_a_usage_error_that_names_the_right_one(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["runs.csv", "--columns", "n_layers=depth"])

@@ -153,6 +153,7 @@ def test_candidates_are_unrun_trials_further_seeds_and_new_sizes_of_the_studys_s
 
 def test_new_levels_lie_between_and_one_step_beyond() -> None:
     assert candidates.new_levels([2, 8, 32]) == pytest.approx([0.5, 4, 16, 128])
+    assert candidates.new_levels([2, 8, 32], most=2.0) == pytest.approx([1, 4, 16, 64])
     assert candidates.new_levels([4]) == []
 
 

@@ -22,6 +22,8 @@ from models.config import ModelConfig, Shape
 from study.spec import Study, TrainConfig, changed
 from study.sweeps import Sweep, parse_sweep
 
+MOST = 2.0
+"""Factor by which a suggestion goes beyond the depths and widths of a sweep, at most: a longer step says more and holds less."""
 GROWN = ("n_layer", "n_embd", "n_tokens")
 """Factors whose levels are interpolated and extrapolated: what size and training length are made of."""
 UNRUN, SEED, NEW = "not run yet", "another seed", "new size"
@@ -117,7 +119,7 @@ def _configurations(study: Study) -> Iterator[tuple[Shape, TrainConfig, dict[str
 
 
 def _grown(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
-    """Changes of a sweep at levels that it does not have: half the way (in logarithm) between levels and one step beyond its ends."""
+    """Changes of a sweep at levels that it does not have: half the way (in logarithm) between levels and a step beyond its ends."""
     if sweep.kind == "matched":
         targets = new_levels(sweep.params)
         return [change for target in targets for change in _reachable(replace(sweep, params=(target,)), study)]
@@ -126,7 +128,7 @@ def _grown(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
         levels = [v for v in sweep.factors.get(name, ()) if isinstance(v, (int, float))]
         heads = [int(v) for v in sweep.factors.get("n_head", (study.model.n_head,)) if isinstance(v, (int, float))]
         unit = math.lcm(*heads) if name == "n_embd" else 1
-        fresh = {round(v / unit) * unit for v in new_levels(levels)} - {round(v) for v in levels} - {0}
+        fresh = {round(v / unit) * unit for v in new_levels(levels, MOST)} - {round(v) for v in levels} - {0}
         others = {key: values for key, values in sweep.factors.items() if key != name} if sweep.kind == "grid" else {}
         for level in sorted(fresh):
             changes += [{name: level, **dict(zip(others, values, strict=True))} for values in itertools.product(*others.values())]
@@ -140,13 +142,13 @@ def _reachable(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
         return []
 
 
-def new_levels(levels: Sequence[float]) -> list[float]:
-    """Geometric means of neighbours, and one step of the last ratio beyond either end; nothing for fewer than two levels."""
+def new_levels(levels: Sequence[float], most: float = math.inf) -> list[float]:
+    """Geometric means of neighbours, and one step beyond either end, by the factor `most` at most; nothing for fewer than two levels."""
     known = sorted({float(v) for v in levels if v > 0})
     if len(known) < 2:
         return []
     between = [math.sqrt(a * b) for a, b in itertools.pairwise(known)]
-    return [known[0] ** 2 / known[1], *between, known[-1] ** 2 / known[-2]]
+    return [max(known[0] ** 2 / known[1], known[0] / most), *between, min(known[-1] ** 2 / known[-2], most * known[-1])]
 
 
 # ---- rows ----

@@ -121,6 +121,8 @@ def load(results: Path, columns: Mapping[str, str] | None = None) -> Table:
     path = Path(results)
     if not path.exists():
         raise ValueError(f"there is no results folder {path}; give a folder that `python -m study.run` wrote, or a table of runs")
+    if columns and path.is_dir():
+        raise ValueError(f"--columns names the columns of a table of runs, and {path} is a folder; give the file, or leave --columns out")
     problems: list[str] = []
     foreign = path.is_file() and (columns or not runs_file.is_trials(path))
     data, n_files = (runs_file.read(path, columns, problems), 1) if foreign else _read(path, "trials", problems)
