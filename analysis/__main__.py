@@ -39,6 +39,7 @@ from analysis.table import load as tables
 from analysis.table import runs_file
 from study.console import until_closed
 from study.data.corpus import default_cache_dir
+from study.files import expanded
 from study.results import object_store as stores
 from study.results import store_sync as mirror
 
@@ -94,7 +95,7 @@ def _folder(place: str) -> Path:
         ValueError: there is no such place, or it cannot be reached.
     """
     if not stores.is_address(place):
-        return Path(place)
+        return expanded(place, "RESULTS")
     stores.check_address(place)
     folder = stores.staging(place, default_cache_dir())
     mirror.fetch(place, folder)
@@ -141,7 +142,8 @@ def _do(given: argparse.Namespace) -> int:
             print(suggested(results, given.aim or "slope", given.suggest) if given.suggest is not None else next_size(results))
         return 0
     if given.export:
-        print(f"means of {export(tables.load(folders[0], given.columns), given.export)} configurations: {given.export}")
+        path = expanded(given.export, "export")
+        print(f"means of {export(tables.load(folders[0], given.columns), path)} configurations: {path}")
         return 0
     options = Options(n_bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
     if len(folders) == 2 and not given.no_report and all(results.is_dir() for results in folders):
@@ -153,7 +155,7 @@ def _do(given: argparse.Namespace) -> int:
     for results in folders:
         for target in given.forecast:
             print(record_forecast(results, target))
-        analyze(results, given.out, options, not given.no_report, given.columns)
+        analyze(results, given.out and expanded(given.out, "out"), options, not given.no_report, given.columns)
     return 0
 
 

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from analysis.__main__ import main as analysis
 from study import records, run
 from study.command import parse
 from study.data import corpus as data
@@ -252,6 +253,12 @@ def test_a_home_that_cannot_be_found_is_one_sentence(here: Path, capsys: pytest.
     assert "~nosuchuser/x" in said
     assert "begins with a home folder that cannot be found" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", ["~nosuchuser/x", "{} --out ~nosuchuser/x", "{} --against ~nosuchuser/x"])
+def test_the_analysis_says_so_too(synthetic_results: Path, capsys: pytest.CaptureFixture[str], arguments: str) -> None:
+    assert analysis(arguments.format(synthetic_results).split()) == 1
+    assert "=~nosuchuser/x begins with a home folder that cannot be found" in capsys.readouterr().err
 
 
 def test_a_tilde_means_home_everywhere(here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

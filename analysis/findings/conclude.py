@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +43,7 @@ from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table.configurations import Configurations, Noise
 from analysis.table.load import Table
+from study.files import replaced
 
 SCHEMA_VERSION = "1.0"
 QUESTION = "What do depth, width, heads, or simply more parameters buy?"
@@ -349,11 +348,7 @@ def clean(value: Any) -> Any:
 
 
 def write(path: Path, tree: Mapping[str, Any]) -> None:
-    """Write fits.json atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_text(json.dumps(tree, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write fits.json whole or not at all."""
+    text = json.dumps(tree, indent=1, allow_nan=False, default=str) + "\n"
+    with replaced(path) as file:
+        file.write(text.encode())

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +29,7 @@ from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.quantities import Loss
 from analysis.table.configurations import LEVEL, Configurations
 from models.config import ModelConfig
+from study.files import write_json
 
 SCHEMA_VERSION = "1.0"
 SHAPE_COLUMNS = ("n_layer", "n_embd", "n_head", "n_tokens")
@@ -186,12 +185,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_text(json.dumps({"schema_version": SCHEMA_VERSION, "forecasts": list(rows)}, indent=1) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(path, {"schema_version": SCHEMA_VERSION, "forecasts": list(rows)})
 
 
 def add(path: Path, forecast: Mapping[str, Any], cells: Configurations) -> None:

@@ -9,14 +9,14 @@ what real trials took (`study.plan.probe`). Imports neither torch nor ray.
 import heapq
 import json
 import math
-import os
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from study.branches import Family, bundle_key, families, own_costs
+from study.files import write_json
 from study.options import Options
 from study.plan.memory import PROCESS_BYTES, family_memory, gpu_fraction, memory_bytes
 from study.spec import Trial
@@ -103,17 +103,10 @@ class Speeds:
             return cls(path)
 
     def save(self) -> None:
-        """Write atomically; a cache that cannot be written costs a probe next time, nothing else."""
-        if self.path is None:
-            return
-        scratch = self.path.with_name(f".speed-{uuid.uuid4().hex[:8]}")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            body = {"version": SPEEDS_VERSION, "seen": self.seen, "places": self.places, "factors": self.factors}
-            scratch.write_text(json.dumps(body, indent=1), encoding="utf-8")
-            os.replace(scratch, self.path)
-        except OSError:
-            scratch.unlink(missing_ok=True)
+        """A cache that cannot be written costs a probe next time, nothing else."""
+        if self.path is not None:
+            with suppress(OSError):
+                write_json(self.path, {"version": SPEEDS_VERSION, "seen": self.seen, "places": self.places, "factors": self.factors})
 
     def note(self, device: str, trial: Trial, vocab_size: int, ms: float, real: bool, bundle: int = 1) -> None:
         """Remember a step's time; what a real trial took replaces a probe, and the mean of two real ones follows a changing machine."""

@@ -19,6 +19,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from study.files import replaced
+
 SCHEMES = ("s3", "gs")
 PAUSES_S = (0.5, 2.0, 5.0)
 """Pauses before a failed request is tried again; longer outages are the mirror's business."""
@@ -146,13 +148,9 @@ class Store:
 
     def download(self, name: str, local: Path) -> None:
         """Fetch an object into a file, which then is whole or absent."""
-        local.parent.mkdir(parents=True, exist_ok=True)
-        scratch = local.with_name(f".{local.name}.{os.getpid()}-{time.monotonic_ns()}")
-        try:
-            scratch.write_bytes(self.read(name))
-            os.replace(scratch, local)
-        finally:
-            scratch.unlink(missing_ok=True)
+        content = self.read(name)
+        with replaced(local) as file:
+            file.write(content)
 
 
 def patiently(what: str, request: Callable[[], T]) -> T:
