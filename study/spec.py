@@ -231,10 +231,15 @@ class Study:
         _require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
         _require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
         _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
-        names = [parse_sweep(text).name for text in self.sweeps]
+        names = [sweep.name for sweep in self.parsed_sweeps]
         _require(len(set(names)) == len(names), f"sweeps {names} share a name; give each its own")
         _require(abs(self.lr_exponent) <= 5, f"lr_exponent={self.lr_exponent} must lie between -5 and 5; -0.15 is usual, 0 turns it off")
         _require(self.lr_reference >= 0, f"lr_reference={self.lr_reference} must be 0 (the centre's) or a number of parameters")
+
+    @cached_property
+    def parsed_sweeps(self) -> tuple[Sweep, ...]:
+        """The sweeps as values, read once."""
+        return tuple(map(parse_sweep, self.sweeps))
 
     def _check_parametrization(self) -> None:
         name = self.parametrization
@@ -263,7 +268,7 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
         ValueError: a sweep asks for an impossible shape or an unknown field.
     """
     found: dict[tuple[Shape, TrainConfig], list[str]] = {}
-    for sweep in [parse_sweep(text) for text in study.sweeps] or [Sweep(name="single")]:
+    for sweep in study.parsed_sweeps or [Sweep(name="single")]:
         if sweep.kind == "search":  # its trials follow from what was recorded: study.search
             continue
         for change in sweep.changes(study.model):

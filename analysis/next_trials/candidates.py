@@ -20,7 +20,7 @@ from analysis.table.configurations import Configurations
 from analysis.table.load import STALE_PREFIXES
 from models.config import ModelConfig, Shape
 from study.spec import Study, TrainConfig, changed
-from study.sweeps import Sweep, parse_sweep
+from study.sweeps import Sweep
 
 MOST = 2.0
 """Factor by which a suggestion goes beyond the depths and widths of a sweep, at most: a longer step says more and holds less."""
@@ -103,7 +103,7 @@ def find(study: Study, rows: pd.DataFrame, cells: Configurations, cpus_per_trial
 def _configurations(study: Study) -> Iterator[tuple[Shape, TrainConfig, dict[str, Any], tuple[str, ...], bool]]:
     """(shape, recipe, change, sweeps, whether the study lists it) of each distinct configuration; ambiguous ones are left out."""
     found: dict[tuple[Shape, TrainConfig], tuple[dict[str, Any], list[str], bool]] = {}
-    sweeps = [sweep for sweep in map(parse_sweep, study.sweeps) if sweep.kind in ("one_factor", "grid", "matched")]
+    sweeps = [sweep for sweep in study.parsed_sweeps if sweep.kind in ("one_factor", "grid", "matched")]
     planned = [(change, sweep, True) for sweep in sweeps or [Sweep(name="single")] for change in sweep.changes(study.model)]
     grown = [(change, sweep, False) for sweep in sweeps for change in _grown(sweep, study)]
     for change, sweep, is_planned in planned + grown:

@@ -10,7 +10,6 @@ from study.data.corpus import Corpus
 from study.plan.quote import Quote, duration
 from study.results.folder import Survey
 from study.spec import Study, Trial
-from study.sweeps import parse_sweep
 
 MOST_ROWS = 40
 
@@ -51,7 +50,7 @@ def overview(
     if study.model.base_width:
         lines.append(_parametrization(study))
     lines += [f"note: {note}" for note in found.notes]
-    lines += [f"note: sweep {sweep.name}: {line}" for sweep in map(parse_sweep, study.sweeps) for line in sweep.unreachable()]
+    lines += [f"note: sweep {sweep.name}: {line}" for sweep in study.parsed_sweeps for line in sweep.unreachable()]
     total = flops_to_train(found.missing, vocab_size)
     table = configuration_table(trials, found, vocab_size, quoted.seconds_by_configuration if quoted else {})
     return "\n".join([*lines, "", *table, "", f"to run: {compact(total)} FLOPs of training", *(quoted.lines() if quoted else [])])

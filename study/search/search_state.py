@@ -22,7 +22,7 @@ from study.search.architecture import CHARACTERS, ShapeSearch
 from study.search.size_search import SizeSearch
 from study.search_settings import SearchSettings, ShapeSettings
 from study.spec import RECIPE_VERSION, Study, TrainConfig, Trial, changed, expand
-from study.sweeps import Sweep, parse_sweep
+from study.sweeps import Sweep
 
 SEED_OFFSET = 1000
 """A search runs at the study's first seed and so many: what it finds is not chosen by luck that the study's own seeds share."""
@@ -60,7 +60,7 @@ class Searches:
 
     def trials(self) -> list[Trial]:
         """The study's trials as far as they are known: other sweeps', the searches' runs so far and those at tuned rates; each once."""
-        order = {parse_sweep(text).name: i for i, text in enumerate(self.study.sweeps)}
+        order = {sweep.name: i for i, sweep in enumerate(self.study.parsed_sweeps)}
         known = merged([*self.plain, *(t for s in self.all for t in s.runs()), *(t for s in self.all for t in s.chosen())])
         return [dataclasses.replace(t, sweeps=tuple(sorted(t.sweeps, key=lambda name: order.get(name, -1)))) for t in known]
 
@@ -100,7 +100,7 @@ def plan(study: Study, data_key: str = "") -> Searches:
     Raises:
         ValueError: a search has no sizes, names a sweep that is not there, or asks for an impossible shape.
     """
-    sweeps = {sweep.name: sweep for sweep in map(parse_sweep, study.sweeps)}
+    sweeps = {sweep.name: sweep for sweep in study.parsed_sweeps}
     found: list[SizeSearch | ShapeSearch] = []
     for sweep in sweeps.values():
         if isinstance(sweep.search, ShapeSettings):
