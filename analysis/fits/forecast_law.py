@@ -192,7 +192,7 @@ def _nonnegative(features: Floats, target: Floats) -> Floats:
     for used in SUBSETS:
         own = np.linalg.lstsq(features[:, used], target, rcond=None)[0]
         rest = target - features[:, used] @ own
-        if (own >= 0).all() and rest @ rest < least:
+        if (own >= 0).all() and rest @ rest < least - 1e-12 * float(target @ target):  # of equally good ones the smallest, not rounding's
             least, found = float(rest @ rest), np.zeros(features.shape[1])
             found[used] = own
     return found
