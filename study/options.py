@@ -108,7 +108,7 @@ class Options:
     out: str = ""
     """results folder, s3://BUCKET/PATH or gs://BUCKET/PATH; default results/<study>"""
     address: str = ""
-    """Ray cluster to use ("auto" on its head node); default $RAY_ADDRESS, else this machine"""
+    """Ray cluster to use ("auto" on its head node, "local" for this machine); default $RAY_ADDRESS, else this machine"""
     max_concurrent: int = 0
     """most trials at once; 0 means as many as fit"""
     cpus_per_trial: float = 1.0
@@ -139,9 +139,15 @@ class Options:
     """build the report at the end"""
 
     @property
+    def cluster(self) -> str:
+        """Address of the Ray cluster that the study runs on; "" for a Ray of its own on this machine."""
+        address = self.address or os.environ.get("RAY_ADDRESS", "")
+        return "" if address == "local" else address
+
+    @property
     def on_cluster(self) -> bool:
-        """Whether the study runs on a Ray cluster that is up, not on a Ray of its own on this machine."""
-        return bool(self.address or os.environ.get("RAY_ADDRESS"))
+        """Whether the study runs on a Ray cluster that is up."""
+        return bool(self.cluster)
 
     def __post_init__(self) -> None:
         _require(self.max_concurrent >= 0, f"max-concurrent={self.max_concurrent} must be 0 (as many as fit) or more")

@@ -68,7 +68,9 @@ def _check_study(command: Command) -> None:
     from study.plan.limits import check_memory
     from study.report_process import held_out
     from study.search.search_state import plan
+    from study.tune.environment import check_address
 
+    check_address(command.options)
     searches = plan(command.study)
     trials = [*searches.plain, *searches.expected()]
     held_out(trials, *command.options.hold_out)
@@ -103,6 +105,8 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     assert corpus is not None
     with mirror.held(command.options.out, out) as store, ExitStack() as while_training:
         start_ray = partial(_start_ray, command.options, interrupts, while_training)
+        if command.options.on_cluster:
+            start_ray()
         ready = _prepare(command, trials, corpus, vocab_size, start_ray)
         about, searches, found, quoted, trials = ready.about, ready.searches, ready.found, ready.quoted, ready.about.trials
         print(ready.text, flush=True)
@@ -113,7 +117,7 @@ def _run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         folder.describe_anew(out, trials, command.study_name)
         if not command.options.on_cluster and (found.missing or searches.to_come()):
             start_ray()
-        problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches), found)
+        problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches, began), found)
         if problem or (quoted and quoted.machine.kind != "cpu"):  # its head may be going, too; the best model reads on the GPU
             while_training.close()
         asked = len(found.done) + len(found.missing)
@@ -150,13 +154,14 @@ class _Trained:
 
 
 def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
-    """Start Ray on this machine, unless it is up. It mostly waits for its own processes: so does a driver whose steps are being timed."""
+    """Join the cluster, or start Ray on this machine: it mostly waits for its own processes, and so does a driver who times steps."""
     from study.tune.environment import set_ray_environment
 
-    set_ray_environment()
+    set_ray_environment(options.on_cluster)
     from study.tune import cluster
 
-    until.enter_context(cluster.ray_session(options))
+    if joined := until.enter_context(cluster.ray_session(options)):
+        print(joined, flush=True)
     interrupts.install()
 
 
@@ -288,14 +293,15 @@ def _conclude(
 def _name_the_rest(out: Path, trials: "Sequence[Trial]") -> None:
     """Say which trials are not completed, and why."""
     from study import records
-    from study.display.terminal import printable, trial_name
+    from study.display.terminal import distinctions, printable, trial_name
 
     rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
     others = [(trial, rows.get(trial.trial_id)) for trial in trials]
     ends = ("COMPLETED", "STOPPED")
     others = [(trial, row) for trial, row in others if not row or row["status"] not in ends]
+    told = distinctions(trials)
     for trial, row in others[:20]:
-        print(printable(f"  {trial_name(trial)}: {row['status'] + ' (' + str(row['reason']) + ')' if row else 'not run yet'}"))
+        print(printable(f"  {trial_name(trial, told)}: {row['status'] + ' (' + str(row['reason']) + ')' if row else 'not run yet'}"))
     if len(others) > 20:
         print(f"  ... and {len(others) - 20} more")
 

@@ -134,14 +134,11 @@ def story_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="session")
 def local_ray(story_cache: Path) -> Iterator[None]:
     """One real Ray with two CPUs for the whole session; `study.run.main` uses the Ray that is already up."""
-    environment.set_ray_environment()
-    import ray
+    from study.tune import local_ray as own_ray
 
     before = os.environ.pop("RAY_ADDRESS", None)  # tests never join somebody's cluster
-    options = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR", "object_store_memory": 100 * 2**20}
-    ray.init(address="local", num_cpus=2, **options)
-    yield
-    ray.shutdown()
+    with own_ray.started(cpus=2):
+        yield
     if before is not None:
         os.environ["RAY_ADDRESS"] = before
 

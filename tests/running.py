@@ -40,7 +40,7 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 90, process: subprocess.Popen[bytes] | None = None) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = 240, process: subprocess.Popen[bytes] | None = None) -> Any:
     """Wait for a condition; returns its value, or None when time is up or the process has ended."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and (process is None or process.poll() is None):

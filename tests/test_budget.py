@@ -19,7 +19,7 @@ from study.data.corpus import default_cache_dir
 from study.options import Options, parse_budget
 from study.plan import budget, limits, packing
 from study.plan.packing import Machine, Plan, Speeds, make_plan
-from study.plan.quote import make_quote
+from study.plan.quote import Quote, duration, make_quote
 from study.spec import Study, Trial, expand
 from tests.running import ROOT, facts, rows, tiny
 from tests.test_run import refused
@@ -43,6 +43,12 @@ def chosen(text: str, missing: list[Trial] = TRIALS, done: frozenset[str] = froz
 
 
 # ---- what is chosen ----
+
+
+@pytest.fixture(autouse=True)
+def quiet_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No other work: beside it a budget buys less."""
+    monkeypatch.setattr("study.plan.quote.busy_cores", lambda: 0.0)
 
 
 @pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.9])
@@ -152,12 +158,22 @@ def test_a_budget_is_a_duration_or_device_time() -> None:
 
 
 def test_the_guard_stops_a_run_when_device_time_would_be_used_up() -> None:
-    assert budget.guard_seconds(parse_budget("2h"), PLAN) == 7200
+    assert budget.guard_seconds(parse_budget("2h"), PLAN, spent_s=60) == 7200 - 60 - packing.END_S  # the report is part of the two hours
+    assert budget.guard_seconds(parse_budget("60s"), PLAN, spent_s=90) == budget.LEAST_S
     assert budget.guard_seconds(None, PLAN) == 0
     half, whole = (budget.guard_seconds(parse_budget(f"{f * PLAN.device_hours:.9f} device-hours"), PLAN) for f in (1, 2))
     ends = packing.START_S + packing.WORKER_START_S
     assert half == pytest.approx(PLAN.seconds - packing.END_S, rel=1e-6)
     assert whole - ends == pytest.approx(2 * (half - ends), rel=1e-6)
+
+
+def test_beside_other_work_fewer_trials_are_chosen_and_the_quote_tells_both_times() -> None:
+    quoted = Quote(PLAN, Machine("cpu", "cpu", cpus=2), "float32", 64, busy_cores=2.0, threads=1)
+    assert quoted.stretch == 2.0
+    assert f"beside it the study takes about {duration(2 * PLAN.seconds)}" in "\n".join(quoted.lines())
+    assert replace(quoted, busy_cores=0.1).stretch == 1.0
+    free, busy = (budget.choose(TRIALS, TRIALS, {}, PLAN, parse_budget("15m"), replan, stretch).trials for stretch in (1.0, 2.0))  # type: ignore[arg-type]
+    assert 0 < len(busy) < len(free)
 
 
 def test_device_time_without_a_quote_is_refused(
@@ -178,9 +194,9 @@ def test_a_budget_then_the_rest_then_what_the_results_suggest(local_ray: None, t
     quoted = make_quote(trials, 64, Options(precision="float32"))
     speeds = Speeds.load(default_cache_dir())
     for trial in trials:  # a quote far above the truth, so that the guard does not interfere
-        speeds.seen[quoted.machine.name][packing.speed_key(trial)]["ms"] = 200.0
+        speeds.seen[quoted.machine.name][packing.speed_key(trial)]["ms"] = 2000.0
     speeds.save()
-    assert run.main([*command, "--budget", "0.02 device-hours"]) == 0
+    assert run.main([*command, "--budget", "0.2 device-hours"]) == 0
     assert "2 most informative of 3 missing trials fit by the quote, 1 are left out" in capsys.readouterr().out
     assert {row["n_embd"] for row in rows(tmp_path)} == {16, 32}  # the ends of the sweep
     assert len(facts(tmp_path)["trial_ids"]) == 3
@@ -239,7 +255,7 @@ def test_a_wall_time_that_the_quote_missed_stops_the_run_and_the_same_command_co
             ["smoke", "--hold-out", "largest:9"],
             "leaves fewer than two of the study's 5 sizes to forecast from; hold out 3 at most, or add sizes",
         ),
-        (["smoke", "--hold-out", "all"], "hold-out='all' is not known; write largest, or largest:2"),
+        (["smoke", "--hold-out", "all"], "hold-out='all' is not known; write largest, longest, or largest:2"),
         (["smoke", "--sweeps", "m:kind=matched:params=90:aspects=16:head_dims=16"], "no shape lies within 2% of params=[90]"),
         (["smoke", "--budget", "2"], "is not a duration; write a number with a unit, for example 90s, 30m, 2h or '0.5 device-hours'"),
         (["smoke", "--model.n_layer", "100000000"], "n_layer=100000000, n_embd=48, batch_size=8, block_size=32 needs about"),

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.running import ROOT
+
 
 def free_ports(count: int) -> list[int]:
     """Ports of loopback that nobody uses now."""
@@ -82,12 +84,50 @@ def test_a_job_without_the_token_is_refused(guarded_cluster: tuple[str, str]) ->
     assert submit(url, token="wrong" * 8)[0] == 403
 
 
-@pytest.mark.slow  # Ray retries for twenty seconds before it gives up
+JOIN = """
+import sys
+from study.tune.environment import set_ray_environment
+set_ray_environment(on_cluster=True)
+from study.options import Options
+from study.tune import cluster
+with cluster.ray_session(Options(address=sys.argv[1])) as joined:
+    import ray
+    print(joined)
+    print("ships", sorted(ray.get_runtime_context().runtime_env), len(ray.get_runtime_context().runtime_env["py_modules"]))
+"""
+
+
+def said_by(command: str, home: Path, **settings: str) -> tuple[int, str]:
+    """Exit code and words of a command that `uv run` starts in a folder with a file too large for Ray to ship."""
+    (home / "run").write_text(f"{command}\n")
+    with (home / "large").open("wb") as file:
+        file.truncate(600 << 20)
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment = plain | {"HOME": str(home), "PYTHONPATH": str(ROOT)} | settings
+    uv_run = ["bash", "-c", "exec -a uv bash run"]  # Ray looks for a parent whose command begins with these two words
+    done = subprocess.run(uv_run, cwd=home, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=120)
+    return done.returncode, done.stdout
+
+
 @pytest.mark.ray
-def test_a_driver_without_the_token_is_refused(guarded_cluster: tuple[str, str], tmp_path: Path) -> None:
+def test_a_driver_joins_with_the_token_file_of_its_account_and_ships_the_project_s_code_only(
+    guarded_cluster: tuple[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("right" * 8)
+    code, said = said_by(f"{sys.executable} -c '{JOIN}' {guarded_cluster[1]}", tmp_path)
+    assert code == 0, said
+    assert said.startswith(f"joined the Ray cluster at {guarded_cluster[1]}: 1 node with 1 CPUs and 0 GPUs")
+    assert said.endswith("ships ['py_modules'] 3\n")
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("settings", [{}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong" * 8}, {"RAY_AUTH_TOKEN": "wrong" * 8}])
+def test_a_study_without_the_token_is_refused_in_one_sentence(
+    guarded_cluster: tuple[str, str], story_cache: Path, tmp_path: Path, settings: dict[str, str]
+) -> None:
     address = guarded_cluster[1]
-    environment = {**os.environ, "HOME": str(tmp_path), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "wrong" * 8}
-    join = f"import ray; ray.init(address={address!r}, log_to_driver=False); print('JOINED')"
-    done = subprocess.run([sys.executable, "-c", join], env=environment, capture_output=True, text=True, timeout=120)
-    assert "JOINED" not in done.stdout
-    assert "InvalidAuthToken" in done.stderr
+    code, said = said_by(f"{sys.executable} -m study.run smoke --out out --address {address}", tmp_path, **settings)
+    assert code == 1
+    assert said.startswith(f"study.run: the Ray cluster at {address} refuses this account's token; copy the file ~/.ray/auth_token"), said
+    assert len(said.strip().splitlines()) == 1

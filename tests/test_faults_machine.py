@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.scale import below
 from study import run
-from study.tune import cluster
+from study.tune import local_ray
 from tests.running import checkpoints, kill_one_worker, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
@@ -66,11 +66,11 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_the_same_command_
 
 def test_ray_is_not_started_where_its_temporary_folder_has_no_room(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_TMPDIR", str(small_disk.parent))
-    cluster.check_room()
+    local_ray.check()
     monkeypatch.setenv("RAY_TMPDIR", str(small_disk))
     fill(small_disk)
     with pytest.raises(ValueError, match=f"temporary folder {small_disk} has 0 MiB left; free some space"):
-        cluster.check_room()
+        local_ray.check()
 
 
 @pytest.mark.slow

@@ -4,7 +4,7 @@ import io
 import json
 import re
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from study import records
 from study.command import parse
 from study.display.tensorboard import Board, add_figures, hparams, run_name, story_markdown
-from study.display.terminal import Plain, Screen, Tally, duration, printable
+from study.display.terminal import Plain, Screen, Tally, distinctions, duration, printable, trial_name
 from study.results.trial_writer import Recorder, Where
 from study.spec import Trial, expand
 
@@ -57,7 +57,19 @@ def test_progress_is_weighted_by_flops_not_by_trials(trials: list[Trial]) -> Non
     view.began = time.monotonic() - 10
     plain = Plain(view, say=lambda text: None)
     plain.progress(trials[0].trial_id, [evaluation(trials[0], trials[0].train.n_steps // 2)])
-    plain.ended({"trial_id": trials[2].trial_id, "status": "FAILED", "reason": "x", "n_layer": 1, "n_embd": 2, "n_head": 1, "seed": 1}, [])
+    plain.ended(
+        {
+            "trial_id": trials[2].trial_id,
+            "status": "FAILED",
+            "reason": "x",
+            "n_layer": 1,
+            "n_embd": 2,
+            "n_head": 1,
+            "seed": 1,
+            "config_id": "x",
+        },
+        [],
+    )
     assert view.share() == pytest.approx(0.4)
     assert view.seconds_left() == pytest.approx(15, rel=0.02)
     assert view.counts() == {"done": 2, "running": 1, "failed": 1, "all": 5}
@@ -171,12 +183,26 @@ def test_stories_are_code_blocks_whatever_they_contain(trials: list[Trial], tmp_
     assert "\x00" not in text
 
 
-def test_runs_sort_by_size_and_hparams_are_the_five_that_are_shown(trials: list[Trial]) -> None:
+def test_runs_sort_by_size_and_the_five_hparams_that_are_shown_tell_them_apart(trials: list[Trial]) -> None:
     names = [run_name(trial) for trial in trials]
     assert len(set(names)) == len(trials)
-    assert sorted(names)[0].startswith("01x0032-h04-s1-")
-    assert list(hparams(trials[0], 64)) == sorted(hparams(trials[0], 64))
-    assert len(hparams(trials[0], 64)) == 5
+    assert sorted(names)[0].startswith("01x0032-h04-51.2K-s1-")
+    longer = replace(trials[0], train=replace(trials[0].train, n_steps=400))
+    assert run_name(longer).startswith("01x0032-h04-102K-s1-")
+    assert sorted(hparams(longer, 64))[:5] == ["arch/depth", "arch/heads", "arch/width", "data/tokens_M", "lr"]
+
+
+def test_what_tells_trials_of_one_shape_apart_is_part_of_their_name(trials: list[Trial]) -> None:
+    first = trials[0]
+    longer = replace(first, train=replace(first.train, n_steps=400, eval_interval=100))
+    faster = replace(first, train=replace(first.train, lr=0.5))
+    assert set(distinctions(trials).values()) == {""}
+    assert list(distinctions([first, longer]).values()) == [", 51.2K tokens", ", 102K tokens"]
+    assert list(distinctions([first, longer, faster]).values())[2] == ", 51.2K tokens, lr 0.5"
+    plain = Plain(tally([first, longer]), say=lambda text: None)
+    assert plain.tally.name({**asdict(longer.shape), "config_id": longer.config_id}) == "1 layer x 32, 4 heads, 102K tokens"
+    plain.expect([faster], {faster.trial_id: 1.0})
+    assert trial_name(faster, plain.tally.distinctions) == "1 layer x 32, 4 heads, 51.2K tokens, lr 0.5, seed 1"
 
 
 def test_the_link_opens_the_learning_curves_without_smoothing(trials: list[Trial], tmp_path: Path) -> None:

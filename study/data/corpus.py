@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -147,8 +148,12 @@ def _place(config: "DataConfig", root: Path) -> tuple[str, Path]:
 
 
 def default_cache_dir() -> Path:
-    """The cache folder: $SCALING_STUDY_CACHE, else ~/.cache/scaling-study."""
-    return expanded(os.environ.get("SCALING_STUDY_CACHE") or "~/.cache/scaling-study", "SCALING_STUDY_CACHE")
+    """The cache folder: $SCALING_STUDY_CACHE, else ~/.cache/scaling-study, else (in a home that cannot be written) a temporary folder."""
+    if named := os.environ.get("SCALING_STUDY_CACHE"):
+        return expanded(named, "SCALING_STUDY_CACHE")
+    at_home = Path.home() / ".cache" / "scaling-study"
+    existing = next(folder for folder in (at_home, *at_home.parents) if folder.exists())
+    return at_home if os.access(existing, os.W_OK | os.X_OK) else Path(tempfile.gettempdir()) / f"scaling-study-{os.getuid()}"
 
 
 def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from study.branches import families, own_costs
 from study.data.corpus import Corpus
+from study.display.terminal import compact
 from study.plan.quote import Quote, duration
 from study.results.folder import Survey
 from study.spec import Study, Trial
@@ -23,14 +24,6 @@ def flops_to_train(trials: Sequence[Trial], vocab_size: int) -> float:
     """Expected training FLOPs of trials together: a trunk that several lengths share counts once."""
     steps = {trial_id: own.steps for family in families(trials) for trial_id, own in own_costs(family).items()}
     return sum(flops(trial, vocab_size) * steps[trial.trial_id] / trial.train.n_steps for trial in trials)
-
-
-def compact(number: float) -> str:
-    """`1.23M`, `45.6K`, `1.10e+15`: three digits and a suffix."""
-    for limit, suffix, scale in ((1e3, "", 1.0), (1e6, "K", 1e3), (1e9, "M", 1e6), (1e12, "B", 1e9)):
-        if abs(number) < limit:
-            return f"{number / scale:.3g}{suffix}"
-    return f"{number:.2e}"
 
 
 def overview(

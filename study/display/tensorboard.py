@@ -28,7 +28,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 
 from study import records
 from study.display.event_file import EventFile
-from study.display.terminal import printable
+from study.display.terminal import compact, printable
 from study.results.provenance import ROOT
 from study.spec import Trial
 
@@ -185,20 +185,21 @@ def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
 
 
 def run_name(trial: Trial) -> str:
-    """A run's folder, `06x0256-h08-s1-0c9b55`: depth x width, heads, seed, so that runs sort by shape, and the start of the id."""
+    """A run's folder, `06x0256-h08-1.64M-s1-0c9b55`: depth x width, heads, tokens, seed, and the start of the id, so that runs sort."""
     shape = trial.shape
-    return f"{shape.n_layer:02d}x{shape.n_embd:04d}-h{shape.n_head:02d}-s{trial.seed}-{trial.config_id[:6]}"
+    return f"{shape.n_layer:02d}x{shape.n_embd:04d}-h{shape.n_head:02d}-{compact(trial.n_tokens)}-s{trial.seed}-{trial.config_id[:6]}"
 
 
 def hparams(trial: Trial, vocab_size: int) -> dict[str, float]:
-    """Five facts, because TensorBoard shows the first five only."""
+    """Six facts; TensorBoard shows the first five by name until more are ticked, and the size follows from depth and width."""
     model = trial.model(vocab_size)
     return {
         "arch/depth": float(model.n_layer),
         "arch/heads": float(model.n_head),
-        "arch/params_M": round(model.params_non_embedding / 1e6, 4),
         "arch/width": float(model.n_embd),
+        "data/tokens_M": round(trial.n_tokens / 1e6, 4),
         "lr": trial.train.lr,
+        "params_M": round(model.params_non_embedding / 1e6, 4),
     }
 
 

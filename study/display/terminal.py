@@ -1,14 +1,15 @@
-"""The run on a terminal: one live table, or plain lines where there is no terminal.
+"""The run on a terminal: one live table, or plain lines where there is no terminal or where it cannot redraw.
 
 view = open_view(trials, already_done=3, flops=flops); view.progress(trial_id, rows); view.ended(row, samples); view.close()
 """
 
+import os
 import sys
 import time
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich.console import Console, Group
@@ -25,6 +26,14 @@ REFRESH_S = 0.25
 def printable(text: str) -> str:
     """Text without control characters: what comes from a model or another process cannot drive the terminal."""
     return "".join(c if c == "\n" or unicodedata.category(c)[0] != "C" else "?" for c in text)
+
+
+def compact(number: float) -> str:
+    """`1.23M`, `45.6K`, `1.10e+15`: three digits and a suffix."""
+    for limit, suffix, scale in ((1e3, "", 1.0), (1e6, "K", 1e3), (1e9, "M", 1e6), (1e12, "B", 1e9)):
+        if abs(number) < limit:
+            return f"{number / scale:.3g}{suffix}"
+    return f"{number:.2e}"
 
 
 def duration(seconds: float) -> str:
@@ -55,6 +64,21 @@ class Tally:
     finished: dict[str, tuple[Mapping[str, Any], int, float]] = field(default_factory=dict)
     """by config_id: the first completed row, completed trials, sum of their losses"""
     flops_done: float = 0.0
+    distinctions: dict[str, str] = field(init=False)
+    """by config_id: what tells a configuration from others of its shape"""
+
+    def __post_init__(self) -> None:
+        self.distinctions = distinctions(self.trials.values())
+
+    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
+        """Count trials that a search adds."""
+        self.trials.update({trial.trial_id: trial for trial in trials})
+        self.flops.update(flops)
+        self.distinctions = distinctions(self.trials.values())
+
+    def name(self, row: Mapping[str, Any]) -> str:
+        """Shape of a row, with what tells it from others of that shape."""
+        return shape_name(row) + self.distinctions.get(row["config_id"], "")
 
     def end(self, row: Mapping[str, Any]) -> None:
         """Count a trial that has ended; the cost of this does not grow with the study."""
@@ -100,7 +124,7 @@ class Tally:
     def configurations(self) -> list[tuple[str, int, float]]:
         """(shape, trials, mean val_loss) of finished configurations, largest first."""
         ordered = sorted(self.finished.values(), key=lambda group: -group[0]["params_non_embedding"])
-        return [(shape_name(first), n, total / n) for first, n, total in ordered]
+        return [(self.name(first), n, total / n) for first, n, total in ordered]
 
 
 def shape_name(row: Mapping[str, Any]) -> str:
@@ -109,10 +133,37 @@ def shape_name(row: Mapping[str, Any]) -> str:
     return f"{row['n_layer']} layer{layers} x {row['n_embd']}, {row['n_head']} head{heads}"
 
 
-def trial_name(trial: Trial) -> str:
-    """Shape and seed of a trial."""
-    shape = {"n_layer": trial.shape.n_layer, "n_embd": trial.shape.n_embd, "n_head": trial.shape.n_head}
-    return f"{shape_name(shape)}, seed {trial.seed}"
+def trial_name(trial: Trial, distinctions: Mapping[str, str]) -> str:
+    """Shape and seed of a trial, with what tells its configuration from others of that shape."""
+    return f"{shape_name(asdict(trial.shape))}{distinctions.get(trial.config_id, '')}, seed {trial.seed}"
+
+
+def distinctions(trials: Iterable[Trial]) -> dict[str, str]:
+    """For configurations that share depth, width and heads with another one: the fewest fields that tell them apart, by config_id.
+
+    `, 1.64M tokens`; `, lr 0.002, batch_size 16`.
+    """
+    shapes: dict[tuple[int, int, int], dict[str, dict[str, Any]]] = {}
+    for trial in trials:
+        shape = trial.shape
+        facts = {"tokens": trial.n_tokens, "lr": trial.train.lr} | asdict(shape) | asdict(trial.train) | asdict(trial.data)
+        shapes.setdefault((shape.n_layer, shape.n_embd, shape.n_head), {})[trial.config_id] = facts
+    told: dict[str, str] = {}
+    for alike in shapes.values():
+        names = list[str]()
+        apart = 1
+        for name in next(iter(alike.values())):
+            more = len({tuple(str(facts[kept]) for kept in [*names, name]) for facts in alike.values()}) if apart < len(alike) else apart
+            if more > apart:
+                names, apart = [*names, name], more
+        told |= {config: "".join(f", {_fact(name, facts[name])}" for name in names) for config, facts in alike.items()}
+    return told
+
+
+def _fact(name: str, value: Any) -> str:
+    if name == "tokens":
+        return f"{compact(value)} tokens"
+    return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
 class Plain:
@@ -124,8 +175,7 @@ class Plain:
 
     def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
         """Count trials that a search adds."""
-        self.tally.trials.update({trial.trial_id: trial for trial in trials})
-        self.tally.flops.update(flops)
+        self.tally.expect(trials, flops)
 
     def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Remember the latest evaluation."""
@@ -141,7 +191,7 @@ class Plain:
         n = self.tally.counts()
         what = f"val_loss {row['val_loss']:.4f}" if row["status"] == "COMPLETED" else f"{row['status']}: {row['reason']}"
         seconds = f" in {duration(row['wall_s'])}" if row["status"] == "COMPLETED" else ""
-        self.say(f"[{n['done']}/{n['all']}] {shape_name(row)}, seed {row['seed']}: {what}{seconds}")
+        self.say(f"[{n['done']}/{n['all']}] {self.tally.name(row)}, seed {row['seed']}: {what}{seconds}")
 
     def note(self, text: str) -> None:
         """Say something."""
@@ -162,7 +212,7 @@ class Screen(Plain):
     """A live table on a terminal; notes and failures stay above it."""
 
     def __init__(self, tally: Tally, console: Console | None = None) -> None:
-        super().__init__(tally, say=lambda text: self.live.console.print(Text(printable(text))))
+        super().__init__(tally, say=lambda text: self.live.console.print(Text(printable(text)), soft_wrap=True))
         self.live = Live(console=console or Console(), auto_refresh=False, transient=False)
         self.live.start()
 
@@ -190,7 +240,7 @@ class Screen(Plain):
         for trial_id, row in list(self.tally.latest.items())[: room // 2]:
             trial, speed = self.tally.trials[trial_id], row.get("tokens_per_s")
             steps = f"{row['step']:,} of {trial.train.n_steps:,}"
-            running.add_row(trial_name(trial), steps, f"{row['val_loss']:.4f}", f"{speed:,.0f}" if speed else "")
+            running.add_row(trial_name(trial, self.tally.distinctions), steps, f"{row['val_loss']:.4f}", f"{speed:,.0f}" if speed else "")
         finished = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         for title, side in (("finished", "left"), ("trials", "right"), ("mean val_loss", "right")):
             finished.add_column(title, justify=side)  # type: ignore[arg-type]
@@ -204,4 +254,11 @@ class Screen(Plain):
 def open_view(trials: Sequence[Trial], flops: Mapping[str, float], done_before: int) -> Plain:
     """A live table on a terminal, else plain lines."""
     tally = Tally({trial.trial_id: trial for trial in trials}, dict(flops), done_before)
-    return Screen(tally) if sys.stdout.isatty() else Plain(tally)
+    return Screen(tally) if sys.stdout.isatty() and can_redraw() else Plain(tally)
+
+
+def can_redraw() -> bool:
+    """Whether the cursor of this terminal can go up: not in a notebook's cell, which keeps all that a program writes, nor on a dumb one."""
+    kind = os.environ.get("TERM", "")
+    in_notebook = "JPY_PARENT_PID" in os.environ or (kind == "xterm-color" and os.environ.get("PAGER") == "cat")  # as ipykernel sets them
+    return not in_notebook and kind not in ("", "dumb", "unknown")

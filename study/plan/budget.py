@@ -28,6 +28,9 @@ PRIOR = 0.01
 SEED_SHARE = 0.5
 """Share of a single trial's variance that is noise between seeds; the rest stays however many seeds there are."""
 
+LEAST_S = 1.0
+"""Training time that a budget grants when it is used up before training begins."""
+
 Replan = Callable[[Sequence[Trial]], Plan]
 Floats = NDArray[np.float64]
 
@@ -71,7 +74,13 @@ def label(trial: Trial) -> str:
 
 
 def choose(
-    missing: Sequence[Trial], trials: Sequence[Trial], done: Mapping[str, Any], plan: Plan, budget: Budget, replan: Replan
+    missing: Sequence[Trial],
+    trials: Sequence[Trial],
+    done: Mapping[str, Any],
+    plan: Plan,
+    budget: Budget,
+    replan: Replan,
+    stretch: float = 1.0,
 ) -> Chosen:
     """The most informative missing trials whose plan stays within a budget.
 
@@ -82,11 +91,12 @@ def choose(
         plan: of all missing trials: what each takes.
         budget: wall or device time.
         replan: makes the plan of fewer trials.
+        stretch: how much longer than planned everything takes beside other work.
 
     Raises:
         ValueError: not even the cheapest trial fits.
     """
-    wall, device = budget.wall_s, budget.device_s
+    wall, device = budget.wall_s / stretch, budget.device_s / stretch
 
     def fits(part: Sequence[Trial]) -> bool:
         found = replan(part)
@@ -101,7 +111,7 @@ def choose(
     while order and not fits(order):
         order.pop()
     if not order:
-        raise ValueError(_too_small(missing, costs, budget, replan))
+        raise ValueError(_too_small(missing, costs, budget, replan, stretch))
     kept = {trial.trial_id for trial in order}
     known = kept | set(done)
     cut = tuple(name for name, ends in sweep_ends(trials).items() if not all(_any_seed(end, trials, known) for end in ends))
@@ -109,23 +119,29 @@ def choose(
     return Chosen(chosen, tuple(trial for trial in missing if trial.trial_id not in kept), cut, budget)
 
 
-def guard_seconds(budget: Budget | None, plan: Plan | None) -> float:
-    """Wall time after which a run stops whatever was planned; 0 means never.
+def guard_seconds(budget: Budget | None, plan: Plan | None, spent_s: float = 0.0) -> float:
+    """Wall time from now on after which training stops whatever was planned; 0 means never.
 
     For device time: when the planned bundles, all taking longer by one factor, would have used it up.
+
+    Args:
+        spent_s: what the command has taken so far; a wall time holds for all of it, with the report at its end.
     """
     if budget is None:
         return 0.0
-    if budget.wall_s or plan is None or not plan.device_hours:
-        return budget.wall_s
+    if budget.wall_s:
+        return max(LEAST_S, budget.wall_s - spent_s - END_S)
+    if plan is None or not plan.device_hours:
+        return 0.0
     start = START_S + WORKER_START_S
     return start + (plan.seconds - start - END_S) * budget.device_s / 3600 / plan.device_hours
 
 
-def _too_small(missing: Sequence[Trial], costs: Mapping[str, float], budget: Budget, replan: Replan) -> str:
+def _too_small(missing: Sequence[Trial], costs: Mapping[str, float], budget: Budget, replan: Replan, stretch: float) -> str:
     cheapest = min(missing, key=lambda trial: costs[trial.config_id])
     alone = replan([cheapest])
-    cost = f"{math.ceil(alone.seconds)}s" if budget.wall_s else f"{math.ceil(alone.device_hours * 1e4) / 1e4:g} device-hours"
+    hours = math.ceil(alone.device_hours * stretch * 1e4) / 1e4
+    cost = f"{math.ceil(alone.seconds * stretch)}s" if budget.wall_s else f"{hours:g} device-hours"
     what = "with Ray's start and the report" if budget.wall_s else "of device time"
     return f"budget={budget} is too small for one trial: the cheapest ({label(cheapest)}) is quoted at {cost} {what}; give at least that"
 

@@ -1,15 +1,15 @@
-"""Shapes that no machine at hand could hold are refused before anything is allocated, by the memory model of `study.plan.packing`.
+"""Shapes that no machine at hand could hold are refused before anything is allocated, by the memory model of `study.plan.memory`.
 
 check_memory(trials, command.options)
 """
 
 import glob
-import os
 from collections.abc import Sequence
 
 from study.data.corpus import expected_vocab_size
 from study.options import Options
-from study.plan.packing import memory_bytes
+from study.plan.machine import memory
+from study.plan.memory import memory_bytes
 from study.spec import Trial
 
 LARGEST_GPU = 288 << 30
@@ -38,10 +38,10 @@ def room(options: Options) -> tuple[int, str]:
     """Bytes that one process may need, and whose they are."""
     if options.dry_run or options.on_cluster:
         return ABSURD, "the most that a trial may have is"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    here = memory()
     if options.device != "cpu" and glob.glob("/dev/nvidia[0-9]*"):
-        memory = max(memory, LARGEST_GPU)
-    return memory, "this machine has"
+        here = max(here, LARGEST_GPU)
+    return here, "this machine has"
 
 
 def _needed(trial: Trial) -> int:

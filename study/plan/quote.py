@@ -5,7 +5,6 @@ Times a few steps of shapes never seen on this device, plans bundles, and puts m
     quoted = make_quote(missing, corpus.vocab_size, options); print("\n".join(quoted.lines())); quoted.score(seconds)
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 from study.branches import saved_share
 from study.data.corpus import default_cache_dir
 from study.options import Options, Price
+from study.plan.machine import busy_cores, processors
 from study.plan.memory import GROWTH, PROCESS_BYTES, is_out_of_memory
 from study.plan.packing import Machine, Plan, Speeds, make_plan, to_probe
 from study.spec import Trial
@@ -34,6 +34,15 @@ class Quote:
     price: Price | None = None
     busy_cores: float = 0.0
     """cores that other work held when the quote was made; the quote is for a machine without it"""
+    threads: int = 1
+    """of each process"""
+
+    @property
+    def stretch(self) -> float:
+        """How much longer everything takes while the other work stays: cores that are wanted over cores there are."""
+        if self.machine.kind != "cpu" or self.busy_cores <= WORTH_SAYING:
+            return 1.0
+        return max(1.0, (self.plan.slots * self.threads + self.busy_cores) / self.machine.cpus)
 
     @property
     def seconds_by_configuration(self) -> dict[str, float]:
@@ -54,9 +63,11 @@ class Quote:
             f"memory: up to {max(b.memory_bytes for b in plan.bundles) / 2**30:.1f} GiB per process; "
             f"slots busy {plan.utilisation:.0%} of the time",
         ]
-        if self.machine.kind == "cpu" and self.busy_cores > WORTH_SAYING:
+        seconds = plan.seconds * self.stretch
+        if seconds > plan.seconds:
             lines.append(
-                f"other work holds about {self.busy_cores:.1f} of {self.machine.cpus:g} cores now; the quote is for a machine without it"
+                f"other work holds about {self.busy_cores:.1f} of {self.machine.cpus:g} cores now; the quote is for a machine without it, "
+                f"beside it the study takes about {duration(seconds)} and is done about {moment(seconds)}"
             )
         if saved := saved_share([trial for bundle in plan.bundles for trial in bundle.trials]):
             lines.append(f"WSD branches share their trunks: {saved:.0%} of the steps are saved")
@@ -96,7 +107,7 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options, meanw
     threads = max(1, int(options.cpus_per_trial))
     machine, precision = _measure(trials, vocab_size, options, speeds, threads, meanwhile)
     plan = make_plan(trials, vocab_size, machine, speeds, options, precision)
-    return Quote(plan, machine, precision, vocab_size, options.price, busy_cores())
+    return Quote(plan, machine, precision, vocab_size, options.price, busy_cores(), threads)
 
 
 def requote(quoted: Quote, trials: Sequence[Trial], options: Options) -> Quote:
@@ -115,7 +126,7 @@ def _measure(
     lacking = to_probe(trials, place["name"], speeds, vocab_size) if place else to_probe(trials, "", speeds, vocab_size)
     if lacking or not place:
         print(f"timing a few steps of {len(lacking)} kinds of trials, once for this machine ...", file=sys.stderr, flush=True)
-        beside = meanwhile if threads < _cores() else None  # else it would take from what is timed
+        beside = meanwhile if threads < processors() else None  # else it would take from what is timed
         found = ask(lacking, vocab_size, options.device, options.precision, threads, beside)
         kind = found.device.split(" ")[0]
         name = f"{found.device}, {found.precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if kind == "cpu" else "")
@@ -124,11 +135,7 @@ def _measure(
         for trial, ms in zip(lacking, found.ms_per_step, strict=True):
             speeds.note(name, trial, vocab_size, ms, real=False)
         speeds.save()
-    return Machine(place["kind"], place["name"], float(_cores()), float(place["gpus"]), place["gpu_memory_bytes"]), place["precision"]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(place["kind"], place["name"], float(processors()), float(place["gpus"]), place["gpu_memory_bytes"]), place["precision"]
 
 
 def _place(options: Options, threads: int) -> str:
@@ -162,26 +169,6 @@ def learn_memory(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapp
         if trial and needed > PROCESS_BYTES["cuda"]:
             speeds.note_memory(quoted.machine.name, trial, quoted.vocab_size, quoted.precision, needed, size)
     speeds.save()
-
-
-def busy_cores(seconds: float = 0.2) -> float:
-    """Cores that others keep busy while this process sleeps; 0 where the system does not tell."""
-    try:
-        before = _core_times()
-        time.sleep(seconds)
-        after = _core_times()
-    except (OSError, ValueError, IndexError, AttributeError):  # no Linux
-        return 0.0
-    idle, whole = after[0] - before[0], after[1] - before[1]
-    return len(os.sched_getaffinity(0)) * (1 - idle / whole) if whole > 0 else 0.0
-
-
-def _core_times() -> tuple[int, int]:
-    """Idle and all ticks, since the start of the machine, of the cores that this process may use (proc(5), /proc/stat)."""
-    ours = {f"cpu{core}" for core in os.sched_getaffinity(0)}
-    with open("/proc/stat", encoding="ascii") as file:
-        cores = [[int(value) for value in line.split()[1:9]] for line in file if line.split()[0] in ours]
-    return sum(ticks[3] + ticks[4] for ticks in cores), sum(map(sum, cores))
 
 
 def moment(seconds_from_now: float) -> str:

@@ -105,6 +105,6 @@ def within_budget(command: Command, scope: Scope, found: Survey, quoted: Quote |
     def replan(part: Sequence[Trial]) -> Plan:
         return requote(quoted, part, command.options).plan
 
-    chosen = choose(found.missing, scope.trials, found.done, quoted.plan, budget, replan)
+    chosen = choose(found.missing, scope.trials, found.done, quoted.plan, budget, replan, quoted.stretch)
     smaller = dataclasses.replace(found, missing=chosen.trials)
     return smaller, requote(quoted, chosen.trials, command.options), chosen.lines(command.options.dry_run)

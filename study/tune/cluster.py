@@ -1,125 +1,99 @@
 """Ray itself: join a cluster or start it on this machine, and look at its nodes before any trial starts.
 
-with ray_session(options) as on_cluster: check_nodes(on_cluster)
+with ray_session(options) as joined: check_nodes(options.on_cluster)
 """
 
-import functools
-import importlib
 import logging
 import os
-import shutil
+import pwd
 import socket
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import ray
+import yaml
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from study.options import Options
-from study.tune import environment, head
-
-OBJECT_STORE_BYTES = 100 * 2**20
-"""On one machine tokens are memory-mapped files, so Ray's store holds small things only; a /dev/shm of 64 MB (Docker) is no obstacle."""
-
-LEAST_ROOM_BYTES = 16 * 2**20
-"""A session's logs and sockets take about 1 MiB at first."""
+from study.results.provenance import version
+from study.tune import head, local_ray, ray_internals
+from study.tune.environment import check_address, temporary_folder
 
 LAUNCHED = "ray_bootstrap_config.yaml"
 """Where `ray up` leaves the cluster file, in the head's home."""
 REACH_S = 5.0
 """Longest wait for a cluster's port to answer."""
+TOKEN_WANTED = (
+    "refuses this account's token; copy the file ~/.ray/auth_token of the account that started it, "
+    "or name the token with RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
+)
+LOGGERS = ("ray", "ray.tune", "ray.train", "ray.data")
 
 
 @contextmanager
-def ray_session(options: Options) -> Iterator[bool]:
-    """Join the cluster that `--address` or $RAY_ADDRESS names, else start Ray on this machine; yields whether it is a cluster.
+def ray_session(options: Options) -> Iterator[str]:
+    """Join the cluster that `--address` or $RAY_ADDRESS names, else start Ray on this machine; yields what was joined, or "".
 
     A Ray that is already up in this process is used and left up.
 
     Raises:
-        ValueError: the cluster cannot be reached.
+        ValueError: the cluster cannot be reached or joined, or Ray cannot start.
     """
-    address = options.address or os.environ.get("RAY_ADDRESS", "")
-    _check_reachable(address)
     if ray.is_initialized():
-        yield bool(options.address)
+        yield ""
         return
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    try:
-        if address:
-            inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then the job has shipped the code
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    with _joined(options) if options.on_cluster else local_ray.started(), head.watched(ray.get_runtime_context().gcs_address):
+        yield describe_nodes(ray.get_runtime_context().gcs_address) if options.on_cluster else ""
+
+
+@contextmanager
+def _joined(options: Options) -> Iterator[None]:
+    check_address(options)
+    address = own_cluster() if options.cluster == "auto" else options.cluster
+    _knock(address)
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then the job has shipped the code
+    with local_ray.quiet() as said:
+        try:
+            ray_internals.ask_head(address)
             ray.init(
                 address=address,
                 runtime_env=None if inside_job else {"py_modules": _own_packages()},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        else:
-            check_room()
-            with _groups_of_their_own():
-                ray.init(
-                    address="local",
-                    include_dashboard=False,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level=logging.ERROR,
-                )
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        what = f"the Ray cluster at {address} cannot be joined" if address else "Ray cannot start on this machine"
-        raise ValueError(f"{what}: {_first_sentence(error)}") from error
-    for name in ("ray.tune", "ray.train", "ray.data"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+        except ray.exceptions.AuthenticationError as error:
+            raise ValueError(f"the Ray cluster at {address} {TOKEN_WANTED}") from error
+        except Exception as error:
+            reason = local_ray.first_sentence(str(error)) or said()
+            raise ValueError(f"the Ray cluster at {address} cannot be joined: {reason}") from error
     try:
-        with head.watched(ray.get_runtime_context().gcs_address):
-            yield bool(address)
+        yield
     finally:
         ray.shutdown()
 
 
-@contextmanager
-def _groups_of_their_own() -> Iterator[None]:
-    """Ray's processes that start here are not in the driver's process group.
-
-    A batch system sends its SIGTERM to the whole group, and Ray ends a driver at once whose raylet is gone: one time in six before the
-    driver had recorded what was running. On Linux these processes end with the driver in any case (prctl(2), PR_SET_PDEATHSIG).
-    """
-    services: Any = importlib.import_module("ray._private.services")
-    plain = getattr(services, "ConsolePopen", None)
-    if plain is None or sys.platform != "linux":
-        yield
-        return
-    services.ConsolePopen = functools.partial(plain, process_group=0)
-    try:
-        yield
-    finally:
-        services.ConsolePopen = plain
-
-
-def check_room() -> None:
-    """Look at the disk that Ray's processes start on: without room they wait half a minute for a file and do not say why.
+def own_cluster() -> str:
+    """The address that `auto` means: the cluster that this user began or joined on this machine with `ray start`.
 
     Raises:
-        ValueError: it is full.
+        ValueError: there is none, or it is another person's.
     """
-    try:
-        free = shutil.disk_usage(environment.temporary_folder()).free
-    except OSError:
-        return  # Ray makes the folder, or says why not
-    if free < LEAST_ROOM_BYTES:
-        raise ValueError(environment.no_room())
+    noted = ray_internals.cluster_of_this_machine(temporary_folder())
+    if noted is None:
+        raise ValueError("address=auto finds no Ray cluster that was started on this machine with ray start; name it as HOST:PORT")
+    address, user = noted
+    if user != os.getuid():
+        name = pwd.getpwuid(user).pw_name if any(entry.pw_uid == user for entry in pwd.getpwall()) else f"user {user}"
+        raise ValueError(f"the Ray cluster on this machine belongs to {name}; to join it all the same, name it: --address {address}")
+    return address
 
 
-def _check_reachable(address: str) -> None:
+def _knock(address: str) -> None:
     """Knock at the cluster's port: Ray itself ends the whole process where nobody answers."""
-    if address in ("", "auto", "local"):
-        return
     host, _, port = address.rpartition(":")
-    if "://" in address or not host or not port.isdigit():
-        raise ValueError(
-            f"address={address!r} is not HOST:PORT or auto; from another machine use: ray job submit -- python -m study.run ..."
-        )
     try:
         socket.create_connection((host, int(port)), timeout=REACH_S).close()
     except OSError as error:
@@ -130,11 +104,6 @@ def _own_packages() -> list[str]:
     """Folders of our packages, shipped to the workers so that all run the code of this driver."""
     root = Path(__file__).parents[2]
     return [str(root / name) for name in ("study", "models", "analysis")]
-
-
-def _first_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text.split(". ")[0][:300]
 
 
 def gpus_per_trial(options: Options) -> float:
@@ -149,8 +118,6 @@ def gpus_per_trial(options: Options) -> float:
 
 def brings_gpus(launched: Path) -> bool:
     """Whether the cluster file that `ray up` left on the head names nodes with GPUs that may still be started."""
-    import yaml
-
     try:
         types = yaml.safe_load(launched.read_text(encoding="utf-8"))["available_node_types"].values()
         return any(float(kind["resources"].get("GPU", 0)) >= 1 and kind.get("max_workers", 1) > 0 for kind in types)
@@ -158,15 +125,15 @@ def brings_gpus(launched: Path) -> bool:
         return False
 
 
-def describe_nodes() -> str:
-    """What a person is told in the place of a quote: what is up, and why its time is not known."""
+def describe_nodes(address: str) -> str:
+    """What a person is told first, in the place of a quote: what was joined, what is up there, and why its time is not known."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     kinds = sorted({key.removeprefix("accelerator_type:") for node in nodes for key in node if key.startswith("accelerator_type:")})
     named = f" ({', '.join(kinds)})" if kinds else ""
+    up = f"{len(nodes)} node{'' if len(nodes) == 1 else 's'} with {cpus:g} CPUs and {gpus:g} GPUs{named}"
     return (
-        f"cluster: {len(nodes)} nodes with {cpus:g} CPUs and {gpus:g} GPUs{named} are up; no quote, "
-        "because the time of a step on its machines is not known before one has run"
+        f"joined the Ray cluster at {address}: {up}; no quote, because the time of a step on its machines is not known before one has run"
     )
 
 
@@ -204,10 +171,6 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
     """
     if not on_cluster:
         return
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    from study.results.provenance import version
-
     probe = ray.remote(num_cpus=0)(_versions)
     asked = {
         probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
@@ -221,7 +184,7 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
         except (ray.exceptions.RayError, TimeoutError) as error:
             if _is_gone(node["NodeID"]):  # a spot machine that was taken away in this moment
                 continue
-            raise ValueError(f"node {host} cannot run a task of this program: {_first_sentence(error)}") from None
+            raise ValueError(f"node {host} cannot run a task of this program: {local_ray.first_sentence(str(error))}") from None
         for name, theirs in found.items():
             # A build's local part (+cpu, +cu130) may differ: a CPU head drives GPU workers.
             if theirs.split("+")[0] != version(name).split("+")[0]:
@@ -235,6 +198,4 @@ def _is_gone(node_id: str) -> bool:
 
 
 def _versions() -> dict[str, str]:
-    from study.results.provenance import version
-
     return {name: version(name) for name in ("ray", "torch", "numpy", "safetensors")}

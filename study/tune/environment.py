@@ -1,11 +1,13 @@
-"""What Ray reads from the environment, set before it is imported. Imports nothing of Ray.
+"""What Ray reads from the environment, set before it is imported, and the addresses that may be named there. Imports nothing of Ray.
 
 set_ray_environment(); import ray
 """
 
 import os
-import shutil
+import secrets
 from pathlib import Path
+
+from study.options import Options
 
 SETTINGS = {
     # No boxes on the terminal, no log files of its own, no phoning home.
@@ -20,21 +22,36 @@ SETTINGS = {
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
     # Tune's workers have an environment of their own, so the ones that Ray starts in advance would never be used.
     "RAY_prestart_worker_first_driver": "0",
+    # Under `uv run` Ray would ship the working directory, whatever lies there, and build the environment anew for every worker.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
 }
 LOCAL_SETTINGS = {
     # Workers outlive a killed driver by 5 s instead of 60 s: they would hold its memory, on a GPU too. A cluster may be away for longer.
     "RAY_gcs_rpc_server_reconnect_timeout_s": "5",
+    # A busy machine takes longer than Ray's 30 s to start the first of its processes.
+    "RAY_gcs_server_port_wait_time_s": "120",
 }
-LONGEST_TMPDIR = 40
-"""Ray's sockets live below the temporary folder, and a socket's path may have 107 bytes."""
+LONGEST_FOLDER = 39
+"""Bytes: a socket's path may have 107 (unix(7)), and `/ray/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store` takes 68."""
+FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where a Ray of this machine keeps its session if $TMPDIR cannot hold it."""
+TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+"""What a person may have said about Ray's token: whether it is wanted, the token, the file that holds it."""
 
 
 def set_ray_environment(on_cluster: bool = False) -> None:
     """Set what is not set already; a Ray that starts on this machine gets some more."""
     for name, value in (SETTINGS if on_cluster else SETTINGS | LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
-    if len(os.environ.get("TMPDIR", "")) > LONGEST_TMPDIR:
-        os.environ.setdefault("RAY_TMPDIR", "/tmp")
+    if on_cluster:
+        if not any(os.environ.get(name) for name in TOKEN) and (Path.home() / ".ray" / "auth_token").exists():
+            os.environ["RAY_AUTH_MODE"] = "token"  # a cluster that asks for none takes it, too
+        return
+    if not any(os.environ.get(name) for name in TOKEN[1:]):  # else Ray writes one into the home folder, readable for everyone
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if "RAY_TMPDIR" not in os.environ and why_not(temporary_folder()):
+        usable = (folder for folder in FOLDERS if not why_not(Path(folder)))
+        os.environ["RAY_TMPDIR"] = next(usable, str(temporary_folder()))
 
 
 def temporary_folder() -> Path:
@@ -42,10 +59,25 @@ def temporary_folder() -> Path:
     return Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
 
 
-def no_room(out: Path | None = None) -> str:
-    """What a person is told where a disk that Ray writes to is full: that of its temporary folder, or that of the results `out`."""
-    folder = temporary_folder()
-    free, left = (shutil.disk_usage(place).free >> 20 for place in (folder, out or folder))
-    if left < free:
-        return f"the disk of {out} has {left} MiB left; free some space there or name another folder with --out"
-    return f"the disk of Ray's temporary folder {folder} has {free} MiB left; free some space there or name another folder with RAY_TMPDIR"
+def why_not(folder: Path) -> str:
+    """Why Ray's session cannot live in a folder, or ""."""
+    if (length := len(os.fsencode(folder))) > LONGEST_FOLDER:
+        return f"its path has {length} bytes, and the sockets in it leave room for {LONGEST_FOLDER}"
+    existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
+    return "" if os.access(existing, os.W_OK | os.X_OK) else "it cannot be written"
+
+
+def check_address(options: Options) -> None:
+    """Refuse what is no address of a Ray cluster, naming where it was written.
+
+    Raises:
+        ValueError: it is not HOST:PORT, auto or local.
+    """
+    address = options.cluster
+    host, _, port = address.rpartition(":")
+    if address in ("", "auto") or ("://" not in address and host and port.isdigit()):
+        return
+    where = "--address" if options.address else "the environment variable RAY_ADDRESS"
+    hint = "jobs are submitted there, with: ray job submit -- python -m study.run ...; " if "://" in address else ""
+    remedy = "leave it out" if options.address else "unset it"
+    raise ValueError(f"{where}={address!r} is not HOST:PORT, auto or local; {hint}{remedy} to train on this machine")

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Protocol
 
 import ray
@@ -22,6 +21,7 @@ from study.display.terminal import printable
 from study.plan.memory import is_out_of_memory, next_share, share_in_words
 from study.results.trial_writer import Recorder, Where
 from study.spec import Trial
+from study.tune import ray_internals
 from study.tune.signals import Interrupts
 from study.tune.worker_input import Bundled, reservation
 
@@ -163,8 +163,7 @@ class Monitor(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle is through; a run of a search that left no outcome was stopped by its scheduler."""
-        trial.metric_n_steps.clear()  # Ray Tune keeps ended trials with 17 KB of running means, which nothing here reads
-        trial.metric_analysis.clear()
+        ray_internals.forget_means(trial)
         running = self.running.pop(trial.config["bundle"], None)
         if running and any(t.may_stop for t in running.bundled.trials):
             self._cut_off(running, "STOPPED", "worse than other runs of its size")
@@ -172,7 +171,7 @@ class Monitor(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle failed and will be tried again."""
         names = ", ".join(t.trial_id for t in self.bundles[trial.config["bundle"]].trials)
-        if any(full in _newest_failure(trial) for full in DISK_FULL):  # ours, or one of another machine
+        if any(full in ray_internals.newest_failure(trial) for full in DISK_FULL):  # ours, or one of another machine
             with _or_stop():
                 self.recorder.probe()
         if said := self._grow(trial):
@@ -237,10 +236,9 @@ class Monitor(tune.Callback):
     def _grow(self, trial: Any) -> str:
         """Let a bundle that ran out of memory be tried again with a larger share; returns what to say, or "" where memory was not it."""
         running = self.running.get(trial.config["bundle"])
-        if not running or not is_out_of_memory(_newest_failure(trial)) or not (larger := _larger(running.bundled)):
+        if not running or not is_out_of_memory(ray_internals.newest_failure(trial)) or not (larger := _larger(running.bundled)):
             return ""
-        trial.update_resources(reservation(larger.cpus, larger.gpus))
-        trial.run_metadata.num_failures -= 1  # there is a remedy, and shares end at a whole GPU
+        ray_internals.try_with(trial, reservation(larger.cpus, larger.gpus))  # shares end at a whole GPU
         before, after = share_in_words(running.bundled.cpus, running.bundled.gpus), share_in_words(larger.cpus, larger.gpus)
         running.remark, running.bundled = f"ran out of memory on {before}, went on with {after}", larger
         return f"ran out of memory on {before}; trying again with {after}"
@@ -255,11 +253,9 @@ class Monitor(tune.Callback):
         """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""
         late = {index for index, running in self.running.items() if time.monotonic() - running.progress_at > self.stall_s}
         for trial in trials if late else []:
-            actor = trial.temporary_state.ray_actor
-            if trial.config["bundle"] in late and trial.status == "RUNNING" and actor is not None:
+            if trial.config["bundle"] in late and ray_internals.kill_worker(trial):
                 self.running[trial.config["bundle"]].progress_at = time.monotonic()
                 self.note(f"no progress for {self.stall_s / 60:.3g} minutes in {trial.trial_id}; its worker is replaced")
-                ray.kill(actor)
 
 
 class OutOfBudget(BaseException):
@@ -281,17 +277,13 @@ def _or_stop() -> Iterator[None]:
 
 def failure(trial: Any) -> str:
     """One line saying why a Ray Tune trial failed: the last line of its newest traceback, or that its process is gone."""
-    newest = _newest_failure(trial)
+    newest = ray_internals.newest_failure(trial)
     if "running low on memory" in newest:
         return "its worker was killed because the machine ran low on memory"
     if "Traceback" not in newest and any(name in newest for name in ("The actor", "ActorDied", "ActorUnavailable", "owner of")):
         return "its worker process died (killed, or the machine ran out of memory)"
     lines = [line.strip() for line in newest.splitlines() if line.strip()]
     return printable(lines[-1])[:500]
-
-
-def _newest_failure(trial: Any) -> str:
-    return Path(trial.error_file).read_text(encoding="utf-8", errors="replace").split("Failure # ")[-1]
 
 
 def _larger(bundled: Bundled) -> Bundled | None:

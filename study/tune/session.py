@@ -5,8 +5,9 @@ Reads the corpus and the survey of the results folder; everything that is writte
     problem = train(Job(command, trials, corpus, origin, interrupts, quoted), found)   # "" or why it stopped early
 """
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from study.branches import families, programs
@@ -42,6 +43,8 @@ class Job:
     """keeps an object store equal to the results folder, where --out names one"""
     searches: "Searches | None" = None
     """the study's searches, whose trials follow from what is recorded"""
+    began: float = field(default_factory=time.monotonic)
+    """when the command began, by the monotonic clock"""
 
 
 def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]" = ()) -> str:
@@ -52,7 +55,8 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
     set_ray_environment(on_cluster=options.on_cluster)
     from study.tune import cluster, tuner, worker_input
 
-    with cluster.ray_session(options) as on_cluster:
+    on_cluster = options.on_cluster
+    with cluster.ray_session(options):
         job.interrupts.install()
         prober = make_prober(job, sizes) if sizes else None
         bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted) if not prober else []
@@ -72,8 +76,6 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
             **_store_facts(job.store),
         )
         monitor = _monitor(job, found, bundles)
-        if on_cluster and not job.quoted:
-            monitor.note(cluster.describe_nodes())
         if warning:
             monitor.note(warning)
         if prober:
@@ -91,7 +93,7 @@ def _until_the_end(job: Job, monitor: "Monitor", run: Callable[[], None]) -> str
         run()
         job.interrupts.check()
     except Interrupted:
-        monitor.interrupted("Ctrl-C" if job.interrupts.exit_code == 130 else "SIGTERM")
+        monitor.interrupted(job.interrupts.name)
         return "stopped"
     except OutOfBudget:
         monitor.interrupted(f"the budget of {job.command.options.budget} was used up")
@@ -156,7 +158,7 @@ def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monito
     screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
     board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
     screen.say(f"board: {board.how_to_open()}")
-    budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None)
+    budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None, time.monotonic() - job.began)
     return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
 
 

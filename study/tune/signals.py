@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first one ends the run in order, the second one at once.
+"""Ctrl-C, SIGTERM and a terminal that is closed: the first one ends the run in order, the second one at once.
 
 with Interrupts() as interrupts: ...; interrupts.deferred = True   # from here on a signal only raises the flag `signum`
 """
@@ -8,7 +8,8 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, HANG_UP)
 
 
 class Interrupted(BaseException):
@@ -24,7 +25,9 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Interrupts":
-        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        nohup = before.get(HANG_UP) == signal.SIG_IGN
+        self._before = {number: handler for number, handler in before.items() if not (nohup and number == HANG_UP)}
         self.install()
         return self
 
@@ -34,13 +37,18 @@ class Interrupts:
 
     def install(self) -> None:
         """Put our handlers in place."""
-        for number in SIGNALS:
+        for number in self._before:
             signal.signal(number, self._handle)
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 143 after SIGTERM."""
+        """130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
         return 128 + self.signum
+
+    @property
+    def name(self) -> str:
+        """What came, in a person's words."""
+        return "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
 
     def check(self) -> None:
         """Act upon a deferred signal.
@@ -52,6 +60,8 @@ class Interrupts:
             raise Interrupted
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum and signum == HANG_UP != signal.SIGTERM:  # the shell of a closed terminal sends it once more
+            return
         if self.signum:  # asked twice: tables are written whole or not at all, so leaving at once loses nothing
             os.write(2, b"\nstudy.run: stopped at once; the same command continues\n")
             os._exit(128 + signum)

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 
 from study.plan.memory import memory_cap
 from study.results.object_store import Store, get_checkpoints, put_checkpoints, reason
+from study.tune import ray_internals
 from study.tune.worker_input import Bundled, Work, bundle_of
 
 if TYPE_CHECKING:
@@ -89,8 +90,8 @@ class BundleTrainable(tune.Trainable):
 
     def _share(self, bundled: Bundled) -> float:
         """The part of a GPU that this process holds: what was planned, or more after it was too little."""
-        request = self.trial_resources if getattr(self, "_trial_info", None) else None
-        return float(request.required_resources.get("GPU", 0.0)) if request else bundled.gpus
+        reserved = ray_internals.reserved_gpus(self)
+        return bundled.gpus if reserved is None else reserved
 
     def _own_place(self) -> Path:
         """A folder of this process for checkpoints that go to the store; the last bundle's are dropped."""

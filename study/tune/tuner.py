@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from study.options import Options
-from study.tune.environment import no_room
+from study.tune.local_ray import no_room
 from study.tune.searcher import Prober, SizesSearcher, WithinSize
 from study.tune.trainable import BundleTrainable
 from study.tune.worker_input import Work, requests

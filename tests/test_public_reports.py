@@ -1,0 +1,316 @@
+"""What people reported of programs that do this job, tried on this one: terminals, processors, Rays, accounts. One line a case.
+
+Files and names are in tests/test_public_reports_files.py.
+"""
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from study.options import Options
+from study.plan import machine
+from study.tune import cluster, environment, local_ray
+from tests.running import ROOT, checkpoints, rows, tables, tiny, wait_until, workers
+
+RUN = [sys.executable, "-m", "study.run"]
+TABLE = """
+import time
+from study.command import parse
+from study.display.terminal import open_view
+from study.spec import expand
+trials = expand(parse(["smoke"]).study)
+view = open_view(trials, {t.trial_id: 1.0 for t in trials}, 0)
+view.say("board: " + "x" * 300)
+for step in range(20):
+    view.progress(trials[0].trial_id, [{"step": step, "val_loss": 1.0, "tokens_per_s": 1.0}])
+    time.sleep(0.03)
+    view.said_at = -1e9
+    view.tick()
+view.close()
+"""
+"""The live view of a study in which one trial reports twenty times."""
+
+
+def environment_of(**changes: str) -> dict[str, str]:
+    """This environment with changes; what is empty is taken out."""
+    return {name: value for name, value in {**os.environ, "PYTHONPATH": str(ROOT), **changes}.items() if value}
+
+
+def said(command: list[str] | str, seconds: float = 120, **changes: str) -> tuple[int, str]:
+    """Exit code and all that a command writes; there is never a traceback."""
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment_of(**changes), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, shell=isinstance(command, str),
+        timeout=seconds,
+    )  # fmt: skip
+    text = done.stdout.decode(errors="replace")
+    assert "Traceback" not in text, text
+    return done.returncode, text
+
+
+def on_terminal(command: list[str], **changes: str) -> str:
+    """What a command writes to a terminal of 80 columns."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, cwd=ROOT, env=environment_of(**changes), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while part := os.read(ours, 1 << 16):
+            text += part
+    except OSError:  # Linux: the other end is closed
+        pass
+    assert process.wait(60) == 0, text.decode()
+    return text.decode()
+
+
+# ---- terminals ----
+
+
+@pytest.mark.parametrize(
+    ("changes", "redrawn"),
+    [
+        ({"TERM": "xterm-256color", "PAGER": ""}, True),
+        ({"TERM": "newer-than-this-machine"}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": ""}, False),
+        ({"TERM": "unknown"}, False),
+        ({"TERM": "xterm-color", "JPY_PARENT_PID": "1"}, False),
+    ],
+)
+def test_the_table_is_redrawn_where_that_works_else_plain_lines_are_said_and_a_link_is_one_line(
+    changes: dict[str, str], redrawn: bool
+) -> None:
+    text = on_terminal([sys.executable, "-c", TABLE], **changes)
+    assert ("\x1b[" in text) == redrawn
+    assert "x" * 300 in text
+    assert redrawn or 20 <= text.count("trials done") <= 22
+
+
+def test_a_notebook_s_cell_holds_lines_and_no_copies_of_the_table(tmp_path: Path) -> None:
+    (tmp_path / "view.py").write_text(TABLE)
+    cell = nbformat.v4.new_code_cell(f"!PYTHONPATH={ROOT} {sys.executable} {tmp_path / 'view.py'}")
+    notebook = nbformat.v4.new_notebook(cells=[cell])
+    NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    text = "".join(output["text"] for output in cell["outputs"])
+    assert "\x1b[" not in text
+    assert "running" in text
+
+
+# ---- an output that is gone ----
+
+
+@pytest.mark.parametrize(
+    ("ending", "changes", "expected"),
+    [
+        (">&-", {}, ""),
+        (">&- 2>&- <&-", {}, ""),
+        ("> /dev/full", {}, "what was printed is lost: the standard output cannot be written (No space left on device)"),
+        ("> /dev/full 2> /dev/full", {}, ""),
+        ("", {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, "what does ? buy"),
+    ],
+)
+def test_printing_never_ends_a_command(ending: str, changes: dict[str, str], expected: str, story_cache: Path) -> None:
+    code, text = said(f"{sys.executable} -m study.run smoke --question 'what does ü buy' --dry-run {ending}", **changes)
+    assert code == 0
+    assert expected in text
+
+
+def test_a_file_that_is_opened_never_takes_the_place_of_a_closed_output(tmp_path: Path) -> None:
+    program = f"""
+from study.console import until_closed
+def main():
+    file = open({str(tmp_path / "file")!r}, "w")
+    print("to nobody", flush=True)
+    file.write("kept")
+    file.close()
+    return 3
+raise SystemExit(until_closed(main))
+"""
+    (tmp_path / "program.py").write_text(program)
+    assert said(f"{sys.executable} {tmp_path / 'program.py'} >&- 2>&-") == (3, "")
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+# ---- processors, memory and processes ----
+
+
+def test_one_processor_is_counted_under_affinity() -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        pytest.skip("this system has no affinity")
+    (first, *_) = os.sched_getaffinity(0)
+    program = f"import os; os.sched_setaffinity(0, [{first}]); from study.plan.machine import processors; print(processors())"
+    assert said([sys.executable, "-c", program]) == (0, "1\n")
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "count"),
+    [
+        ("0::/a/b\n", {"a/cpu.max": "100000 100000", "a/b/cpu.max": "max 100000"}, 1),  # the group above limits, too
+        ("0::/\n", {"cpu.max": "150000 100000"}, 1),  # a container sees its own group as the top; one and a half are one
+        ("3:cpu,cpuacct:/docker/7\n", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 1),  # version 1
+        ("0::/\n", {"cpu.max": "max 100000"}, None),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)
+def test_control_groups_of_both_versions_limit_the_one_count(
+    groups: str, files: dict[str, str], count: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "groups").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "MOUNT", tmp_path)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert machine.processors() == (count or 3)
+
+
+def test_few_processes_allowed_are_named_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "groups").write_text("1:pids:/job\n")
+    (tmp_path / "pids" / "job").mkdir(parents=True)
+    (tmp_path / "pids" / "job" / "pids.max").write_text("100")
+    (tmp_path / "pids" / "job" / "pids.current").write_text("20")
+    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(machine, "MOUNT", tmp_path)
+    with pytest.raises(ValueError, match=r"may start 80 more processes and threads and Ray takes about \d+; raise the limit"):
+        local_ray.check()
+
+
+# ---- temporary folders, homes and addresses ----
+
+
+@pytest.mark.parametrize("name", ["é" * 20, "漢" * 25, "x" * 60])
+def test_a_temporary_folder_that_is_too_long_in_bytes_is_left_alone_and_one_that_was_asked_for_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / name
+    long.mkdir()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setenv("TMPDIR", str(long))
+    environment.set_ray_environment()
+    assert os.environ["RAY_TMPDIR"] in environment.FOLDERS
+    monkeypatch.setenv("RAY_TMPDIR", str(long))
+    with pytest.raises(ValueError, match=r"has \d+ bytes, and the sockets in it leave room for 39; name another folder with RAY_TMPDIR"):
+        local_ray.check()
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes", "sentence"),
+    [
+        ([], {"RAY_ADDRESS": "http://127.0.0.1:8265"}, "the environment variable RAY_ADDRESS='http://127.0.0.1:8265' is not HOST:PORT"),
+        ([], {"RAY_ADDRESS": "ray://10.0.0.1:10001"}, "unset it to train on this machine"),
+        (["--address", "head"], {}, "--address='head' is not HOST:PORT, auto or local; leave it out to train on this machine"),
+    ],
+)
+def test_an_address_that_is_none_is_named_where_it_was_written(
+    flags: list[str], changes: dict[str, str], sentence: str, story_cache: Path
+) -> None:
+    code, text = said([*RUN, "smoke", "--dry-run", *flags], **changes)
+    assert (code, sentence in text) == (2, True), text
+
+
+def test_local_is_this_machine_with_a_quote(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert not Options().on_cluster
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    assert Options().on_cluster
+    assert not Options(address="local").on_cluster
+
+
+def test_auto_never_joins_another_person_s_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ValueError, match="finds no Ray cluster"):
+        cluster.own_cluster()
+    note = tmp_path / "ray" / "ray_current_cluster"
+    note.parent.mkdir()
+    note.write_text("10.0.0.1:6379")
+    assert cluster.own_cluster() == "10.0.0.1:6379"
+    if os.getuid():
+        pytest.skip("only root can give a file to another user")
+    os.chown(note, 12345, 12345)
+    with pytest.raises(ValueError, match=r"belongs to user 12345; to join it all the same, name it: --address 10.0.0.1:6379"):
+        cluster.own_cluster()
+
+
+def test_a_start_that_fails_in_any_way_is_one_sentence(tmp_path: Path) -> None:
+    for reason, sentence in (
+        ("Exception: The current node timed out during startup.", "were not ready in time (its load is"),
+        ("Check failed: Timed out waiting for file /x/metrics_agent_port", "try again when it has less to do"),
+        ("something new. And more.", f"Ray cannot start on this machine: something new; its logs are in {tmp_path}"),
+    ):
+        assert sentence in local_ray.explain(reason, tmp_path)
+
+
+def test_a_file_in_the_place_of_ray_s_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        (Path(short) / "ray").touch()
+        monkeypatch.setenv("RAY_TMPDIR", short)
+        with pytest.raises(ValueError, match=f"Ray cannot start on this machine: .*File exists: '{short}/ray'$"), local_ray.started():
+            pass
+
+
+# ---- all at once, on a real Ray ----
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> SimpleNamespace:
+    """A command's prefix for what many containers are like: a home and a /dev/shm that cannot be written, one processor, 256 files."""
+    home = tmp_path / "home"
+    home.mkdir()
+    frozen = f"mount --bind {home} {home} && mount -o remount,ro,bind {home} && mount -t tmpfs -o ro none /dev/shm"
+    attempt = subprocess.run(["unshare", "--mount", "sh", "-c", frozen], capture_output=True, text=True, check=False)
+    if attempt.returncode:
+        pytest.skip(f"this system does not let a test mount a file system: {attempt.stderr.strip()}")
+    folder = tmp_path / ("漢" * 25)
+    folder.mkdir()
+    settings = {"HOME": str(home), "TMPDIR": str(folder), "RAY_TMPDIR": "", "SCALING_STUDY_CACHE": "", "RAY_AUTH_TOKEN": "", "TERM": "dumb"}
+    return SimpleNamespace(prefix=f"{frozen} && ulimit -n 256 && exec taskset -c 0", settings=settings, home=home)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_study_in_a_container_with_its_output_closed_ends_with_every_row(
+    container: SimpleNamespace, undisturbed: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = " ".join([*RUN, *tiny(out, "--no-report")])
+    code, text = said(["unshare", "--mount", "sh", "-c", f"{container.prefix} {command} >&-"], 400, **container.settings)
+    assert code == 0, text
+    assert tables(out) == tables(undisturbed)
+    assert not list(container.home.iterdir())
+    facts = (out / "study.json").read_text()
+    assert '"slots": 1' in facts
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_terminal_that_is_closed_ends_a_study_like_sigterm(undisturbed: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    ours, theirs = pty.openpty()
+    attach = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", attach, *RUN, *tiny(out, "--no-report")]
+    process = subprocess.Popen(command, cwd=ROOT, env=environment_of(), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    assert wait_until(lambda: (_drain(ours), checkpoints(out, 40))[1], process=process)
+    pids = workers(process.pid)
+    os.close(ours)  # the kernel sends SIGHUP, and every later write fails
+    assert process.wait(60) == 128 + signal.SIGHUP
+    assert {row["reason"] for row in rows(out) if row["status"] == "INTERRUPTED"} == {"SIGHUP"}
+    assert wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), seconds=30)
+
+
+def _drain(terminal: int) -> None:
+    try:
+        while os.read(terminal, 1 << 16):
+            continue
+    except OSError:
+        return
