@@ -275,18 +275,18 @@ def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
     assert stop.value.code == 2
 
 
-def test_the_import_needs_neither_torch_nor_ray_and_is_quick() -> None:
-    code = (
-        "import sys, time; t = time.process_time(); import analysis.__main__; t = time.process_time() - t; "
-        "print(t, sorted({'torch', 'ray', 'matplotlib'} & set(sys.modules)))"
-    )
-    root = Path(__file__).resolve().parents[1]
-    printed = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(root)}
-    ).stdout
-    seconds, loaded = printed.split(" ", 1)
-    assert loaded.strip() == "[]"
-    assert float(seconds) < 2.0  # 0.6 s measured on a quiet core; the bar is one second
+def test_the_import_needs_neither_torch_nor_ray_and_costs_little_more_than_its_libraries() -> None:
+    def seconds(what: str) -> tuple[float, str]:
+        code = f"import sys, time; t = time.process_time(); import {what}; print(time.process_time() - t, *sys.modules)"
+        root = Path(__file__).resolve().parents[1]
+        environment = {**os.environ, "PYTHONPATH": str(root)}
+        done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, env=environment)
+        spent, _, loaded = done.stdout.partition(" ")
+        return float(spent), loaded
+
+    found = [seconds("analysis.__main__") for _ in range(2)]
+    assert not {"torch", "ray", "matplotlib"} & set(found[0][1].split())
+    assert min(found)[0] < 2.5 * min(seconds("pandas, pyarrow.parquet, scipy.special") for _ in range(2))[0]
 
 
 @pytest.mark.slow

@@ -151,19 +151,19 @@ def test_a_bad_study_file_is_refused_in_words(capsys: pytest.CaptureFixture[str]
     assert (code, sentence in said) == (2, True), said
 
 
-def test_help_answers_in_half_a_second_of_processor_time() -> None:
-    def used() -> float:
-        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return usage.ru_utime + usage.ru_stime
+def test_help_costs_little_more_than_the_parser_of_flags_itself() -> None:
+    """Under half a second on a processor of 2023; in units of importing tyro, so that it holds on slower ones."""
 
-    times = []
-    for _ in range(3):
-        before = used()
-        done = subprocess.run([sys.executable, "-m", "study.run", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-        times.append(used() - before)
-    assert "--train.lr FLOAT" in done.stdout
-    assert "presets" in done.stdout.lower()
-    assert min(times) < 0.5
+    def seconds(*command: str) -> tuple[float, str]:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stdout
+
+    helps = [seconds("-m", "study.run", "--help") for _ in range(3)]
+    assert "--train.lr FLOAT" in helps[0][1]
+    assert "presets" in helps[0][1].lower()
+    assert min(helps)[0] < 5 * min(seconds("-c", "import tyro")[0] for _ in range(3))
 
 
 # ---- before anything starts ----
