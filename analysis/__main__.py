@@ -1,4 +1,4 @@
-"""python -m analysis RESULTS: conclude, print a summary in blocks, write report/fits.json and the report.
+"""python -m analysis RESULTS: conclude, print the answer, write report/fits.json, report/answer.json and the report.
 
 Exit codes: 0 done, 1 the results cannot be read, 2 usage; with --against 0, 3, 4, 5 (EXITS). A person's mistake is answered with one
 sentence, never with a traceback.
@@ -7,6 +7,7 @@ sentence, never with a traceback.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -33,6 +34,7 @@ from analysis.findings.size_law import Fitted
 from analysis.fits import law_selection as selection
 from analysis.next_trials import next_size as next_trials
 from analysis.next_trials import suggest as suggestions
+from analysis.report import answer as answers
 from analysis.report import terminal as summary
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
@@ -45,7 +47,7 @@ from study.results import store_sync as mirror
 
 EXITS = """exit codes: 0 done, 1 the results cannot be read, 2 usage;
 with --against: 0 better than the baseline, 3 within noise, 4 worse, 5 cannot be told (no shape of equal length in common, another text, no
-seeds to tell noise by), so that a loop can keep or drop a change. Nothing is written then."""
+seeds to tell noise by), so that a loop can keep or drop a change. Nothing is written then, nor with --json."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
     )
     line.add_argument("--export", type=Path, metavar="TIDY.csv", help="write the means of the configurations as a table, and stop")
     line.add_argument("--no-report", action="store_true", help="write fits.json and print the summary only")
+    line.add_argument("--json", action="store_true", help="print the answer for programs (the contents of report/answer.json), and stop")
     line.add_argument("--against", metavar="BASELINE", help="say whether RESULTS are better than those of BASELINE, by the exit code too")
     line.add_argument("--next-size", action="store_true", help="name the trials that tell whether the best shape wins at the next size too")
     line.add_argument(
@@ -146,6 +149,10 @@ def _do(given: argparse.Namespace) -> int:
         print(f"means of {export(tables.load(folders[0], given.columns), path)} configurations: {path}")
         return 0
     options = Options(n_bootstrap=given.bootstrap, seed=given.seed, delta=given.delta)
+    if given.json:
+        for results in folders:
+            print(json.dumps(answers.answer(conclusions.conclude(tables.load(results, given.columns), options)), indent=1, allow_nan=False))
+        return 0
     if len(folders) == 2 and not given.no_report and all(results.is_dir() for results in folders):
         trees = [conclusions.conclude(tables.load(results), options) for results in folders]
         from analysis.compare import page as compare_page  # matplotlib loads with it
@@ -187,8 +194,9 @@ def analyze(
     """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions."""
     folder = out or (results if results.is_dir() else results.parent) / "report"
     with current(folder):
-        tree = conclusions.conclude(tables.load(results, columns), options)
+        tree = answers.answered(conclusions.conclude(tables.load(results, columns), options))
         conclusions.write(folder / "fits.json", tree)
+        conclusions.write(folder / "answer.json", answers.answer(tree))
         forecasts.record_outcomes(results / "forecasts.json", tree["forecasts"])
         print(summary.text(tree))
         if report and results.is_dir():

@@ -1,121 +1,185 @@
-"""How effects are said in words: shapes, parameter-equivalents, differences of loss, probabilities. Pure functions of numbers.
+"""Numbers and names as readers see them, and text from outside as text: the only formatter of page, terminal and figures.
 
-effect_text(block, "one with 1 head")   # "acts like one with 1 head and 38 % more parameters (11 % to 71 % more)"
+spanned(0.341, 0.291, 0.409)                      # '0.341 [0.291, 0.409]'
+change({"value": 0.17, "low": 0.14, "high": 0.19})   # '−0.17 nats [−0.19, −0.14]'
 """
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-WIDEST = 30.0
-"""A parameter-equivalent beyond this factor, either way, says only that the sizes of the study do not reach so far."""
-SAME = 0.005
-"""Parameter-equivalents this near to 1 are "as many"."""
+import numpy as np
+
+from analysis.estimate import value_of
+
+CONVENTIONS = {
+    "params_non_embedding": "non-embedding parameters",
+    "params_total": "total parameters",
+    "params_blocks": "parameters of the blocks",
+}
+"""Ways to count N."""
+FACTORS = {"n_layer": "depth", "n_embd": "width", "n_head": "heads", "params": "parameters", "n_tokens": "text"}
+"""Levers by their name in fits.json."""
+VERDICTS = {
+    "gain": "pays", "loss": "costs", "within_noise": "within noise", "differ": "differ", "not_told": "not told", "refused": "not measured",
+}  # fmt: skip
+"""A lever's verdict in words of the trade; "within noise" is said of differences of configurations only."""
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
+_INVISIBLE = {"Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 
 
-def count(n: Any, noun: str) -> str:
-    """1 head, 8 heads."""
-    return f"{n} {noun}{'' if str(n) == '1' else 's'}"
+# ---- text from outside ----
 
 
-def in_words(label: str) -> str:
-    """12x256 -> "a model of 12 layers and width 256"; 2x64h8 -> "a model of 2 layers and width 64 with 8 heads"."""
-    depth, _, rest = label.partition("x")
-    width, _, heads = rest.partition("h")
-    return f"a model of {count(depth, 'layer')} and width {width}" + (f" with {count(heads, 'head')}" if heads else "")
+def visible(text: Any) -> str:
+    """Text in which nothing acts: control characters become their pictures (ESC is shown as one sign), bidi overrides their code.
+
+    Line feeds stay; carriage returns before them are dropped. HTML and Markdown are not touched: their renderers escape them.
+    """
+    return "".join(_shown(c) for c in str(text).replace("\r\n", "\n"))
 
 
-def contrast_label(name: str) -> str:
-    """The name of a contrast for tables and axes: "1x64h8 vs width curve" -> "1 × 64, 8 heads vs width curve"."""
-    return re.sub(r"(?<=\d)x(\d+)(?:h(\d+))?", lambda m: f" \u00d7 {m[1]}" + (f", {count(m[2], 'head')}" if m[2] else ""), name)
+def line(text: Any) -> str:
+    """`visible` on one line, for a terminal."""
+    return " ".join(visible(text).split())
 
 
-def p_text(p: float) -> str:
-    """p = 0.012, p < 0.001."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+def _shown(character: str) -> str:
+    code = ord(character)
+    if character in "\n" or (code >= 32 and code != 127 and unicodedata.category(character) not in _INVISIBLE | {"Cc"}):
+        return character
+    if character == "\t":
+        return "    "
+    if code < 32:
+        return chr(0x2400 + code)
+    return "\u2421" if code == 127 else f"<U+{code:04X}>"
 
 
-# ---- parameter-equivalents ----
+# ---- numbers ----
 
 
-def effect_text(block: Mapping[str, Any], other: str) -> str:
-    """What a shape acts like: `other` with more or fewer parameters, with the interval, or that this is not determined."""
-    low, high = block["pe_low"], block["pe_high"]
-    start = f"acts like {other} {'and' if ' with ' in other else 'with'}"
-    unbounded = low is not None and high is not None and low < 1 / WIDEST and high > WIDEST
-    if unbounded or block["parameter_equivalent"] is None:
-        return f"{start} a number of parameters that the data do not determine"
-    return f"{start} {parameters_text(block['parameter_equivalent'])} parameters{equivalent_interval(low, high)}"
+def short_count(value: float, _: object = None) -> str:
+    """1234567 -> '1.23M': three significant digits and a suffix."""
+    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}"
 
 
-def parameters_text(ratio: float | None) -> str:
-    """0.85 -> "15 % fewer", 1.4 -> "40 % more", 24 -> "24 times as many"; None -> "an unknown number of"."""
-    if ratio is None:
-        return "an unknown number of"
-    if abs(ratio - 1) < SAME:
-        return "as many"
-    if ratio < 1 / WIDEST:
-        return f"less than 1/{WIDEST:.0f} of the"
-    if ratio < 1:
-        return f"{100 * (1 - ratio):.0f} % fewer"
-    if ratio < 2:
-        return f"{100 * (ratio - 1):.0f} % more"
-    return f"more than {WIDEST:.0f} times as many" if ratio > WIDEST else f"{ratio:.2g} times as many"
+def decimals_for(width: float, digits: int = 2) -> int:
+    """Decimals that show an interval of this half-width with so many significant digits (0 to 5)."""
+    return int(np.clip(digits - 1 - np.floor(np.log10(width)), 0, 5)) if width > 0 and np.isfinite(width) else 4
 
 
-def equivalent_interval(low: float | None, high: float | None) -> str:
-    """An interval of ratios in the words of `parameters_text`: " (6 % to 17 % fewer)", " (5 % fewer to 12 % more)", or nothing."""
-    if low is None or high is None:
-        return ""
-    if high <= 1 - SAME and low >= 1 / WIDEST:
-        return f" ({100 * (1 - high):.0f} % to {100 * (1 - low):.0f} % fewer)"
-    if low >= 1 + SAME and high < 2:
-        return f" ({100 * (low - 1):.0f} % to {100 * (high - 1):.0f} % more)"
-    if low < 1 / WIDEST:
-        return f" (at most {parameters_text(high)}, open below)"
-    if high > WIDEST:
-        return f" (at least {parameters_text(low)}, open above)"
-    return f" ({parameters_text(low)} to {parameters_text(high)})"
-
-
-# ---- losses ----
-
-
-def nats_text(block: Mapping[str, Any]) -> str:
-    """The difference of loss with its interval: "+0.0154 nats [+0.0080, +0.0228]"."""
-    ends = "" if block["low"] is None else f" [{block['low']:+.4f}, {block['high']:+.4f}]"
-    return f"{block['delta']:+.4f} nats{ends}"
-
-
-def signed(value: float) -> str:
-    """Three decimals with a sign: "+0.027", "-0.151"; a zero has none."""
-    text = f"{value:+.3f}"
-    return text[1:] if float(text) == 0 else text
-
-
-def change_text(change: float, low: float | None, high: float | None) -> str:
-    """A change of loss as a verb: "lowers loss by 0.052 nats (0.018 to 0.086)"; the interval is in the verb's direction."""
-    verb, sign = ("lowers", -1.0) if change < 0 else ("raises", 1.0)
-    ends = "" if low is None or high is None else reach_text(min(sign * low, sign * high), max(sign * low, sign * high))
-    return f"{verb} loss by {abs(change):.3f} nats{ends}"
-
-
-def reach_text(low: float | None, high: float | None, level: str = "") -> str:
-    """An interval in words, open ends named: " (0.018 to 0.086)", " (at most 0.164)"; nothing where there is none.
+def fixed(value: float, places: int, sign: str = "") -> str:
+    """A fixed number of decimals, a real minus sign, and no zero with a sign.
 
     Args:
-        level: words before the ends, such as "95 % interval ".
+        sign: "+" to show that of positive numbers too.
     """
-    if low is None and high is None:
-        return ""
-    if low is None:
-        return f" ({level}at most {_plain(high)}, open below)"
-    if high is None:
-        return f" ({level}at least {_plain(low)}, open above)"
-    return f" ({level}{_plain(low)} to {_plain(high)})"
+    text = f"{value:{sign}.{places}f}"
+    return (text.lstrip("+-") if float(text) == 0 else text).replace("-", "\u2212")
 
 
-def _plain(value: float | None) -> str:
-    """Three decimals, and no zero with a minus sign."""
-    text = f"{value:.3f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+def plain(value: Any, digits: int = 4) -> str:
+    """A value without an interval: four significant digits, whole numbers with separators, an en dash for nothing."""
+    if value is None or (isinstance(value, float) and not np.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) and abs(value) < 10**12:
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(plain(v) for v in value)
+    if not isinstance(value, int | float):
+        return visible(value)
+    value = float(value)
+    if 1000 <= abs(value) < 1e12:
+        return f"{float(f'{value:.{max(digits, 4)}g}'):,.0f}".replace("-", "\u2212")
+    text = re.sub(r"e([+-])0*(\d+)", lambda m: f" \u00d7 10^{m.group(1).strip('+')}{m.group(2)}", f"{value:.{digits}g}")
+    return text.replace("-", "\u2212")
+
+
+def spanned(value: float | None, low: float | None, high: float | None, scale: float = 1.0, unit: str = "") -> str:
+    """'0.34 [0.29, 0.41]': as many decimals as the interval supports; an open end is named."""
+    if value is None:
+        return "–"
+    if (low is None and high is None) or low == high:
+        return plain(value * scale) + unit
+    value, low, high = (v if v is None or not np.isfinite(v) else v * scale for v in (value, low, high))
+    known = [v is not None and bool(np.isfinite(v)) for v in (low, high)]
+    assert value is not None
+    if not all(known):
+        end = f"at least {plain(low, 3)}" if known[0] else f"at most {plain(high, 3)}" if known[1] else "not determined"
+        return f"{plain(value, 3)}{unit} [{end}]"
+    assert low is not None
+    assert high is not None
+    places = decimals_for((high - low) / 2)
+    return f"{fixed(value, places)}{unit} [{fixed(low, places)}, {fixed(high, places)}]"
+
+
+def change(gain: Mapping[str, Any], unit: str = " nats") -> str:
+    """A gain as the change of loss that it is: a gain of 0.17 is '−0.17 nats [−0.19, −0.14]'."""
+    value, low, high = (value_of(gain.get(key)) for key in ("value", "low", "high"))
+    assert value is not None
+    if low is None or high is None:
+        return f"{fixed(-value, 2 if abs(value) >= 0.095 else 3, '+')}{unit}"
+    places = int(np.clip(decimals_for((high - low) / 2, 1), 2, 4))
+    return f"{fixed(-value, places, '+')}{unit} [{fixed(-high, places, '+')}, {fixed(-low, places, '+')}]"
+
+
+def interval(block: Mapping[str, Any], name: str = "value") -> str:
+    """'1.234 nats [1.21, 1.26]' in the digits of a sentence."""
+    value, low, high = (value_of(block.get(key)) for key in (name, "low", "high"))
+    if value is None or low is None or high is None:
+        return plain(value, 3)
+    places = int(np.clip(decimals_for((high - low) / 2, 1), 2, 4))
+    return f"{fixed(value, places)} [{fixed(low, places)}, {fixed(high, places)}]"
+
+
+# ---- names ----
+
+
+def several(count: Any, noun: str) -> str:
+    """'1 seed', '3 seeds'."""
+    return f"{plain(count)} {noun}{'' if count == 1 else 's'}"
+
+
+def in_words(count: int, noun: str = "") -> str:
+    """'three seeds'; beyond twelve in digits."""
+    number = _NUMBERS[count] if 0 <= count < len(_NUMBERS) else f"{count:,}"
+    return f"{number} {noun}{'' if count == 1 else 's'}" if noun else number
+
+
+def text_length(n_tokens: float | None) -> str:
+    """'768k tokens'; a token is a character where the text is read in characters."""
+    return f"{short_count(float(n_tokens))} tokens" if n_tokens else "unknown length"
+
+
+def short_shape(row: Mapping[str, Any]) -> str:
+    """'2x96', as the trade writes it; a model whose shape is not known by its size."""
+    if row.get("n_layer") is None or row.get("n_embd") is None:
+        return f"{short_count(float(row['params_non_embedding']))} parameters"
+    return f"{row['n_layer']}x{row['n_embd']}"
+
+
+def shape_name(row: Mapping[str, Any]) -> str:
+    """'6 × 256, 8 heads', on one line."""
+    return f"{plain(row.get('n_layer'))} × {plain(row.get('n_embd'))}, {several(row.get('n_head'), 'head')}".replace(" ", "\u00a0")
+
+
+def sentence(text: Any) -> str:
+    """Words as a sentence: a capital at the start, a full stop at the end."""
+    words = str(text or "").strip()
+    return words and words[0].upper() + words[1:] + ("" if words[-1] in ".!?" else ".")
+
+
+def equation(text: str, reference: Mapping[str, Any] | None = None) -> str:
+    """An equation that can be used as it is printed: Greek letters, and each variable over the reference at which amplitudes hold."""
+    for name, value in (reference or {}).items():
+        letter = {"params_non_embedding": "N", "params_total": "N", "params_blocks": "N", "n_tokens": "D"}.get(name, name)
+        text = re.sub(rf"\b{letter}(?=\^)", f"({letter}/{short_count(float(value))})", text)
+    for name, sign in (("alpha", "α"), ("beta", "β"), ("gamma", "γ"), ("kappa", "κ"), ("^-", "^−"), ("*", "·")):
+        text = text.replace(name, sign)
+    return text

@@ -60,7 +60,7 @@ def test_the_page_of_a_comparison_is_whole_and_traceable(tmp_path: Path) -> None
     assert found["studies"] == ["synthetic (first)", "synthetic (second)"]
     for source in (a["data-source"] for _, a in seen.elements if "data-source" in a):
         content.at(found, source)
-    assert [a["id"] for tag, a in seen.elements if tag == "section"] == ["answer", "pairs", "laws", "recipe"]
+    assert [a["id"] for tag, a in seen.elements if tag in ("section", "details")] == ["answer", "pairs", "laws", "recipe"]
     assert sum(tag == "svg" for tag, _ in seen.elements) == 2
     assert "comparison.json" in seen.text
     assert found["sentence"].split(",")[0] in (path.parent / "comparison.md").read_text(encoding="utf-8").replace("\\", "")

@@ -7,16 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pytest
-from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from analysis.figures import loss_and_sweeps as figures
-from analysis.figures import shape as figures_shape
-from analysis.figures import style
-from analysis.figures import training as figures_training
+from analysis.figures import laws, loss, style, sweeps, training
+from analysis.figures import study as figures
 from analysis.findings import conclude as conclusions
 from analysis.findings.fit_summary import Options
 from analysis.table import evidence
@@ -36,8 +34,9 @@ def drawn(study: Evidence) -> dict[str, Figure]:
 
 
 def test_a_study_has_every_figure_that_its_data_allow(study: Evidence, drawn: dict[str, Figure]) -> None:
-    sweeps = [f"{kind}_{name}" for name in ("depth", "width", "heads") for kind in ("sweep", "speed")]
-    assert set(drawn) == {"loss", "residuals", *sweeps, "contrasts", "learning_curves", "gap", "memory"}
+    panels = [f"{kind}_{name}" for name in ("depth", "width", "heads") for kind in ("sweep", "speed")]
+    assert set(drawn) == {"loss", "residuals", *panels, "learning_curves", "gap", "memory"}
+    assert all(figures.is_ours(name) for name in drawn)
     assert figures.study_figure_names(study.fits, study.trials, study.curves) == list(drawn)
 
 
@@ -58,68 +57,77 @@ def test_text_stays_readable_at_half_width(drawn: dict[str, Figure]) -> None:
         assert min(text.get_fontsize() for text, _ in style.text_boxes(figure)) * half >= 5.5, name
 
 
-def test_every_seed_of_every_sweep_is_drawn(study: Evidence, drawn: dict[str, Figure]) -> None:
+def test_every_seed_is_drawn_once_at_its_depth(study: Evidence, drawn: dict[str, Figure]) -> None:
     points = [(row["series"], row["x"], row["y"]) for row in style.plotted(drawn["loss"]) if str(row["series"]).endswith("seeds")]
-    trials = [(f"{sweep}, seeds", t["params_non_embedding"], t["val_loss"]) for t in study.trials for sweep in t["sweeps"]]
+    trials = [(f"{t['n_layer']} layers, seeds", t["params_non_embedding"], t["val_loss"]) for t in study.trials]
     assert sorted(points) == sorted(trials)
 
 
-def test_configurations_outside_all_sweeps_are_drawn_too(study: Evidence) -> None:
-    other = {**study.trials[0], "n_layer": 3, "n_embd": 128, "params_non_embedding": 590_720, "val_loss": 0.95}
-    ax = figures.draw_loss_against_parameters(study.fits, trials=[*study.trials, other])
-    points = [(r["x"], r["y"]) for r in style.plotted(ax.figure) if r["series"] == "other configurations, seeds"]  # type: ignore[arg-type]
-    assert points == [(590_720, 0.95)]
-    assert "loss" in figures.study_figure_names({}, study.trials)
+def test_each_length_has_a_panel_at_most_three_on_one_scale(study: Evidence) -> None:
+    longer = [{**t, "n_tokens": n, "config_id": f"{t['config_id']}{n}"} for t in study.trials for n in (1000, 2000, 4000, 8000)]
+    figure = loss.draw_loss({}, longer)
+    assert [ax.get_title(loc="left") for ax in figure.axes] == ["1k tokens", "4k tokens", "8k tokens"]
+    assert len({ax.get_ylim() for ax in figure.axes}) == 1
+    assert style.overlapping_texts(figure) == []
 
 
-def test_the_fit_is_solid_inside_the_data_and_dashed_outside(study: Evidence, drawn: dict[str, Figure]) -> None:
-    lines = {line.get_label(): line for line in drawn["loss"].axes[0].lines}
-    sizes = [t["params_non_embedding"] for t in study.trials]
-    solid = np.asarray(lines["fit"].get_xydata())
+def test_the_law_is_solid_inside_its_points_and_dashed_beyond_and_goes_through_them(study: Evidence) -> None:
+    """A law without misfit is drawn through the points that it made; a law that has no single exponent is not drawn."""
+    cell = {name: {"value": value} for name, value in (("E", 0.5), ("A", 1.0), ("a", 0.1), ("b", 0.9))}
+    law = {**cell, "reference": {"n_layer": 2.0, "n_embd": 64.0}}
+    exact = [{**t, "val_loss": 0.5 + (t["n_layer"] / 2) ** -0.1 * (t["n_embd"] / 64) ** -0.9} for t in study.trials]
+    fits = {"shape": {"n_tokens": exact[0]["n_tokens"], "law": law}}
+    lines = {line.get_label(): line for line in loss.draw_loss(fits, exact).axes[0].lines}
+    solid, beyond = (np.asarray(lines[name].get_xydata(), float) for name in ("2 layers, law", "2 layers, law beyond the data"))
     solid = solid[np.isfinite(solid).all(1)]
-    dashed = np.asarray(lines["fit, outside the data"].get_xydata())
-    assert min(sizes) <= solid[:, 0].min() < solid[:, 0].max() <= max(sizes)
-    assert dashed[:, 0].min() < min(sizes) < max(sizes) < dashed[:, 0].max()
-    assert lines["fit"].get_linestyle() == "-"
-    assert lines["fit, outside the data"].get_linestyle() == "--"
+    own = sorted({(t["params_non_embedding"], t["val_loss"]) for t in exact if t["n_layer"] == 2})
+    assert own[0][0] * 0.9 < solid[:, 0].min() < solid[:, 0].max() < own[-1][0] * 1.1
+    assert beyond[:, 0].min() < own[0][0] < own[-1][0] < beyond[:, 0].max()
+    assert lines["2 layers, law"].get_linestyle() == "-" != lines["2 layers, law beyond the data"].get_linestyle()
+    on_line = np.interp([n for n, _ in own], beyond[:, 0], beyond[:, 1])
+    assert on_line == pytest.approx([value for _, value in own], rel=0.01)
+    assert loss.law_of({"shape": {"n_tokens": 1, "law": law | {"optimum": {"value": 30.0}}}}, 1) is None
 
 
-def test_the_floor_is_drawn_where_it_is_near_and_named_where_it_is_not(study: Evidence) -> None:
+def test_the_floor_is_drawn_where_it_is_near_only(study: Evidence) -> None:
     def texts(floor: float) -> str:
-        ax = figures.draw_loss_against_parameters({**study.fits, "data": {**study.fits["data"], "floor": floor}})
-        return " ".join(t.get_text() for t in ax.texts)
+        figure = loss.draw_loss({**study.fits, "data": {**study.fits["data"], "floor": floor}}, study.trials)
+        return " ".join(t.get_text() for t in figure.axes[0].texts)
 
-    assert "entropy of the text 0.700" in texts(0.70)
-    assert "below this axis" not in texts(0.70)
-    assert "entropy of the text 0.100, below this axis" in texts(0.10)
+    assert "entropy of the text 0.70" in texts(0.70)
+    assert "entropy" not in texts(0.10)
 
 
 def test_functions_take_and_return_an_ax(study: Evidence) -> None:
-    figure, axes = style.new_figure(5, 5, rows=2, ratios=(3, 1))
-    assert figures.draw_loss_against_parameters(study.fits, axes[0]) is axes[0]
-    assert figures.draw_residuals(study.fits, axes[1]) is axes[1]
     for draw in (
-        lambda ax: figures.draw_sweep(study.fits, "width", ax),
-        lambda ax: figures.draw_sweep_speed(study.fits, "width", ax),
-        lambda ax: figures_shape.draw_contrasts(study.fits, ax),
-        lambda ax: figures_training.draw_learning_curves(study.curves, study.trials, ax),
-        lambda ax: figures_training.draw_learning_rates(study.trials, ax),
-        lambda ax: figures_training.draw_gap(study.trials, ax),
-        lambda ax: figures_training.draw_memory(study.trials, ax),
+        lambda ax: laws.draw_residuals(study.fits, ax),
+        lambda ax: sweeps.draw_sweep(study.fits, "width", ax),
+        lambda ax: sweeps.draw_sweep_speed(study.fits, "width", ax),
+        lambda ax: training.draw_learning_curves(study.curves, study.trials, ax),
+        lambda ax: training.draw_learning_rates(study.trials, ax),
+        lambda ax: training.draw_gap(study.trials, ax),
+        lambda ax: training.draw_memory(study.trials, ax),
     ):
         ax = style.new_axes()
         assert draw(ax) is ax
-    assert len(figure.axes) == 2
+
+
+def test_a_persons_matplotlib_settings_and_signs_of_mathematics_change_nothing(study: Evidence, tmp_path: Path) -> None:
+    fits = {**study.fits, "sweeps": [{**study.fits["sweeps"][1], "name": "$x^{$ \x1b", "factor": "size"}]}
+    plain = style.save(sweeps.draw_sweep(fits, "$x^{$ \x1b").figure, tmp_path, "plain")  # type: ignore[arg-type]
+    with mpl.rc_context({"axes.grid": True, "font.size": 20, "text.usetex": True, "text.parse_math": True}):
+        own = style.save(sweeps.draw_sweep(fits, "$x^{$ \x1b").figure, tmp_path, "own")  # type: ignore[arg-type]
+    assert own == plain
 
 
 def test_an_unknown_sweep_is_named_with_those_that_exist(study: Evidence) -> None:
     with pytest.raises(ValueError, match=r"no sweep named 'depht'; the study has \['depth', 'width', 'heads'\]"):
-        figures.draw_sweep(study.fits, "depht")
+        sweeps.draw_sweep(study.fits, "depht")
 
 
 def test_saved_files_have_reproducible_bytes(study: Evidence, tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        style.save(figures.draw_sweep(study.fits, "heads").figure, tmp_path / folder, "heads")  # type: ignore[arg-type]
+        style.save(sweeps.draw_sweep(study.fits, "heads").figure, tmp_path / folder, "heads")  # type: ignore[arg-type]
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
     assert files == ["heads.csv", "heads.pdf", "heads.png", "heads.svg"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
@@ -134,30 +142,27 @@ def test_saved_files_have_reproducible_bytes(study: Evidence, tmp_path: Path) ->
 )
 def test_an_empty_study_draws_nothing_and_does_not_fail(fits: dict[str, Any]) -> None:
     assert figures.study_figures(fits) == {}
-    assert isinstance(figures.draw_loss_against_parameters(fits), Axes)
+    assert len(loss.draw_loss(fits, []).axes) == 1
 
 
-def test_one_seed_and_one_level_can_be_drawn() -> None:
-    level = {
-        "value": 2,
-        "n_layer": 2,
-        "n_embd": 64,
-        "n_head": 4,
-        "params_non_embedding": 98_000,
-        "params_total": 1e5,
-        "mean": 1.2,
-        "losses": [1.2],
-    }
-    fits = {"sweeps": [{"name": "depth", "factor": "n_layer", "levels": [level]}], "fits": {}}
-    assert set(figures.study_figures(fits)) == {"loss", "sweep_depth", "speed_depth"}
-    assert style.overlapping_texts(figures.study_figures(fits)["loss"]) == []
+def test_one_seed_and_one_level_can_be_drawn(study: Evidence) -> None:
+    sweep = study.fits["sweeps"][0]
+    fits = {"sweeps": [{**sweep, "levels": sweep["levels"][:1]}]}
+    drawn = figures.study_figures(fits, study.trials[:1])
+    assert {"loss", "sweep_depth", "speed_depth"} <= set(drawn)
+    assert style.overlapping_texts(drawn["loss"]) == []
+
+
+def test_times_that_cannot_be_compared_have_no_figure(study: Evidence) -> None:
+    sweep = study.fits["sweeps"][0]
+    shared = [{**level, "exclusive_timing": False} for level in sweep["levels"]]
+    assert "speed_depth" not in figures.study_figure_names({"sweeps": [{**sweep, "levels": shared}]})
 
 
 def test_axis_labels_are_round_and_few() -> None:
     assert style.tick_values(8e4, 9e6) == [1e5, 3e5, 1e6, 3e6]
     for low, high in [(0.91, 1.53), (1.1, 1.2), (0.2, 30), (24_000, 900_000), (1, 1.001)]:
         assert 3 <= len(style.tick_values(low, high)) <= 9
-    assert [style.short_count(v) for v in (950, 98_560, 1_234_567, 2e9)] == ["950", "98.6k", "1.23M", "2G"]
 
 
 def _as_seen(color: str, matrix: list[list[float]]) -> np.ndarray:
@@ -179,19 +184,16 @@ def test_sweeps_can_be_told_apart_with_color_vision_deficiencies() -> None:
 
 
 def test_drawing_leaves_pyplot_alone() -> None:
-    code = (
-        "import sys; from analysis.figures import loss_and_sweeps as figures; "
-        "figures.draw_loss_against_parameters({}); print('matplotlib.pyplot' in sys.modules)"
-    )
+    code = "import sys; from analysis.figures.loss import draw_loss; draw_loss({}, []); print('matplotlib.pyplot' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
 
 
 def test_no_seed_of_a_sweep_hides_behind_its_mean_or_another_seed() -> None:
-    spread = figures._spread([1.0, 1.0, 1.0], span=1.0)
+    spread = sweeps._spread([1.0, 1.0, 1.0], span=1.0)
     assert len({x for x, _ in spread}) == 3
     assert min(x for x, _ in spread) > 1.02
-    assert figures._spread([1.0], span=1.0) == [(1.0, 1.0)]
+    assert sweeps._spread([1.0], span=1.0) == [(1.0, 1.0)]
 
 
 def test_rates_are_drawn_only_where_some_shape_tried_several() -> None:

@@ -190,7 +190,7 @@ def test_the_command_line_records_scores_and_reports(tmp_path: Path, capsys: pyt
     )
     write(tmp_path, [*SHAPES, TARGET], finished=datetime.now(UTC) + timedelta(hours=1))
     assert main(arguments) == 0
-    assert "inside the interval" in capsys.readouterr().out
+    assert "1 forecast on record, 1 with an outcome, 1 of them inside" in capsys.readouterr().out
     assert json.loads((tmp_path / "report" / "fits.json").read_text())["forecasts"][0]["outcome"]["covered"]
     assert main([*arguments, "--forecast", "2x256h4"]) == 1
     assert capsys.readouterr().err.startswith("error: 2x256h4 has run already")

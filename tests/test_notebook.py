@@ -1,155 +1,89 @@
-"""The notebook: cells call functions, it runs from the results folder alone, and what a model wrote is shown as text."""
+"""The notebook to go on from: it holds the tables and the numbers, runs from a moved folder alone, and never ends a report."""
 
-import ast
 import json
-import os
 import shutil
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 import nbformat
+import pandas as pd
 import pytest
 
-from analysis.findings import conclude as conclusions
+from analysis.__main__ import analyze
 from analysis.findings.fit_summary import Options
-from analysis.report import build as report
 from analysis.report import notebook
 from analysis.table import evidence
-from analysis.table import load as table
-from study import records
 from tests.conftest import write_synthetic
 
-STORY = "<script>alert(1)</script> \x1b[31m **bold** \x00"
-
-
-def concluded(results: Path) -> evidence.Evidence:
-    """The evidence of a results folder with fits.json written, stories included."""
-    fits = conclusions.conclude(table.load(results), Options(n_bootstrap=50))
-    conclusions.write(results / "report" / "fits.json", fits)
-    return report.with_stories(evidence.load(results, fits), results / "report" / "fits.json")
+HOSTILE = "<script>alert(1)</script> **bold** [link](https://evil.example)"
 
 
 @pytest.fixture(scope="module")
-def executed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """An executed notebook of a results folder that was moved after its conclusions were written."""
+def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with its report, moved after it was written; its question is hostile."""
     first = tmp_path_factory.mktemp("first") / "results"
-    rows = write_synthetic(first, seeds=2, sweeps=("width",))
-    sample = {
-        "trial_id": rows[0]["trial_id"],
-        "step": 2_000,
-        "prompt": "Once upon a time 0",
-        "index": 0,
-        "temperature": 0.5,
-        "text": STORY,
-        "n_tokens": 9,
-    }
-    records.write(first / "samples" / f"{rows[0]['trial_id']}.parquet", "samples", [sample])
-    concluded(first)
-    moved = tmp_path_factory.mktemp("moved") / "elsewhere"
-    shutil.move(first, moved)
-    path = moved / "report" / "report.ipynb"
-    assert notebook.write(evidence.load(moved), path) == ""
-    return json.loads(path.read_text(encoding="utf-8"))
+    write_synthetic(first, seeds=2, sweeps=("width", "depth"))
+    facts = json.loads((first / "study.json").read_text())
+    (first / "study.json").write_text(json.dumps({**facts, "question": HOSTILE}))
+    analyze(first, options=Options(n_bootstrap=0))
+    place = tmp_path_factory.mktemp("moved") / "else'where"
+    shutil.move(first, place)
+    return place
+
+
+@pytest.fixture(scope="module")
+def executed(moved: Path) -> dict[str, Any]:
+    assert notebook.main([str(moved)]) == 0
+    return json.loads((moved / "report" / "report.ipynb").read_text(encoding="utf-8"))
+
+
+def test_the_report_writes_it_without_running_it(synthetic_results: Path, tmp_path: Path) -> None:
+    made = notebook.write(evidence.load(synthetic_results, {"answer": []}), tmp_path / "report.ipynb")
+    saved = nbformat.read(tmp_path / "report.ipynb", as_version=4)
+    assert saved == made
+    assert not [cell for cell in saved.cells if cell.get("outputs")]
+    assert repr(str(synthetic_results.resolve())) in saved.cells[1].source
 
 
 def test_it_runs_from_top_to_bottom_from_a_moved_folder(executed: dict[str, Any]) -> None:
     nbformat.validate(nbformat.from_dict(executed))
     cells = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
-    assert [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"] == []
+    assert [output for output in outputs if output["output_type"] == "error"] == []
     assert all(cell["outputs"] for cell in cells)
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 6
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    assert sum("text/html" in output.get("data", {}) for output in outputs) >= 3  # DataFrames
 
 
-def test_the_answer_is_printed_first(executed: dict[str, Any]) -> None:
+def test_the_answer_is_printed_first_and_the_question_is_text(executed: dict[str, Any], moved: Path) -> None:
     first = next(cell for cell in executed["cells"] if cell["cell_type"] == "code")
     printed = "".join("".join(output.get("text", "")) for output in first["outputs"])
-    assert "What do depth, width, heads and more parameters buy?" in printed
-    assert "Doubling the parameters lowers validation loss by" in printed
+    assert all(sentence in printed for sentence in json.loads((moved / "report" / "answer.json").read_text())["sentences"])
+    title = "".join(executed["cells"][0]["source"])
+    assert not [sign for sign in ("<script>", "**bold**", "[link](") if sign in title]
 
 
-def test_what_a_model_wrote_is_shown_as_text(executed: dict[str, Any]) -> None:
-    shown = ["".join(o["data"]["text/html"]) for c in executed["cells"] for o in c.get("outputs", []) if "text/html" in o.get("data", {})]
-    whole = "\n".join(shown)
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in whole
-    assert "<script" not in whole
-    assert "\u241b[31m **bold** \u2400" in whole
-    assert not set("\x00\x1b") & set(json.dumps(executed, ensure_ascii=False))
+def test_levers_and_laws_are_tables_of_the_numbers_in_fits_json(moved: Path) -> None:
+    fits = evidence.load(moved).fits
+    known = [row for row in fits["levers"] if "refused" not in row["gain_per_doubling"]]
+    shown = notebook.levers(fits)
+    assert list(shown["gain_per_doubling.value"]) == [row["gain_per_doubling"]["value"] for row in known]
+    assert pd.api.types.is_numeric_dtype(shown["gain_per_doubling.low"])
+    laws = [row for row in fits["shape"]["by_length"] if "refused" not in row["law"] and "value" in row["law"]["a"]]
+    assert len(notebook.laws(fits)) == len(laws)
+    assert notebook.levers({}).empty
 
 
-def test_cells_call_functions_and_hold_no_logic(synthetic_results: Path, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(synthetic_results, results)
-    made = notebook.compose(concluded(results))
-    code = [cell.source for cell in made.cells if cell.cell_type == "code"]
-    assert len(code) >= 25
-    allowed = (ast.Import, ast.ImportFrom, ast.Assign, ast.Expr)
-    for source in code:
-        tree = ast.parse(source)
-        assert all(isinstance(node, allowed) for node in tree.body), source
-        logic = (ast.BinOp, ast.Compare, ast.Lambda, ast.ListComp, ast.IfExp, ast.Subscript, ast.BoolOp)
-        assert not [node for node in ast.walk(tree) if isinstance(node, logic)], source
-        assert len(source.splitlines()) <= 9
-
-
-def test_equal_studies_give_equal_notebooks(synthetic_results: Path, tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(synthetic_results, results)
-    study = concluded(results)
-    assert notebook.compose(study) == notebook.compose(study)
-
-
-def test_without_a_kernel_the_notebook_is_saved_and_says_so(
-    synthetic_results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_kernel_that_cannot_start_is_named_and_leaves_the_notebook(
+    moved: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = evidence.load(synthetic_results, {"question": "Why?", "answer": []})
-    monkeypatch.setattr("sys.executable", str(tmp_path / "no-python-here"))
-    problem = notebook.write(study, tmp_path / "report.ipynb")
-    assert "no-python-here" in problem
-    saved = nbformat.read(tmp_path / "report.ipynb", as_version=4)
-    assert "Saved without outputs" in saved.cells[0].source
-    assert len(saved.cells) > 10
+    monkeypatch.setenv("JUPYTER_PATH", "/nowhere")
+    monkeypatch.setattr(notebook, "KERNEL", "no-such-kernel")
+    assert notebook.main([str(moved)]) == 1
+    assert "without all outputs" in capsys.readouterr().out
+    assert len(nbformat.read(moved / "report" / "report.ipynb", as_version=4).cells) > 10
 
 
-def test_an_unknown_section_is_named_with_those_that_exist(synthetic_results: Path) -> None:
-    study = evidence.load(synthetic_results, {})
-    with pytest.raises(ValueError, match="no section 'lost'; the report has loss, sweeps"):
-        notebook.section(study, "lost")
-
-
-def test_the_command_runs_the_notebook_of_a_results_folder_and_says_where_it_is(
-    synthetic_results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(notebook, "execute", lambda made, folder, limit_s, fill: "")  # running is tested above
-    results = tmp_path / "my results"
-    shutil.copytree(synthetic_results, results)
-    assert notebook.main([str(results)]) == 1
+def test_a_folder_without_a_report_is_told_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert notebook.main([str(tmp_path)]) == 1
     assert "write it with: python -m analysis" in capsys.readouterr().err
-    concluded(results)
-    assert notebook.main([str(results)]) == 0
-    assert capsys.readouterr().out == f"notebook: {results / 'report' / 'report.ipynb'}\n"
-
-
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc to see processes")
-def test_where_the_study_cannot_be_concluded_the_error_comes_through_and_no_kernel_stays(tmp_path: Path) -> None:
-    told = Future[evidence.Evidence]()
-    told.set_exception(OSError(28, "No space left on device"))
-    with pytest.raises(OSError, match="No space left"):
-        notebook.write(told, tmp_path / "report.ipynb")
-    assert not [line for line in map(command_line, children(os.getpid())) if "kernelapp" in line]
-
-
-def command_line(pid: int) -> str:
-    """What a process was started with; "" where it has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""
-
-
-def children(pid: int) -> list[int]:
-    """Processes that a process has started."""
-    tasks = Path(f"/proc/{pid}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]

@@ -1,4 +1,4 @@
-"""Learning rates in the report: optima and brackets, slopes with and without tuning, importances of what was searched."""
+"""Learning rates in the report: optima and brackets, slopes with and without tuning, fronts."""
 
 import json
 import math
@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from analysis.findings import learning_rates as rates
 from analysis.findings import pareto_front as front
-from analysis.findings.pareto_front import importance
-from analysis.report import front_section
-from analysis.report import search_sections as rates_section
+from analysis.report import sections
+from analysis.report.document import at
 from analysis.table import configurations as replicates
 from analysis.table.evidence import Evidence
 from analysis.table.load import Table, load
@@ -89,7 +87,7 @@ def test_optima_and_brackets_are_recovered(tmp_path: Path) -> None:
 def test_runs_of_a_search_choose_the_rate_and_enter_no_claim(tmp_path: Path) -> None:
     rows = searched_rows()
     old = concluded(tmp_path / "old", rows)
-    assert "At 6 shapes a seed that chose the rate is among those compared" in old["sentence"]
+    assert all(row["chosen_by_own_seeds"] for row in old["rows"])
     for row in rows:
         if row["sweeps"] == ["rates"]:
             row |= {"seed": 1001, "lr_status": "searched"}
@@ -156,16 +154,13 @@ def test_a_study_at_one_rate_is_told_how_to_tune(tmp_path: Path) -> None:
 
 
 def test_the_section_lists_optima_slopes_and_runs_each_traced_to_its_place(tmp_path: Path) -> None:
-    from analysis.report.document import at
-
     fits = {"learning_rates": concluded(tmp_path, searched_rows(0.004))}
-    section = rates_section.rates_section(Evidence(tmp_path, fits, [], [], [], []))
-    assert [listing.name for listing in section.listings] == ["rate_optima", "rate_slopes", "rate_runs"]
+    section = sections.rates_section(Evidence(tmp_path, fits, [], [], [], []))
+    assert [listing.name for listing in section.listings] == ["rate_optima", "rate_slopes"]
     for listing in section.listings:
         assert all(len(row) == len(listing.columns) for row in listing.rows)
         for cell in (cell for row in listing.rows for cell in row if cell.source):
             at(fits, cell.source)
-    assert "bracketed at 6 of 6 shapes" in section.prose[0].text
 
 
 def test_the_front_of_a_search_over_shapes_marks_dominated_trials_and_those_beyond_a_limit(tmp_path: Path) -> None:
@@ -181,16 +176,6 @@ def test_the_front_of_a_search_over_shapes_marks_dominated_trials_and_those_beyo
     verdicts = {(row["n_layer"], row["n_embd"]): row["verdict"] for row in found["rows"]}
     on, off = "on the front", "dominated"
     assert verdicts == {(1, 16): on, (1, 32): on, (2, 24): off, (2, 64): on, (4, 96): "beyond a limit"}
-    (section,) = front_section.front_section({"fronts": [found]})
-    assert len(section.listings[0].rows) == 5
-    assert front_section.front_section({}) == []
-
-
-def test_importances_find_the_field_that_matters_and_are_refused_without_enough_runs() -> None:
-    rng = np.random.default_rng(2)
-    runs = pd.DataFrame({"lr": np.exp(rng.uniform(-7, -3, 60)), "weight_decay": np.exp(rng.uniform(-4, 0, 60))})
-    found = importance(runs, ["lr", "weight_decay"], (np.log(runs["lr"]) + 5) ** 2)
-    assert found["shares"]["lr"] > 0.8
-    assert sum(found["shares"].values()) == pytest.approx(1)
-    assert importance(runs[:10], ["lr", "weight_decay"], runs["lr"][:10])["refused"]["code"] == "too_few_degrees_of_freedom"
-    assert importance(runs.assign(weight_decay=0.1), ["lr", "weight_decay"], runs["lr"])["refused"]["code"] == "nothing_varies"
+    (listing,) = sections.sweeps_section({"fronts": [found]}).listings
+    assert len(listing.rows) == 5
+    assert not sections.sweeps_section({}).has_something()

@@ -1,8 +1,6 @@
-"""Reports of a complete, a tiny and a broken study: honest, traceable, self-contained, and safe against what a model may write."""
+"""Reports of a complete, a tiny and a broken study: short, traceable, self-contained, and safe against what a model may write."""
 
-import base64
 import csv
-import hashlib
 import itertools
 import json
 import re
@@ -13,62 +11,58 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import pytest
 from matplotlib.colors import to_rgb
 
-from analysis.findings import conclude as conclusions
+from analysis.__main__ import analyze, main
 from analysis.findings.fit_summary import Options
-from analysis.report import build as report
 from analysis.report import document as content
-from analysis.report import exports, sections
+from analysis.report import exports, sections, terminal
 from analysis.report import html as page
 from analysis.report import tables as listings
 from analysis.report import text_formats as markdown
 from analysis.table import evidence
-from analysis.table import load as table
 from study import records
 from tests.conftest import write_synthetic
 
 HOSTILE = (
-    '<script>alert("x")</script></script> **bold** [link](https://evil.example) \x1b[31mred\x1b[0m \x00 ``` {{7*7}} '
+    '<script>alert("x")</script></script> **bold** [link](https://evil.example) \x1b[31mred\x1b[0m \x00 ``` {{7*7}} $x^{$ '
     "\u202e\u2028 =1+1 <img src=x onerror=alert(1)>"
 )
-"""What a model, a file or a person might hand us: HTML, Markdown, ANSI, a null byte, a template, bidi and line separators, a formula."""
+"""What a model, a file or a person might hand us: HTML, Markdown, ANSI, a null byte, a template, mathematics, bidi and line separators."""
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: elements with attributes, text, and the content of scripts."""
+    """What a browser would make of a page: elements with attributes, all text, and the text that is not folded away."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.scripts: list[str] = []
-        self._open = ""
+        self.text = self.open_text = ""
+        self._open, self._folded = "", False
         self.feed(html)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, {k: v or "" for k, v in attrs}))
         self._open = tag
-        if tag == "script":
-            self.scripts.append("")
+        self._folded |= tag == "details"
 
     def handle_endtag(self, tag: str) -> None:
         self._open = ""
+        self._folded &= tag != "details"
 
     def handle_data(self, data: str) -> None:
-        if self._open == "script":
-            self.scripts[-1] += data
-        elif self._open != "style":
+        if self._open not in ("style", "title"):
             self.text += data
+            self.open_text += "" if self._folded and self._open != "h2" else data
 
 
-def build(results: Path, run_notebook: bool = False) -> tuple[dict[str, Any], Path]:
+def build(results: Path) -> tuple[dict[str, Any], Path]:
     """Conclude and report as `python -m analysis` does; returns fits.json as written and the path of the page."""
-    fits = conclusions.conclude(table.load(results), Options(n_bootstrap=50))
-    conclusions.write(results / "report" / "fits.json", fits)
-    path = report.build(results, fits, run_notebook=run_notebook)
-    return json.loads((path.parent / "fits.json").read_text()), path
+    analyze(results, options=Options(n_bootstrap=50))
+    folder = results / "report"
+    return json.loads((folder / "fits.json").read_text()), folder / "report.html"
 
 
 @pytest.fixture(scope="module")
@@ -86,26 +80,69 @@ def complete_page(complete: tuple[dict[str, Any], Path]) -> Page:
 # ---- complete ----
 
 
-def test_the_report_has_its_files_and_its_sections_in_order(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
+def test_the_report_has_its_files_and_its_sections_folded_in_order(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
     folder = complete[1].parent
-    assert {"fits.json", "report.html", "report.md", "report.ipynb", "figures", "tables"} <= {p.name for p in folder.iterdir()}
-    ids = [a["id"] for tag, a in complete_page.elements if tag == "section"]
-    expected = "answer loss sweeps shape rates forecasts speed overfitting stories refusals exclusions card provenance words explore"
-    assert ids == expected.split()
+    names = {"fits.json", "answer.json", "report.html", "report.md", "report.ipynb", "figures", "tables"}
+    assert {p.name for p in folder.iterdir()} == names
+    folded = [a for tag, a in complete_page.elements if tag == "details"]
+    ids = "sweeps equal length forecasts speed overfitting texts refusals provenance"
+    assert " ".join(a["id"] for a in folded) == ids
+    assert not [a for a in folded if "open" in a]
     figures = Counter(p.suffix for p in (folder / "figures").iterdir())
     assert len(set(figures.values())) == 1
     assert set(figures) == {".svg", ".pdf", ".png", ".csv"}
 
 
-def test_question_and_answer_come_first(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
+def test_the_first_screen_is_question_three_sentences_one_figure_and_the_levers(
+    complete: tuple[dict[str, Any], Path], complete_page: Page
+) -> None:
     fits = complete[0]
     assert len(fits["answer"]) == 3
-    words = " ".join(complete_page.text.split())
+    words = " ".join(complete_page.open_text.split())
     start = words.index(fits["question"])
     for sentence in fits["answer"]:
-        shown = re.sub(r"(?<![\w.])-(?=\d)", "\u2212", sentence).replace(" %", "\u00a0%")
-        shown = re.sub(r"\bp ([<=]) (?=0)", "p\u00a0\\1\u00a0", shown)
-        assert " ".join(shown.split()) in words[start : start + 3_000]
+        assert " ".join(str(page.typeset(sentence).striptags()).split()) in words[start : start + 3_000]
+    assert len(words.split()) <= 600
+    before = list(itertools.takewhile(lambda e: e[0] != "details", complete_page.elements))
+    assert [tag for tag, _ in before].count("svg") == 1
+    assert [tag for tag, _ in before].count("table") == 1
+
+
+def test_terminal_and_markdown_say_the_same_first_screen(complete: tuple[dict[str, Any], Path]) -> None:
+    fits, path = complete
+    said = " ".join(terminal.text(fits).split())
+    written = path.with_name("report.md").read_text(encoding="utf-8")
+    for sentence in fits["answer"]:
+        assert " ".join(sentence.split()) in said
+        assert markdown.escape(sentence) in written
+    for row in listings.levers_listing(fits).rows:
+        assert "  ".join(cell.text for cell in row[:2]).split() == [w for w in " ".join(cell.text for cell in row[:2]).split() if w in said]
+        assert "| " + " | ".join(markdown.escape(cell.text) for cell in row) + " |" in written
+
+
+def test_the_answer_for_programs_holds_what_the_page_says(
+    complete: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = json.loads(complete[1].with_name("answer.json").read_text(encoding="utf-8"))
+    assert made["sentences"] == complete[0]["answer"]
+    assert [row["factor"] for row in made["levers"]] == [row["factor"] for row in complete[0]["levers"]]
+    assert main([str(complete[1].parents[1]), "--json", "--bootstrap", "0"]) == 0
+    assert json.loads(capsys.readouterr().out)["levers"] == made["levers"]
+
+
+def test_no_two_verdicts_of_a_report_disagree(complete: tuple[dict[str, Any], Path]) -> None:
+    """The words of each lever follow its interval; the direction of the answer is never against a lever that it names."""
+    fits = complete[0]
+    for row in fits["levers"]:
+        gain = row["gain_per_doubling"]
+        if "refused" not in gain:
+            clear = "gain" if (gain["low"] or -1) > 0 else "loss" if (gain["high"] or 1) < 0 else "not_told"
+            assert row["verdict"] == gain["verdict"] == clear
+    pays = {row["factor"] for row in fits["levers"] if row["verdict"] == "gain"}
+    said = fits["answer"][0]
+    assert "n_embd" in pays
+    assert "go deeper, not wider" not in said
+    assert ("go wider, not deeper" not in said) or "n_layer" not in pays
 
 
 def test_every_number_of_a_table_names_a_place_in_fits_json(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
@@ -113,43 +150,40 @@ def test_every_number_of_a_table_names_a_place_in_fits_json(complete: tuple[dict
     assert len(sources) > 150
     for source in sources:
         content.at(complete[0], source)  # raises KeyError where there is no such place
+    numbers = [c for table in sections.tables_of(evidence.load(complete[1].parents[1])) for row in table.rows for c in row if c.numeric]
+    assert not [cell for cell in numbers if cell.text != "–" and not cell.source]
 
 
 def test_a_shown_number_equals_its_place_in_fits_json(complete: tuple[dict[str, Any], Path]) -> None:
     fits = complete[0]
-    alpha = fits["fits"][fits["primary_fit"]]["parameters"]["alpha"]
+    slope = fits["fits"][fits["primary_fit"]]["slope"]
     html = complete[1].read_text(encoding="utf-8")
-    shown = re.search(r'data-source="/fits/joint/parameters/alpha"[^>]*>([^<]+)<', html)
+    shown = re.search(r'data-source="/fits/joint/slope"[^>]*>([^<]+)<', html)
     assert shown is not None
-    value, low, high = map(float, re.findall(r"[\d.]+", shown.group(1)))
-    assert (value, low, high) == pytest.approx((alpha["value"], alpha["low"], alpha["high"]), abs=0.006)
+    value, low, high = (-float(number) for number in re.findall(r"[\d.]+", shown.group(1)))
+    assert (value, low, high) == pytest.approx((slope["value"], slope["low"], slope["high"]), abs=0.002)
 
 
-def test_the_page_is_self_contained(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
+def test_the_page_is_self_contained_and_runs_no_script(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
     html = complete[1].read_text(encoding="utf-8")
     assert "http:" not in html
     assert "https:" not in html
     for tag, attributes in complete_page.elements:
         for name in ("src", "href", "action", "srcset", "poster", "data"):
             assert attributes.get(name, "#").startswith("#"), (tag, attributes)
+        assert not [name for name in attributes if name.startswith("on")]
     assert re.findall(r"@import|url\((?!#)", html) == []
     assert len(html.encode()) < 3_000_000
-
-
-def test_only_the_projects_own_script_may_run(complete_page: Page) -> None:
     policy = next(a["content"] for tag, a in complete_page.elements if a.get("http-equiv") == "Content-Security-Policy")
-    data, own = complete_page.scripts
-    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
-    assert policy == f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    assert len(json.loads(data)["trials"]["rows"]) == 30
-    assert not [a for _, a in complete_page.elements for name in a if name.startswith("on")]
+    assert policy == "default-src 'none'; style-src 'unsafe-inline'"
+    assert "script" not in {tag for tag, _ in complete_page.elements}
 
 
-def test_every_figure_has_alternative_text_a_caption_and_ids_of_its_own(complete_page: Page) -> None:
-    pictures = [a for tag, a in complete_page.elements if tag == "svg" and "aria-hidden" not in a]
-    assert len(pictures) == 12
+def test_every_figure_has_alternative_text_a_caption_and_ids_of_its_own(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
+    pictures = [a for tag, a in complete_page.elements if tag == "svg"]
+    drawn = list((complete[1].parent / "figures").glob("*.svg"))
+    assert len(pictures) == len(drawn) == complete_page.text.count("Figure ")
     assert all(a.get("role") == "img" and len(a.get("aria-label", "")) > 15 for a in pictures)
-    assert complete_page.text.count("Figure ") == 12
     ids = Counter(a["id"] for _, a in complete_page.elements if "id" in a)
     assert [name for name, count in ids.items() if count > 1] == []
     known = {f"#{name}" for name in ids}
@@ -211,7 +245,7 @@ def test_markdown_tables_are_whole_and_figures_exist(complete: tuple[dict[str, A
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
     pictures = re.findall(r"!\[(?:[^\]\\]|\\.)+\]\((figures/[\w-]+\.svg)\)", text)
-    assert len(pictures) == 12
+    assert len(pictures) == len(list((folder / "figures").glob("*.svg")))
     assert all((folder / name).exists() for name in pictures)
 
 
@@ -220,14 +254,16 @@ def test_tables_for_a_paper_hold_what_the_page_shows(complete: tuple[dict[str, A
     rows = list(csv.reader((folder / "sweep_heads.csv").open(encoding="utf-8")))
     assert rows[0][:3] == ["heads", "parameters", "loss (nats)"]
     assert [row[0] for row in rows[1:]] == ["1", "2", "4", "8"]
-    latex = (folder / "fits.tex").read_text(encoding="utf-8")
-    assert latex.startswith(r"\begin{tabular}{lrrrrrl}")
+    latex = (folder / "levers.tex").read_text(encoding="utf-8")
+    assert latex.startswith(r"\begin{tabular}{l")
     assert latex.count(r"\\") == latex.count("\n") - 5
-    assert latex.isascii()
+    assert all(path.read_text(encoding="utf-8").isascii() for path in folder.glob("*.tex") if path.stem != "provenance")
 
 
 def test_latex_and_csv_escape_what_would_act() -> None:
-    assert exports.latex(r"50 % & \input{x} _^2 #1 $") == r"50 \% \& \textbackslash{}input\{x\} \_$^{2}$ \#1 \$"
+    cells = [content.Cell(r"50 % & \input{x} _^2 #1 $"), content.Cell("\u22121.0", numeric=True)]
+    latex = exports.as_latex(content.Listing("x", "", ["a", "b"], [cells]))
+    assert r"50 \% \& \textbackslash input\{x\} \_$^{2}$ \#1 \$ & $-$1.0 \\" in latex
     listing = content.Listing("x", "", ["a", "b"], [[content.Cell("=1+1"), content.Cell("\u22121.0", numeric=True)]])
     assert exports.as_csv(listing) == "a,b\n'=1+1,\u22121.0\n"
 
@@ -235,16 +271,16 @@ def test_latex_and_csv_escape_what_would_act() -> None:
 # ---- tiny and broken ----
 
 
-def test_a_tiny_study_says_what_it_cannot_say(tmp_path: Path) -> None:
+def test_a_tiny_study_says_what_it_cannot_say_each_reason_once(tmp_path: Path) -> None:
     write_synthetic(tmp_path / "tiny", seeds=1, sweeps=("width",))
     fits, path = build(tmp_path / "tiny")
     text = Page(path.read_text(encoding="utf-8")).text
-    assert "refused" in text
     assert fits["refusals"]
     for refusal in fits["refusals"]:
-        assert refusal["reason"][:40].replace(" %", "\u00a0%") in text
-    assert "The width sweep" in text
-    assert "no seeds" in text or "one seed" in text or "seed" in " ".join(r["reason"] for r in fits["refusals"])
+        assert text.count(refusal["reason"][:60].replace(" %", "\u00a0%")) >= 1
+    rows = listings.refusals_listing(fits["refusals"]).rows
+    assert len({row[1].text for row in rows}) == len(rows)
+    assert [row[0].text for row in rows if "_" in row[0].text or "." in row[0].text] == []
 
 
 def test_a_broken_study_names_what_is_broken_and_reports_the_rest(tmp_path: Path) -> None:
@@ -264,9 +300,8 @@ def test_a_broken_study_names_what_is_broken_and_reports_the_rest(tmp_path: Path
     seen = Page(path.read_text(encoding="utf-8"))
     assert "non-finite loss at step 412" in seen.text
     assert f"trials/{whole.name} cannot be read as Parquet" in seen.text
-    assert str(tmp_path) not in seen.text.replace(f"Results {results}", "")
     assert 'ValueError: <script>alert("x")</script>' in seen.text
-    assert len(seen.scripts) == 2
+    assert "script" not in {tag for tag, _ in seen.elements}
     assert {e["status"] for e in fits["exclusions"]} >= {"FAILED", "DIVERGED"}
 
 
@@ -280,9 +315,22 @@ def test_a_study_in_which_nothing_completed_still_has_a_report(tmp_path: Path) -
     stale.write_text("of an earlier report")
     _, path = build(tmp_path / "none")
     assert not stale.exists()
-    seen = Page(path.read_text(encoding="utf-8"))
-    assert "MemoryError" in seen.text
-    assert "explore" not in [a.get("id") for _, a in seen.elements]
+    assert "MemoryError" in Page(path.read_text(encoding="utf-8")).open_text
+
+
+def test_a_report_that_cannot_be_built_leaves_no_old_one_that_looks_current(complete: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    shutil.copytree(complete[1].parents[1], results)
+    shutil.rmtree(results / "trials")
+    (results / "trials.parquet").write_bytes(b"not parquet")
+    assert main([str(results)]) == 1
+    left = {p.name for p in (results / "report").iterdir()}
+    assert not left & {"fits.json", "answer.json", "report.html", "report.md", "report.ipynb"}
+
+
+def test_the_conclusions_are_the_same_file_with_and_without_the_report(complete: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
+    analyze(complete[1].parents[1], tmp_path, Options(n_bootstrap=50), report=False)
+    assert json.loads((tmp_path / "fits.json").read_text()) == complete[0]
 
 
 # ---- untrusted text ----
@@ -290,125 +338,49 @@ def test_a_study_in_which_nothing_completed_still_has_a_report(tmp_path: Path) -
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results whose question, prompt and stories are hostile."""
+    """Results whose names, question, prompt and stories are hostile, drawn under a person's own matplotlib settings."""
     results = tmp_path_factory.mktemp("hostile") / "results"
     rows = write_synthetic(results, seeds=1, sweeps=("heads",), compacted=False)
     for row in rows:
-        sample = {
-            "trial_id": row["trial_id"],
-            "step": 1,
-            "prompt": HOSTILE,
-            "index": 0,
-            "temperature": 0.5,
-            "text": HOSTILE * 3,
-            "n_tokens": 9,
-        }
+        texts = {"prompt": HOSTILE, "text": HOSTILE * 3, "index": 0, "temperature": 0.5, "step": 1, "n_tokens": 9}
+        sample = {"trial_id": row["trial_id"], **texts}
         records.write(results / "samples" / f"{row['trial_id']}.parquet", "samples", [sample])
+        row["sweeps"] = [HOSTILE, f"{HOSTILE} too"]  # names whose readable parts are equal
+        records.write(results / "trials" / f"{row['trial_id']}.parquet", "trials", [row])
     facts = json.loads((results / "study.json").read_text())
     (results / "study.json").write_text(json.dumps({**facts, "name": HOSTILE, "question": HOSTILE}))
-    return build(results)[1]
+    with mpl.rc_context({"text.usetex": True, "axes.grid": True}):
+        return build(results)[1]
 
 
 def test_hostile_text_is_shown_as_text_in_the_page(hostile: Path) -> None:
     html = hostile.read_text(encoding="utf-8")
     seen = Page(html)
-    assert len(seen.scripts) == 2
-    assert "img" not in {tag for tag, _ in seen.elements}
+    assert not {"img", "script"} & {tag for tag, _ in seen.elements}
     assert '<script>alert("x")</script>' in seen.text
     assert "{{7*7}}" in seen.text
+    assert "$x^{$" in seen.text.replace("\u2423", " ")
     assert "\u241b[31mred" in seen.text  # the escape sign as a picture
     assert not set("\x00\x1b\u202e\u2028") & set(html)
-    told = json.loads(seen.scripts[0])["stories"]
-    assert all('<script>alert("x")</script>' in text for stories in told.values() for _, _, text in stories)
 
 
-def test_hostile_text_is_shown_as_text_in_markdown(hostile: Path) -> None:
+def test_hostile_text_is_shown_as_text_in_markdown_and_on_the_terminal(hostile: Path) -> None:
     text = (hostile.parent / "report.md").read_text(encoding="utf-8")
     outside = re.sub(r"^(`{4,})text\n.*?^\1$", "", text, flags=re.M | re.S)
     assert "````text\n<script>" in text  # in a fence that is longer than any run of backticks inside
-    assert "<script>" not in outside
-    assert "**bold**" not in outside
-    assert "[link](" not in outside
+    for markup in ("<script>", "**bold**", "[link]("):
+        assert markup not in outside
     assert not set("\x00\x1b\u202e\u2028") & set(text)
+    assert not set("\x00\x1b\u202e\u2028") & set(terminal.text(json.loads((hostile.parent / "fits.json").read_text())))
 
 
-def test_control_characters_become_visible() -> None:
-    assert content.visible("a\x00b\x1b[0m\tc\r\nd\x7f\u200b") == "a\u2400b\u241b[0m    c\nd\u2421<U+200B>"
-    assert content.visible("na\u00efve \u2014 caf\u00e9 \U0001f600") == "na\u00efve \u2014 caf\u00e9 \U0001f600"
+def test_sweeps_whose_names_look_alike_have_figures_and_tables_of_their_own(hostile: Path) -> None:
+    for kind, suffix in (("figures", ".svg"), ("tables", ".csv")):
+        own = {p.name for p in (hostile.parent / kind).glob(f"sweep_*{suffix}")}
+        assert len(own) == 2, own
 
 
-# ---- numbers ----
-
-
-@pytest.mark.parametrize(
-    ("value", "low", "high", "text"),
-    [
-        (0.3412, 0.2913, 0.4087, "0.341 [0.291, 0.409]"),
-        (-0.14512, -0.1521, -0.1390, "\u22120.1451 [\u22120.1521, \u22120.1390]"),
-        (1234.5, 1200.0, 1270.0, "1234 [1200, 1270]"),
-        (0.5, None, None, "0.5"),
-        (0.0, 0.0, 0.0, "0"),
-        (-0.0717, -0.127, -0.0002, "\u22120.072 [\u22120.127, 0.000]"),
-        (0.0, -0.119, float("inf"), "0 [at least \u22120.119]"),
-        (-0.02, float("-inf"), 0.164, "\u22120.02 [at most 0.164]"),
-        (-0.02, float("-inf"), float("inf"), "\u22120.02 [not determined]"),
-        (None, None, None, "\u2013"),
-    ],
-)
-def test_intervals_are_shown_with_the_digits_that_they_support(value: Any, low: Any, high: Any, text: str) -> None:
-    assert content.spanned(value, low, high) == text
-
-
-def test_plain_values_read_well() -> None:
-    shown = [content.plain(v) for v in (None, True, 98_560, 98_560.4, 0.00001722, float("nan"), 2.0, [1, 2])]
-    assert shown == ["\u2013", "yes", "98,560", "98,560", "1.722 \u00d7 10^\u22125", "\u2013", "2", "1, 2"]
-
-
-@pytest.mark.parametrize(
-    ("value", "low", "high", "text"),
-    [
-        (1.65, 1.372, 1.984, "1.65 [1.37, 1.98]"),
-        (23.7, 1e-6, 4e8, "not determined"),
-        (23.7, 2.41, 4e8, "24 [2.4, over 30]"),
-        (0.9, None, None, "0.9"),
-    ],
-)
-def test_a_parameter_equivalent_without_meaning_is_not_a_number(value: float, low: Any, high: Any, text: str) -> None:
-    row = {"parameter_equivalent": value, "pe_low": low, "pe_high": high}
-    assert content.ratio_cell(row, ("parameter_equivalent", "pe_low", "pe_high"), "/x").text == text
-
-
-def test_facts_are_written_for_people() -> None:
-    facts = {
-        "machine": {"memory_bytes": 25_276_514_304},
-        "started_at": "2026-11-22T14:27:52.925862+00:00",
-        "cost": {"flops": 15_560_000_000_000},
-    }
-    rows = content.facts_listing("run", "", facts, "/provenance").rows
-    told = {row[0].text: row[1].text for row in rows}
-    assert told == {
-        "machine / memory": "23.5 GiB",
-        "started at": "2026-11-22 14:27:52 UTC",
-        "cost / FLOP of all trials together": "1.556 \u00d7 10^13",
-    }
-
-
-def test_what_was_refused_is_named_in_words(complete: tuple[dict[str, Any], Path]) -> None:
-    assert listings.subject_words("fits.joint@params_total.parameters.E, fits.sweep:depth.parameters.alpha, timing.fit") == (
-        "E of the joint fit in total parameters; \u03b1 of the depth fit; law of time per step"
-    )
-    named = [row[0].text for row in listings.refusals_listing(complete[0]["refusals"]).rows]
-    assert named
-    assert [name for name in named if "." in name or "@" in name or "_" in name] == []
-
-
-def test_every_word_that_needs_one_has_a_meaning(complete_page: Page) -> None:
-    for word in ("nats", "noise floor", "parameter-equivalent", "95 % interval", "configuration"):
-        assert word in listings.WORDS
-    assert "#words" in [a.get("href") for _, a in complete_page.elements]
-    assert all(
-        meaning in " ".join(complete_page.text.replace("\u00a0", " ").split()) for meaning in listings.WORDS.values() if "^" not in meaning
-    )
+# ---- parts ----
 
 
 def test_a_refusal_is_named_with_its_reason_and_bound() -> None:
@@ -450,16 +422,6 @@ def _browse(page_path: Path, width: int, profile: Path) -> str:
     ]
     command = [BROWSER, *flags, f"--window-size={width},900", "--dump-dom", page_path.as_uri()]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
-def test_the_explorer_draws_every_trial_offline(complete: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    seen = Page(_browse(complete[1], 1280, tmp_path))
-    points = [a for tag, a in seen.elements if tag == "circle" and a.get("class", "").startswith("point")]
-    assert len(points) == 30
-    assert [a["class"] for a in points].count("point on") == 1
-    assert "Learning curve of this trial" in [a.get("aria-label") for _, a in seen.elements]
 
 
 @pytest.mark.slow

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.figures import loss_and_sweeps as figures
-from analysis.figures import style
+from analysis.figures import study as figures
+from analysis.figures import style, sweeps
 from analysis.findings import conclude as conclusions
 from analysis.findings.fit_summary import Options
+from analysis.report.answer import sentences
 from analysis.table import load as table
 from study.spec import Trial
 from tests.running import write_study
@@ -41,31 +42,26 @@ def test_shapes_are_compared_within_their_size_only(tree: dict[str, Any]) -> Non
         aspects = [row["aspect"] for row in size["shapes"]]
         assert aspects == sorted(aspects, reverse=True)
         best = min(size["shapes"], key=lambda row: row["mean"])
-        assert (size["best"], best["behind"], best["verdict"]) == (best["config_id"], 0, "best of its size")
-        assert size["verdict"].startswith("larger than noise")
+        assert (size["best"], best["behind"], best["verdict"]) == (best["config_id"], 0, "")
+        assert size["verdict"] == "differ"
         last = size["shapes"][-1]
         true = 0.05 * math.log2(best["aspect"] / last["aspect"])
         assert last["behind_low"] < true + 0.02  # the best was chosen by its loss, so its lead is a little too large
         assert true - 0.02 < last["behind_high"]
-        assert last["verdict"].startswith("worse by more than noise")
+        assert last["verdict"] == "loss"
 
 
-def test_one_sentence_says_how_much_shape_does_and_where_the_best_lies(tree: dict[str, Any], tmp_path: Path) -> None:
-    (sweep,) = tree["sweeps"]
-    assert "more than noise at 5 of 5 sizes; the best is the shallowest and widest at all of them." in sweep["sentence"]
-    assert "deepest and narrowest at all of them." in concluded(tmp_path / "deep", -0.05)["sweeps"][0]["sentence"]
-    nothing = concluded(tmp_path / "none", 0.0)["sweeps"][0]
-    said = [size["verdict"] for size in nothing["shapes"]["sizes"]]
-    assert sum(verdict == "within noise" for verdict in said) >= 4
-    assert "at 0 of 5 sizes" in nothing["sentence"] or "at 1 of 5 sizes" in nothing["sentence"]
-
-
-def test_the_answer_counts_heads_alone_apart_from_depth_against_width(tree: dict[str, Any]) -> None:
-    _, shape, heads = tree["answer"]
-    assert len(tree["structure"]["contrasts"]) == 25
-    assert "At equal size depth against width matters in" in shape
-    assert "of 22 comparisons" in shape
-    assert "of 3 comparisons" in heads
+def test_the_answer_follows_the_shape_that_wins_at_equal_size(tree: dict[str, Any], tmp_path: Path) -> None:
+    assert tree["shape"]["verdict"] == "wide"
+    first, second, _ = sentences(tree)
+    assert "go wider" in first
+    assert "over all 30 configurations wide beats deep at equal size" in second
+    deep = sentences(concluded(tmp_path / "deep", -0.05))
+    assert "go deeper" in deep[0]
+    assert "deep beats wide" in deep[1]
+    nothing = concluded(tmp_path / "none", 0.0)
+    said = [size["verdict"] for size in nothing["sweeps"][0]["shapes"]["sizes"]]
+    assert said.count("within_noise") >= 4
 
 
 def test_a_sweep_in_which_size_changes_at_every_step_is_told_as_before(tmp_path: Path) -> None:
@@ -74,7 +70,7 @@ def test_a_sweep_in_which_size_changes_at_every_step_is_told_as_before(tmp_path:
 
 
 def test_its_figure_has_a_line_for_each_size_and_no_label_over_another(tree: dict[str, Any]) -> None:
-    ax = figures.draw_sweep(tree, "shape")
+    ax = sweeps.draw_sweep(tree, "shape")
     labelled = [line for line in ax.lines if str(line.get_label()).endswith("parameters")]
     assert len(labelled) == 5
     assert style.overlapping_texts(ax.get_figure(root=True)) == []  # type: ignore[arg-type]

@@ -1,89 +1,164 @@
-"""Effects in words: equal to the numbers, and plain about what is not determined."""
+"""Numbers, names and strange text as readers see them, and the three sentences: plain, true of their numbers, never against each other."""
 
 from typing import Any
 
 import pytest
 
-from analysis import sentences as answer
 from analysis import wording
+from analysis.report import answer
 
 
-def block(ratio: float, low: float | None, high: float | None) -> dict[str, Any]:
-    return {"parameter_equivalent": ratio, "pe_low": low, "pe_high": high}
+def estimate(value: float, low: float | None = None, high: float | None = None, verdict: str = "gain") -> dict[str, Any]:
+    return {"value": value, "low": low, "high": high, "unit": "nats per doubling", "n": 3, "method": "contrast", "verdict": verdict}
 
 
-@pytest.mark.parametrize(
-    ("ratio", "low", "high", "text"),
-    [
-        (0.85, 0.80, 0.91, "with 15 % fewer parameters (9 % to 20 % fewer)"),
-        (1.38, 1.11, 1.71, "with 38 % more parameters (11 % to 71 % more)"),
-        (0.9, 0.8, 1.1, "with 10 % fewer parameters (20 % fewer to 10 % more)"),
-        (1.002, 0.9, 1.2, "with as many parameters (10 % fewer to 20 % more)"),
-        (23.7, 2.4, 19_000.0, "with 24 times as many parameters (at least 2.4 times as many, open above)"),
-        (0.9, None, None, "with 10 % fewer parameters"),
-        (1.4, 1e-9, 1e12, "with a number of parameters that the data do not determine"),
-    ],
-)
-def test_a_parameter_equivalent_is_said_as_a_reader_would_say_it(ratio: float, low: float | None, high: float | None, text: str) -> None:
-    assert wording.effect_text(block(ratio, low, high), "one of the width sweep") == f"acts like one of the width sweep {text}"
+def lever(factor: str, gain: dict[str, Any], source: str = "contrast", **more: Any) -> dict[str, Any]:
+    steps = [{"from": 16, "to": 32, "gain": gain}] if source == "contrast" else []
+    row = {"factor": factor, "n_tokens": 768_000, "at": "centre", "gain_per_doubling": gain, "steps": steps, "source": source}
+    return row | {"verdict": gain["verdict"]} | more
 
 
-def test_a_comparison_that_names_heads_is_joined_by_and() -> None:
-    assert wording.effect_text(block(0.9, None, None), "one with 1 head") == "acts like one with 1 head and 10 % fewer parameters"
+def shape(n_layer: int, n_embd: int) -> dict[str, Any]:
+    return {"config_id": f"{n_layer}x{n_embd}", "n_layer": n_layer, "n_embd": n_embd, "n_head": 4}
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "text"),
-    [
-        (0.018, 0.086, " (0.018 to 0.086)"),
-        (-0.0001, 0.138, " (0.000 to 0.138)"),
-        (None, 0.164, " (at most 0.164, open below)"),
-        (0.02, None, " (at least 0.020, open above)"),
-        (None, None, ""),
-    ],
-)
-def test_an_interval_in_words_names_its_open_end(low: float | None, high: float | None, text: str) -> None:
-    assert wording.reach_text(low, high) == text
-
-
-def test_a_change_of_loss_has_its_interval_in_the_direction_of_its_verb() -> None:
-    assert wording.change_text(-0.0516, -0.0856, -0.0176) == "lowers loss by 0.052 nats (0.018 to 0.086)"
-    assert wording.change_text(0.02, -0.01, 0.05) == "raises loss by 0.020 nats (-0.010 to 0.050)"
-    assert wording.signed(-0.0002) == "0.000"
-
-
-def study(gain: dict[str, Any], method: str = "profile") -> dict[str, Any]:
-    """As much of fits.json as the first sentence reads."""
-    slope = {"at": 1e5, "gain_per_doubling": gain, "method": method}
-    refused = {"refused": {"code": "too_few_sizes", "reason": "too few"}}
-    return {
-        "counts": {"usable": 9},
-        "fits": {"joint": {"slope": slope}},
-        "primary_fit": "joint",
-        "noise": {"detectable": 0.01},
-        "returns": refused,
+def tree(verdict: str = "not_told", levers: Any = (), difference: Any = None, **more: Any) -> dict[str, Any]:
+    """As much of fits.json as the answer reads."""
+    equal: dict[str, Any] = {"refused": {"code": "sizes_not_matched", "reason": "no two shapes of nearly equal size were trained"}}
+    if difference:
+        equal = {"winner": shape(2, 96), "loser": shape(4, 64), "n_tokens": 768_000, "difference": difference, "noise_ratio": 6.2}
+    known = {"n_tokens": 768_000, "verdict": verdict, "law": {"n_configurations": 9}, "equal_size": equal, "by_length": []}
+    trust = {
+        "seeds": 3,
+        "lr_rule": "by_size",
+        "epochs": 0.19,
+        "falls_fast": True,
+        "still_falling": estimate(0.2, 0.19, 0.21),
+        "outliers": [],
     }
+    base = {"counts": {"usable": 27, "trials": 27}, "levers": list(levers), "shape": known, "trust": trust | {"misfit": 0.023}}
+    return base | {"best": None, "next": {"command": "python -m study.run horizon", "why": "longer", "seconds": 600}} | more
+
+
+WIDER = [lever("n_embd", estimate(0.2, 0.18, 0.22)), lever("n_layer", estimate(-0.04, -0.07, -0.01, "loss"))]
+
+
+def test_the_recommendation_names_what_pays_with_its_numbers_and_what_does_not() -> None:
+    said = answer.recommendation(tree("wide", WIDER))
+    assert said.startswith("At 768k tokens go wider, not deeper: width 16 to 32 −0.20 nats [−0.22, −0.18]")
+    assert said.endswith("layers 16 to 32 +0.04 nats [+0.01, +0.07], no gain yet.")
+
+
+def test_where_depth_pays_too_nobody_is_told_not_to_go_deeper() -> None:
+    both = [WIDER[0], lever("n_layer", estimate(0.1, 0.08, 0.12), "law")]
+    assert "go wider rather than deeper: width" in answer.recommendation(tree("wide", both))
+    assert "depth −0.10 nats [−0.12, −0.08] per doubling by the law" in answer.recommendation(tree("wide", both))
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "text"),
+    ("verdict", "levers", "said"),
     [
-        (0.02, 0.06, "lowers validation loss by 0.040 nats (95 % interval 0.020 to 0.060), above the noise floor of 0.010."),
-        (0.005, 0.075, "(95 % interval 0.005 to 0.075), not clearly above the noise floor of 0.010."),
-        (-0.01, 0.09, "(95 % interval -0.010 to 0.090), so not even the sign is settled."),
-        (None, 0.164, "(95 % interval at most 0.164, open below), so not even the sign is settled."),
-        (None, None, "by 0.040 nats, without an interval (2 points)."),
+        ("deep", [], "go deeper, not wider"),
+        ("size_only", WIDER, "take whichever shape is fastest"),
+        ("not_told", WIDER, "go wider, not deeper"),
+        ("not_told", [WIDER[0]], "width pays; depth was not varied by itself"),
+        ("not_told", [WIDER[0], lever("n_layer", estimate(0.1, 0.05, 0.15))], "both width and depth pay"),
+        ("not_told", [lever("n_embd", estimate(0.01, -0.01, 0.03, "not_told"))], "nothing that was varied buys more than can be told"),
+        ("not_told", [], "nothing that was varied buys more than can be told"),
     ],
 )
-def test_the_first_sentence_says_how_sure_it_is(low: float | None, high: float | None, text: str) -> None:
-    assert answer.parameters(study({"value": 0.04, "low": low, "high": high}, "none: 2 points")).endswith(text)
+def test_the_advice_follows_the_law_then_the_levers(verdict: str, levers: Any, said: str) -> None:
+    assert said in answer.recommendation(tree(verdict, levers)).replace("Go", "go").replace("Nothing", "nothing")
 
 
-def test_a_loss_that_rises_with_size_is_said_to_rise() -> None:
-    sentence = answer.parameters(study({"value": -0.03, "low": -0.05, "high": -0.01}))
-    assert "raises validation loss by 0.030 nats (95 % interval 0.010 to 0.050)" in sentence
+def test_levers_and_a_pair_that_disagree_give_no_direction() -> None:
+    deep_wins = tree("not_told", WIDER, estimate(0.1, 0.08, 0.12))
+    deep_wins["shape"]["equal_size"] |= {"winner": shape(8, 32), "loser": shape(2, 64)}
+    assert answer.direction(deep_wins) == ""
+    assert "go " not in answer.recommendation(deep_wins)
 
 
-def test_contrasts_are_labeled_for_readers() -> None:
-    assert wording.contrast_label("4x32h16 vs 1x64h1") == "4 \u00d7 32, 16 heads vs 1 \u00d7 64, 1 head"
-    assert wording.contrast_label("16 vs 1 heads") == "16 vs 1 heads"
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (estimate(0.19, 0.16, 0.22), "2x96 beats 4x64 by 0.19 [0.16, 0.22] nats, six times the noise"),
+        (estimate(0.01, -0.02, 0.04, "within_noise"), "2x96 and 4x64 do not differ by more than noise (−0.01 nats [−0.04, +0.02])"),
+        (estimate(0.1, verdict="not_told"), "2x96 and 4x64 differ by −0.10 nats, which one seed cannot tell from noise"),
+        (None, "nothing was compared: no two shapes of nearly equal size were trained"),
+    ],
+)
+def test_at_equal_size_the_winner_is_named_or_why_there_is_none(difference: Any, said: str) -> None:
+    assert said in answer.at_equal_size(tree("not_told", WIDER, difference))
+
+
+def test_a_pair_that_goes_against_the_law_says_so() -> None:
+    assert answer.at_equal_size(tree("deep", [], estimate(0.19, 0.16, 0.22))).endswith(
+        "over all 9 configurations deep beats wide at equal size, which this pair goes against."
+    )
+
+
+def test_trust_is_told_by_seeds_rate_epochs_fall_misfit_and_the_next_command() -> None:
+    assert answer.trust(tree()) == (
+        "Three seeds, one learning-rate rule, 0.19 epochs; every curve still falls by 0.20 [0.19, 0.21] nats per doubling of text: longer "
+        "training may change the ranking; the law misses by 2.3 %; longer training asks whether this holds: "
+        "`python -m study.run horizon`, 10 min."
+    )
+
+
+def test_a_study_without_a_usable_trial_says_why_and_what_to_do() -> None:
+    nothing = {"counts": {"usable": 0, "trials": 2, "failed": 2}, "exclusions": [{"reason": "RuntimeError: \x1b[31mboom"}]}
+    first, second, third = answer.sentences(nothing)
+    assert "None of the 2 trials can be used (2 failed)" in first
+    assert second == "The first reason is: RuntimeError: \u241b[31mboom."
+    assert third.startswith("Run the same command again")
+
+
+def test_the_answer_for_programs_has_its_schema() -> None:
+    made = answer.answer(tree("wide", WIDER, estimate(0.19, 0.16, 0.22), study="x", question="Why?"))
+    assert set(made) == {"schema_version", "study", "question", "sentences", "best", "levers", "law", "trust", "next"}
+    assert set(made["levers"][0]) == {"factor", "n_tokens", "at", "gain_per_doubling", "verdict", "source"}
+    assert set(made["levers"][0]["gain_per_doubling"]) == {"value", "low", "high", "unit"}
+
+
+# ---- numbers and names ----
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "text"),
+    [
+        (0.3412, 0.2913, 0.4087, "0.341 [0.291, 0.409]"),
+        (-0.14512, -0.1521, -0.1390, "−0.1451 [−0.1521, −0.1390]"),
+        (1234.5, 1200.0, 1270.0, "1234 [1200, 1270]"),
+        (0.5, None, None, "0.5"),
+        (0.0, 0.0, 0.0, "0"),
+        (-0.0717, -0.127, -0.0002, "−0.072 [−0.127, 0.000]"),
+        (0.0, -0.119, float("inf"), "0 [at least −0.119]"),
+        (-0.02, float("-inf"), 0.164, "−0.02 [at most 0.164]"),
+        (-0.02, float("-inf"), float("inf"), "−0.02 [not determined]"),
+        (None, None, None, "\u2013"),
+    ],
+)
+def test_intervals_are_shown_with_the_digits_that_they_support(value: Any, low: Any, high: Any, text: str) -> None:
+    assert wording.spanned(value, low, high) == text
+
+
+def test_plain_values_read_well() -> None:
+    shown = [wording.plain(v) for v in (None, True, 98_560, 98_560.4, 0.00001722, float("nan"), 2.0, [1, 2])]
+    assert shown == ["\u2013", "yes", "98,560", "98,560", "1.722 \u00d7 10^−5", "\u2013", "2", "1, 2"]
+    assert [wording.short_count(v) for v in (950, 98_560, 1_234_567, 2e9)] == ["950", "98.6k", "1.23M", "2G"]
+
+
+def test_a_gain_is_shown_as_the_change_of_loss_that_it_is() -> None:
+    assert wording.change(estimate(0.17, 0.14, 0.19)) == "−0.17 nats [−0.19, −0.14]"
+    assert wording.change(estimate(-0.0002, -0.01, 0.01)) == "0.00 nats [−0.01, +0.01]"
+    assert wording.change(estimate(0.1)) == "−0.10 nats"
+
+
+def test_an_equation_says_at_which_reference_its_amplitudes_hold() -> None:
+    assert wording.equation("L = E + A * N^-alpha", {"params_non_embedding": 98_560.0}) == "L = E + A · (N/98.6k)^−α"
+
+
+def test_control_characters_become_visible() -> None:
+    assert wording.visible("a\x00b\x1b[0m\tc\r\nd\x7f\u200b") == "a\u2400b\u241b[0m    c\nd\u2421<U+200B>"
+    assert wording.visible("na\u00efve \u2014 caf\u00e9 \U0001f600") == "na\u00efve \u2014 caf\u00e9 \U0001f600"
+    assert wording.line("a\nb\x1b") == "a b\u241b"

@@ -17,12 +17,13 @@ from matplotlib.axes import Axes
 from analysis.compare.paired_differences import Judgement, Outcome, compare, names
 from analysis.estimate import Refusal, part_of, value_of
 from analysis.figures import style
-from analysis.figures.style import BLUE, CONVENTIONS, INK, LOSS, VERMILLION, short_count
+from analysis.figures.style import BLUE, INK, LOSS, VERMILLION
 from analysis.report import document as content
 from analysis.report import html as page
 from analysis.report import text_formats as markdown
-from analysis.report.document import Cell, Listing, Picture, Section, number, plain, shape_name, span_cell
+from analysis.report.document import Cell, Listing, Picture, Section, number, span_cell
 from analysis.table.load import Table, load
+from analysis.wording import CONVENTIONS, plain, shape_name, short_count, spanned, visible
 
 OTHER_TEXT = "The studies were scored on different texts, so a difference of loss mixes the text with everything else."
 SHOWN = 60
@@ -40,7 +41,7 @@ def build(first: Path, second: Path, fits: tuple[Mapping[str, Any], Mapping[str,
     folder = out or second / "report"
     folder.mkdir(parents=True, exist_ok=True)
     found = compare(*studies, fits)
-    found |= {"studies": [content.visible(name) for name in found["studies"]]}
+    found |= {"studies": [visible(name) for name in found["studies"]]}
     found |= {"caution": "" if found["same_text"] else OTHER_TEXT}
     found["sentence"] = sentence(found)
     (folder / "comparison.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
@@ -69,7 +70,7 @@ def sentence(found: Mapping[str, Any]) -> str:
     if "refused" in overall:
         return f"{len(found['pairs'])} shapes are in both studies; {overall['refused']['reason']}."
     verdict = {"gain": "lower than", "loss": "higher than"}.get(overall["verdict"], "not distinguishable from")
-    numbers = content.spanned(overall["value"], overall["low"], overall["high"])
+    numbers = spanned(overall["value"], overall["low"], overall["high"])
     where = f"on average over {len(found['pairs'])} shapes, paired by seed"
     return f"The loss of {b} is {verdict} that of {a}: {numbers} nats {where}. {found['caution']}".strip()
 
@@ -80,7 +81,7 @@ def judgement_text(found: Judgement) -> str:
         return f"cannot be told: {found.gain.reason}"
     said = {Outcome.BETTER: "better", Outcome.WORSE: "worse", Outcome.WITHIN_NOISE: "within noise"}[found.outcome]
     low, high = (None if end is None else -end for end in (found.gain.high, found.gain.low))
-    numbers = content.spanned(-found.gain.value, low, high)
+    numbers = spanned(-found.gain.value, low, high)
     return f"{said}: the loss changes by {numbers} nats on average over {found.n_shapes} shapes of equal length, paired by seed"
 
 

@@ -13,16 +13,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+import matplotlib.style as mplstyle
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, PolyCollection
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 from matplotlib.transforms import Bbox
+
+from analysis.wording import short_count
 
 # Okabe and Ito 2008, "Color universal design": distinguishable with the common color-vision deficiencies and in gray.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
@@ -39,14 +42,9 @@ FACTORS = {"depth": (BLUE, "o"), "width": (VERMILLION, "s"), "heads": (GREEN, "^
 """Color and marker of the sweeps that most studies hold; other sweeps take EXTRAS in order."""
 EXTRAS = [(PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (MUTED, "X")]
 
-CONVENTIONS = {
-    "params_non_embedding": "non-embedding parameters",
-    "params_total": "total parameters",
-    "params_blocks": "parameters of the blocks",
-}
 FACTOR_COLUMNS = {"depth": "n_layer", "n_layer": "n_layer", "width": "n_embd", "n_embd": "n_embd", "heads": "n_head", "n_head": "n_head"}
 AXIS_LABELS = {"n_layer": "layers", "n_embd": "width (channels)", "n_head": "attention heads"}
-LOSS = "validation loss (nats per character)"
+LOSS = "validation loss (nats per token)"
 
 WIDTH, HEIGHT = 5.2, 3.5
 """Inches. At 10-point type a figure is still readable at half its width, in a two-column paper or on a phone."""
@@ -58,26 +56,29 @@ RC: dict[Any, Any] = {
     "axes.labelcolor": INK, "text.color": INK, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "axes.linewidth": 0.8, "lines.linewidth": 1.6, "lines.markersize": 5.5, "axes.axisbelow": True, "axes.grid": False, "grid.color": FAINT,
     "grid.linewidth": 0.6, "figure.facecolor": PAPER, "axes.facecolor": PAPER, "savefig.facecolor": PAPER, "svg.fonttype": "none",
-    "svg.hashsalt": "scaling-study", "text.hinting": "none", "figure.dpi": 160.0,
+    "svg.hashsalt": "scaling-study", "text.hinting": "none", "figure.dpi": 160.0, "text.parse_math": False, "text.usetex": False,
     "pdf.fonttype": 42, "axes.unicode_minus": True, "axes.titlelocation": "left",
 }  # fmt: skip
 
 
 @contextmanager
 def look() -> Iterator[None]:
-    """Apply the project's look to everything drawn inside the `with` block, and to nothing else."""
-    with mpl.rc_context(RC):
+    """Apply the project's look to everything drawn inside the `with` block, and to nothing else.
+
+    What a person's matplotlibrc says does not count: the look starts from matplotlib's own defaults.
+    """
+    with mplstyle.context(["default", RC]):
         yield
 
 
-def new_figure(width: float = WIDTH, height: float = HEIGHT, rows: int = 1, ratios: Sequence[float] = (1,)) -> tuple[Figure, list[Axes]]:
-    """A figure on the Agg canvas with `rows` panels that share their x axis (sizes in inches)."""
+def new_figure(width: float = WIDTH, height: float = HEIGHT, columns: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure on the Agg canvas with `columns` panels side by side that share their y axis (sizes in inches)."""
     with look():
         fig = Figure(figsize=(width, height), layout="constrained")
         fig.get_layout_engine().set(w_pad=0.07, h_pad=0.07)  # type: ignore[union-attr, call-arg]
         FigureCanvasAgg(fig)
-        axes = fig.subplots(rows, 1, squeeze=False, sharex=rows > 1, gridspec_kw={"height_ratios": list(ratios)})
-    return fig, list(axes[:, 0])
+        axes = fig.subplots(1, columns, squeeze=False, sharey=columns > 1)
+    return fig, list(axes[0])
 
 
 def new_axes(width: float = WIDTH, height: float = HEIGHT) -> Axes:
@@ -89,14 +90,6 @@ def sweep_style(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Color and marker of each sweep: the same factor looks the same in every study."""
     extras = iter(EXTRAS * (1 + len(names) // len(EXTRAS)))
     return {name: FACTORS[name] if name in FACTORS else next(extras) for name in names}
-
-
-def short_count(value: float, _: object = None) -> str:
-    """1234567 -> '1.23M': three significant digits and a suffix."""
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g}{suffix}"
-    return f"{value:.3g}"
 
 
 def tick_values(low: float, high: float, wanted: int = 5) -> list[float]:
@@ -112,18 +105,29 @@ def tick_values(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(k * step, 10) for k in range(int(np.ceil(low / step)), int(np.floor(high / step)) + 1)]
 
 
+def shown(name: object) -> str:
+    """A name from outside as a label: no control characters, at most 60 signs. Nothing in it is mathematics (`text.parse_math`)."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name))[:60]
+
+
+def hex_of(colors: Any) -> str:
+    """The first of an artist's colors, as the palette writes it."""
+    return to_hex(np.asarray(colors)[0])
+
+
 def shade(position: float) -> str:
     """Light to dark blue; position in [0, 1]."""
     return SHADES[min(len(SHADES) - 1, int(position * len(SHADES)))]
 
 
-def log_axis(ax: Axes, which: str, counts: bool = False, values: Sequence[float] | None = None) -> None:
+def log_axis(ax: Axes, which: str, counts: bool = False, values: Sequence[float] | None = None, wanted: int = 5) -> None:
     """Make one axis logarithmic with a few readable labels at round numbers and no minor labels.
 
     Args:
         which: "x" or "y".
         counts: write 100k and 3M rather than plain numbers.
         values: label exactly these positions (the levels of a sweep).
+        wanted: about so many labels.
     """
     limits = ax.get_xlim() if which == "x" else ax.get_ylim()
     if limits[0] <= 0:  # nothing is drawn yet: matplotlib's limits of empty axes are 0 and 1
@@ -131,7 +135,7 @@ def log_axis(ax: Axes, which: str, counts: bool = False, values: Sequence[float]
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     (ax.set_xlim if which == "x" else ax.set_ylim)(limits)
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(FixedLocator(list(values) if values is not None else tick_values(*limits)))
+    axis.set_major_locator(FixedLocator(list(values) if values is not None else tick_values(*limits, wanted)))
     axis.set_major_formatter(FuncFormatter(short_count if counts else lambda v, _: f"{v:.10g}"))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
@@ -204,7 +208,7 @@ def label_points(ax: Axes, labels: Sequence[tuple[float, float, str, str]], avoi
                 (x, y),
                 (dx, dy),
                 textcoords="offset points",
-                color=LETTERS.get(color, color),
+                color=LETTERS.get(color, INK),
                 fontsize=9.5,
                 annotation_clip=False,
                 **where,

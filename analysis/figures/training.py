@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 
 from analysis.estimate import Row, value_of
 from analysis.figures import style
-from analysis.figures.style import BLUE, CONVENTIONS, INK, LOSS
+from analysis.figures.style import BLUE, INK, LOSS
+from analysis.wording import CONVENTIONS, short_count
 
 LINES, POINTS = 120, 60
 """A figure of learning curves draws at most this many lines of this many points: more is ink, not information."""
@@ -33,10 +34,10 @@ def draw_learning_curves(curves: Sequence[Row], trials: Sequence[Row], ax: Axes 
         ax.set_ylim(style.pad_limits([p[1] for p in everything], 0.06))
         style.log_axis(ax, "x", counts=True)
         style.log_axis(ax, "y")
-        ax.set_xlabel("training characters seen")
+        ax.set_xlabel("training tokens seen")
         ax.set_ylabel(LOSS)
         ends = dict.fromkeys([min(by_trial, key=sizes.__getitem__), max(by_trial, key=sizes.__getitem__)]) if by_trial else ()
-        _label_ends(ax, [(f"{style.short_count(sizes[trial])}\nparameters", by_trial[trial][-1]) for trial in ends])
+        _label_ends(ax, [(f"{short_count(sizes[trial])}\nparameters", by_trial[trial][-1]) for trial in ends])
     return ax
 
 

@@ -3,8 +3,7 @@
     conclusions = conclude(table.load(results)); write(results / "report" / "fits.json", conclusions)
 
 Top-level keys beyond the contract of the report: `problems` (what was wrong with the files), `selection` (laws ranked by AICc), `returns`
-(diminishing returns along the joint curve), `irreducible_loss`, `compute_optimal`; inside `structure`, `claims` (comparisons such as "width
-matters more than depth", answered or refused).
+(diminishing returns along the joint curve), `irreducible_loss`, `compute_optimal`. No sentence stands here: `analysis.report` words it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from analysis import sentences as answer
 from analysis.estimate import Code, Refusal, collect
 from analysis.findings import diagnostics, forecasts, size_law, training, verdict
 from analysis.findings import equal_sizes as shapes
@@ -40,9 +38,11 @@ from analysis.fits import law_selection as selection
 from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.shape_law import fit_shape_law
 from analysis.table import configurations as replicates
+from analysis.table import evidence
 from analysis.table import load as tables
 from analysis.table.configurations import Configurations, Noise
 from analysis.table.load import Table
+from analysis.text import findings as texts
 from study.files import replaced
 
 SCHEMA_VERSION = "1.0"
@@ -57,10 +57,9 @@ def conclude(table: Table, options: Options | None = None) -> dict[str, Any]:
     tree |= _findings(study, options) if study else _nothing()
     tree["card"] = card.fit_card(table, study.primary if study else None, options)
     tree["provenance"] = card.provenance(table)
-    tree["stories"] = Refusal(Code.MISSING, "texts are measured when the report is built").to_dict()
+    tree["stories"] = texts.conclude(evidence.load(table.path, tree))
     tree["forecasts"] = _forecasts(table, study)
-    tree["answer"] = answer.sentences(tree)
-    tree["refusals"] = [*collect({k: v for k, v in tree.items() if k not in ("stories", "card")}), *(study.refused if study else [])]
+    tree["refusals"] = [*collect({k: v for k, v in tree.items() if k != "card"}), *(study.refused if study else [])]
     cleaned: dict[str, Any] = clean(tree)
     return cleaned
 
@@ -155,19 +154,14 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
         sweep["slope"] = blocks[own.fit_id]["slope"] if own else None
         sweep["axis"] = axes.describe(cells, next(s for s in study.sweeps if s.name == sweep["name"]))
         sweep["shapes"] = shapes.describe(cells, next(s for s in study.sweeps if s.name == sweep["name"]), noise)
-        sweep["sentence"] = (sweep["axis"] or sweep["shapes"] or sweep)["sentence"]
         sweep["unit_below_noise_from"] = size_law.unit_below_noise(own, sweep, noise) if own else None
     contrasts = structure.contrasts(study.joint, _sweep_fits(study), sweeps.find_sweeps(study.joint), noise)
-    shape: dict[str, Any] = {
-        "contrasts": contrasts,
-        "claims": structure.claims(study.joint, described, contrasts, noise),
-    }
     return _answer(study, blocks) | {
         "noise": noise.to_dict(),
         "fits": blocks,
         "primary_fit": primary.fit_id if primary else None,
         "sweeps": described,
-        "structure": shape,
+        "structure": {"contrasts": contrasts},
         "returns": _json(size_law.diminishing(primary, noise)) if primary else study.unfit,
         "conventions": conventions(blocks),
         "selection": law_selection(study.joint),

@@ -19,7 +19,6 @@ from analysis.fits.laws import Power
 from analysis.fits.resampling import distinct_points
 from analysis.table.configurations import Noise, f_p_value, t_p_value, t_quantile
 from analysis.table.load import SAME_SIZE
-from analysis.wording import p_text
 
 Floats = NDArray[np.float64]
 MAX_LEAVE_OUT = 200
@@ -152,16 +151,13 @@ def lack_of_fit(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
     p = f_p_value(f, fitted.df, noise.difference_df)
     spread = float(np.sqrt(np.mean(left**2) * len(left) / fitted.df))
     seeds = float(noise.difference_sd / np.sqrt(np.median(cells.n_seeds)) / np.exp(np.mean(np.log(cells.loss))))
-    verdict = "the curve misses by more than seed noise" if p < 0.05 else "no lack of fit beyond seed noise"
     return {
         "f": f,
         "df": [fitted.df, noise.difference_df],
         "p": p,
         "residual_sd": spread,
         "seed_sd_of_means": seeds,
-        "verdict": verdict,
-        "sentence": f"Configurations scatter around the curve by {100 * spread:.2f} % of loss, seeds alone by {100 * seeds:.2f} % "
-        f"(F = {f:.2g}, {p_text(p)}): {verdict}.",
+        "verdict": "misses" if p < 0.05 else "fits",
     }
 
 
@@ -179,7 +175,7 @@ def trends(fitted: Fitted) -> list[dict[str, Any]]:
         error = float(np.sqrt(max(np.sum((y - slope * x) ** 2), 1e-300) / df / (x @ x)))
         half = t_quantile(df) * error
         p = t_p_value(slope / error, df)
-        verdict = f"residuals drift with {column} (p={p:.2g})" if p < 0.05 else "no trend"
+        verdict = "drifts" if p < 0.05 else "no_trend"
         rows.append({"column": column, "slope": slope, "low": slope - half, "high": slope + half, "p": p, "verdict": verdict})
     return rows
 

@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import NATS, Refusal
+from analysis.estimate import NATS, Refusal, Verdict
 from analysis.findings.one_factor import RECIPE, SIZE, Sweep, spread_verdict, verdict
 from analysis.table.configurations import Configurations, Noise, whole
 from analysis.table.load import SAME_SIZE
-from analysis.wording import count
 
 
 def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dict[str, Any] | None:
@@ -31,8 +30,7 @@ def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dic
     if sum(len(group) > 1 for group in groups) < 2 or sum(map(len, groups)) < 2 * len(groups):
         return None
     blocks = [_size(cells, group, noise) for group in groups]
-    block = {"sizes": blocks, "unit": NATS}
-    return block | {"sentence": _sentence(blocks, cells, groups)}
+    return {"sizes": blocks, "unit": NATS}
 
 
 def _recipe_varies(cells: Configurations, sweep: Sweep) -> bool:
@@ -72,7 +70,7 @@ def _shape(cells: Configurations, i: int, best: int, noise: Noise | Refusal) -> 
     n, mean, behind = int(cells.n_seeds[i]), float(cells.loss[i]), float(cells.loss[i] - cells.loss[best])
     row: dict[str, Any] = {name: whole(cells.columns[name][i]) for name in ("n_layer", "n_embd", "n_head", SIZE)}
     row |= {"config_id": str(cells.config_id[i]), "aspect": float(cells.columns["aspect"][i]), "mean": mean, "losses": cells.losses(i)}
-    row |= {"low": None, "high": None, "behind": behind, "behind_low": None, "behind_high": None, "verdict": "best of its size"}
+    row |= {"low": None, "high": None, "behind": behind, "behind_low": None, "behind_high": None, "verdict": Verdict.NONE}
     if isinstance(noise, Noise):
         half = noise.half_width(n)
         row |= {"low": mean - half, "high": mean + half}
@@ -81,26 +79,5 @@ def _shape(cells: Configurations, i: int, best: int, noise: Noise | Refusal) -> 
             row |= {"behind_low": behind - noise.half_width(*pair), "behind_high": behind + noise.half_width(*pair)}
             row["verdict"] = verdict(-behind, noise.p_value(behind, *pair))
     elif i != best:
-        row["verdict"] = "undecided: the noise between seeds is not measured"
+        row["verdict"] = Verdict.NOT_TOLD
     return row
-
-
-def _sentence(blocks: list[dict[str, Any]], cells: Configurations, groups: list[list[int]]) -> str:
-    """By how much shapes of one size differ, at how many sizes that is more than noise, and where the best ones lie."""
-    several = [(block, group) for block, group in zip(blocks, groups, strict=True) if len(group) > 1]
-    spreads = [block["spread"] for block, _ in several]
-    clear = sum(str(block["verdict"]).startswith("larger") for block, _ in several)
-    text = f"At equal size the shapes' mean losses differ by {min(spreads):.3f} to {max(spreads):.3f} nats"
-    if any(block["p"] is not None for block, _ in several):
-        text += f", more than noise at {clear} of {count(len(several), 'size')}"
-    aspect = cells.columns["aspect"]
-    best = [next(s for s in block["shapes"] if s["config_id"] == block["best"])["aspect"] for block, _ in several]
-    widest = sum(a >= max(aspect[group]) * 0.999 for a, (_, group) in zip(best, several, strict=True))
-    deepest = sum(a <= min(aspect[group]) * 1.001 for a, (_, group) in zip(best, several, strict=True))
-    kinds = (
-        ("the shallowest and widest", widest),
-        ("one in between", len(several) - widest - deepest),
-        ("the deepest and narrowest", deepest),
-    )
-    where = [f"{kind} at {'all' if n == len(several) else n}" for kind, n in kinds if n]
-    return f"{text}; the best is {', '.join(where)} of them."

@@ -8,7 +8,7 @@ Everything comes from the tables: runs that a search gave up (STOPPED) bracket a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,11 @@ def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any] | Ref
     if not rows:
         return _untuned(known)
     slopes = tuning_effect(known[known["lr_status"] != "searched"], table.study)
-    found = {
+    return {
         "rows": rows,
         "bracketed": all(r["bracketed"] for r in rows),
         "slopes": slopes,
     }
-    return found | {"sentence": " ".join([_rows_sentence(rows), *_slope_sentences(slopes)])}
 
 
 def _chance(known: pd.DataFrame, study: Mapping[str, Any], noise: Noise | Refusal) -> float | None:
@@ -208,38 +207,3 @@ def own_rate(study: Mapping[str, Any], size: float) -> float | None:
         return float(train["lr"]) * (size / reference) ** float(stated.get("lr_exponent") or 0.0)  # type: ignore[union-attr]
     except (TypeError, KeyError, AttributeError, ValueError):
         return None
-
-
-# ---- words ----
-
-
-def _rows_sentence(rows: Sequence[Mapping[str, Any]]) -> str:
-    n = sum(r["bracketed"] for r in rows)
-    low, high = min(r["lr"] for r in rows), max(r["lr"] for r in rows)
-    runs, stopped = sum(r["n_runs"] for r in rows), sum(r["n_stopped"] for r in rows)
-    text = f"The best learning rate is bracketed at {n} of {len(rows)} shapes; it lies between {low:.2g} and {high:.2g}"
-    own = sum(r["chosen_by_own_seeds"] for r in rows)
-    biased = (
-        f" At {own} shapes a seed that chose the rate is among those compared: their tuned losses are flattered by its luck." if own else ""
-    )
-    return text + f" ({runs} runs, {stopped} of them given up early)." + biased
-
-
-def _slope_sentences(slopes: Mapping[str, Any]) -> list[str]:
-    if "refused" in slopes:
-        return []
-    gain = slopes["gain"]
-    reach = f"({gain['least']:.3f} to {gain['most']:.3f})"
-    told = [f"Tuning lowers the loss of {slopes['n_shapes']} shapes by {gain['mean']:.3f} nats on average {reach}."]
-    for name in ("depth", "width", "size"):
-        if name in slopes:
-            cells = slopes[name]
-            tuned, untuned, change = (_cell_text(cells[k]) for k in ("tuned", "untuned", "change"))
-            clear = cells["change"]["low"] is not None and not cells["change"]["low"] <= 0 <= cells["change"]["high"]
-            verdict = "" if clear else ", which is not told apart from none"
-            told.append(f"The slope of ln loss in ln {name} is {tuned} tuned and {untuned} untuned: a change of {change}{verdict}.")
-    return told
-
-
-def _cell_text(cell: Mapping[str, Any]) -> str:
-    return f"{cell['value']:.3f}" + ("" if cell["low"] is None else f" [{cell['low']:.3f}, {cell['high']:.3f}]")

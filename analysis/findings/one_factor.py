@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import Refusal
+from analysis.estimate import Refusal, Verdict
 from analysis.table.configurations import Configurations, Noise, f_p_value, whole
-from analysis.wording import p_text, signed
 
 SHAPE = ("n_layer", "n_embd", "n_head")
 RECIPE = ("lr", "n_tokens", "unique_tokens", "batch_size", "weight_decay", "dropout", "block_size")
@@ -117,7 +116,7 @@ def describe_all(cells: Configurations, noise: Noise | Refusal) -> list[dict[str
 
 
 def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dict[str, Any]:
-    """Levels with means, intervals and the gain of each step; spread, verdict and one sentence."""
+    """Levels with means, intervals and the gain of each step; spread and verdict."""
     shown = sweep.members
     if len(shown) > SHOWN:
         shown = tuple(shown[int(j)] for j in np.unique(np.linspace(0, len(shown) - 1, SHOWN).round()))
@@ -128,7 +127,7 @@ def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dic
     worst = max(levels, key=lambda v: float(v["mean"]))
     spread = worst["mean"] - best["mean"]
     verdict, p = spread_verdict(cells.take(list(sweep.members)), noise)
-    block = {
+    return {
         "name": sweep.name,
         "factor": sweep.factor,
         "word": WORDS[sweep.factor],
@@ -140,7 +139,6 @@ def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dic
         "levelling": levelling(levels),
         "params_per_unit": _params_per_unit(levels, sweep.factor),
     }
-    return block | {"sentence": _sentence(block, noise)}
 
 
 def _level(cells: Configurations, i: int, factor: str, noise: Noise | Refusal) -> dict[str, Any]:
@@ -163,7 +161,7 @@ def _level(cells: Configurations, i: int, factor: str, noise: Noise | Refusal) -
         "gain_low": None,
         "gain_high": None,
         "gain_per_million": None,
-        "verdict": "first level",
+        "verdict": Verdict.NONE,
     }
 
 
@@ -183,7 +181,7 @@ def gain(previous: dict[str, Any], level: dict[str, Any], factor: str, noise: No
     found: dict[str, Any] = {"gain": bought, "gain_per_unit": bought / step if step and factor != "size" else None}
     found["gain_per_million"] = bought / millions if millions > 0 else None
     if isinstance(noise, Refusal):
-        return found | {"verdict": "undecided: the noise between seeds is not measured"}
+        return found | {"verdict": Verdict.NOT_TOLD}
     half, p = noise.half_width(previous["n"], level["n"]), noise.p_value(bought, previous["n"], level["n"])
     found |= {"gain_low": bought - half, "gain_high": bought + half, "p": p, "verdict": verdict(bought, p)}
     if millions > 0:
@@ -193,30 +191,28 @@ def gain(previous: dict[str, Any], level: dict[str, Any], factor: str, noise: No
     return found
 
 
-def verdict(difference: float, p: float, level: float = 0.05) -> str:
-    """ "within noise" or "larger than noise, p=..."; a worsening is called so."""
-    if p > level:
-        return "within noise"
-    return f"{'worse by more than noise' if difference < 0 else 'larger than noise'}, {p_text(p)}"
+def verdict(gain: float, p: float, level: float = 0.05) -> Verdict:
+    """The verdict on a gain of two configurations (positive: lower loss)."""
+    return Verdict.WITHIN_NOISE if p > level else Verdict.GAIN if gain > 0 else Verdict.LOSS
 
 
-def spread_verdict(members: Configurations, noise: Noise | Refusal) -> tuple[str, float | None]:
+def spread_verdict(members: Configurations, noise: Noise | Refusal) -> tuple[Verdict, float | None]:
     """Whether the members differ at all: one-way F of their means against the noise (not the largest pair, which noise alone spreads)."""
     if isinstance(noise, Refusal):
-        return "undecided: the noise between seeds is not measured", None
+        return Verdict.NOT_TOLD, None
     df = len(members) - 1
     if df < 1:
-        return "one level only", None
+        return Verdict.NONE, None
     weight = members.n_seeds / noise.difference_sd**2
     center = np.sum(weight * members.loss) / np.sum(weight)
     p = f_p_value(float(np.sum(weight * (members.loss - center) ** 2)) / df, df, noise.difference_df)
-    return ("within noise" if p > 0.05 else f"larger than noise, {p_text(p)}"), p
+    return Verdict.WITHIN_NOISE if p > 0.05 else Verdict.DIFFER, p
 
 
 def levelling(levels: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The first step whose gain is within noise or negative: where paying more stops showing. None where every step pays."""
     for previous, level in pairwise(levels):
-        if level["verdict"].startswith(("within", "worse")):
+        if level["verdict"] in (Verdict.WITHIN_NOISE, Verdict.LOSS):
             return {"from": previous["value"], "to": level["value"], "gain": level["gain"], "verdict": level["verdict"]}
     return None
 
@@ -227,24 +223,3 @@ def _params_per_unit(levels: list[dict[str, Any]], factor: str) -> float | None:
         return None
     added = [(b[SIZE] - a[SIZE]) / (b["value"] - a["value"]) for a, b in pairwise(levels) if b["value"] != a["value"]]
     return added[0] if added and np.allclose(added, added[0], rtol=1e-9) else None
-
-
-def _sentence(block: dict[str, Any], noise: Noise | Refusal) -> str:
-    """One sentence on the sweep: its spread, verdict and last step."""
-    levels, word = block["levels"], block["word"]
-    if block["name"] == "other":
-        return f"{len(levels)} configurations belong to no sweep; they are shown, not compared."
-    if len(levels) < 2:
-        return f"{block['name'].capitalize()} has one level, so it says nothing about {word}."
-    low, high = levels[0], levels[-1]
-    word = word if block["factor"] != "size" else "parameters"
-    values = f"{low['value']:,} to {high['value']:,}"
-    span = f"from {values} {word}" if word.endswith("s") else f"from {word} {values}"
-    text = f"Over {len(levels)} levels {span} the mean loss spans {block['spread']:.3f} nats ({block['verdict']})"
-    last = high["gain"]
-    if isinstance(noise, Noise) and high["gain_low"] is not None:
-        ends = f"{signed(-high['gain_high'])}, {signed(-high['gain_low'])}"
-        text += f"; the last step changes it by {signed(-last)} [{ends}] nats ({high['verdict']})"
-    else:
-        text += f"; the last step changes it by {signed(-last)} nats"
-    return text + "."

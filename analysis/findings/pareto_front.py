@@ -11,13 +11,12 @@ field by field; the shares sum to one. It needs several fields that vary and som
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import Code, Refusal
 from analysis.table.load import Table
 
 WORDS = {"params": "parameters", "flops": "training FLOPs", "memory": "bytes of memory", "ms_per_token": "milliseconds per token"}
@@ -55,7 +54,7 @@ def costs(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(name: str, against: str, limits: Mapping[str, float], trials: pd.DataFrame) -> dict[str, Any]:
-    """Trials by cost, each on the front, dominated, or beyond a limit; and the importance of size against shape."""
+    """Trials by cost, each on the front, dominated, or beyond a limit."""
     known = costs(trials)
     cost, loss = known[against].to_numpy(dtype=float), trials["val_loss"].to_numpy(dtype=float)
     within = np.ones(len(trials), dtype=bool)
@@ -73,14 +72,8 @@ def front(name: str, against: str, limits: Mapping[str, float], trials: pd.DataF
         }
         for i in order
     ]
-    shape = trials.assign(size=trials["params_non_embedding"], aspect=trials["n_embd"] / trials["n_layer"])
-    shares = importance(shape, ["size", "aspect", "n_head", "lr"], loss)
     n_front = sum(row["verdict"] == "on the front" for row in rows)
-    told = f"Of {len(rows)} runs {n_front} are on the front of loss against {WORDS[against]}"
-    best = rows[[row["loss"] for row in rows].index(min(row["loss"] for row in rows))]
-    told += f"; the lowest loss, {best['loss']:.3f}, is that of {best['n_layer']} x {best['n_embd']} with {best['n_head']} heads."
-    told += " Each run has one seed, so that neighbors on it may trade places."
-    return {"name": name, "against": against, "rows": rows, "n_front": n_front, "importance": shares, "sentence": told}
+    return {"name": name, "against": against, "rows": rows, "n_front": n_front}
 
 
 def undominated(cost: Any, loss: Any) -> Any:
@@ -89,42 +82,3 @@ def undominated(cost: Any, loss: Any) -> Any:
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
     better = (cost[:, None] < cost) | (loss[:, None] < loss)
     return np.isfinite(cost) & np.isfinite(loss) & ~(no_worse & better).any(axis=0)
-
-
-# ---- which field mattered ----
-
-FEWEST_RUNS = 20
-
-
-def importance(trials: pd.DataFrame, names: Sequence[str], loss: Any) -> dict[str, Any]:
-    """Share of each field, on logarithmic scales, by PED-ANOVA.
-
-    Args:
-        trials: one row per run, with positive columns `names`.
-        loss: what is to be low, shape (runs,).
-    """
-    varying = [name for name in names if trials[name].nunique() > 1]
-    if len(varying) < 2:
-        return Refusal(Code.NO_VARIATION, "importances need two searched fields, there " + _count(len(varying))).to_dict()
-    if len(trials) < FEWEST_RUNS:
-        return Refusal(Code.TOO_FEW_DF, f"importances need {FEWEST_RUNS} runs, there are {len(trials)}").to_dict()
-    return {"method": "PED-ANOVA", "n_runs": len(trials), "shares": _ped_anova({n: trials[n].to_numpy(float) for n in varying}, loss)}
-
-
-def _ped_anova(columns: Mapping[str, Any], loss: Any) -> dict[str, float]:
-    import optuna
-    from optuna.distributions import FloatDistribution
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="minimize")
-    space = {name: FloatDistribution(float(np.min(v)), float(np.max(v)), log=True) for name, v in columns.items()}
-    for i, value in enumerate(np.asarray(loss, dtype=float)):
-        point = {name: float(v[i]) for name, v in columns.items()}
-        study.add_trial(optuna.trial.create_trial(params=point, distributions=dict(space), value=float(value)))
-    found = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), normalize=True)
-    return {name: float(found[name]) for name in columns}
-
-
-def _count(n: int) -> str:
-    return "is one" if n == 1 else f"are {n}"

@@ -17,15 +17,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.estimate import Code, Refusal
+from analysis.estimate import Refusal, Verdict
 from analysis.findings.one_factor import NAMES, SHAPE, Sweep
 from analysis.findings.refusal_rules import sizes
 from analysis.findings.size_law import Fitted, mean_variance
 from analysis.table.configurations import Configurations, Noise, t_p_value, t_quantile
 from analysis.table.load import SAME_SIZE
-from analysis.wording import count, effect_text, in_words, nats_text, p_text
 
-UNDECIDED = "undecided: the noise between seeds is not measured"
 SLOPE_STEP = 1e-3
 FLAT = 1e-9
 """|dlnL/dlnN| below which a curve is flat: the fit's exponent is then at its bound of zero."""
@@ -52,7 +50,7 @@ class Effect:
 
     def to_dict(self, decided: bool) -> dict[str, Any]:
         """JSON form with interval, p and verdict; a verdict needs a measured noise floor."""
-        block: dict[str, Any] = {"delta": self.delta, "low": None, "high": None, "p": None, "p_adjusted": None, "verdict": UNDECIDED}
+        block: dict[str, Any] = {"delta": self.delta, "low": None, "high": None, "p": None, "p_adjusted": None, "verdict": Verdict.NOT_TOLD}
         block |= {
             "parameter_equivalent": None if self.log_equivalent is None else _ratio(self.log_equivalent),
             "pe_low": None,
@@ -67,7 +65,7 @@ class Effect:
             block |= {"pe_low": _ratio(self.log_equivalent - reach), "pe_high": _ratio(self.log_equivalent + reach)}
         if decided:
             p = t_p_value(self.delta / self.error, self.df)
-            block |= {"p": p, "verdict": "within noise" if p > 0.05 else f"larger than noise, {p_text(p)}"}
+            block |= {"p": p, "verdict": Verdict.WITHIN_NOISE if p > 0.05 else Verdict.DIFFER}
         return block
 
 
@@ -100,21 +98,16 @@ def contrasts(cells: Configurations, sweep_fits: Sequence[Fitted], sweeps: Seque
 
 
 def adjusted(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The contrasts with `p_adjusted` (Holm 1979, over all contrasts that have a p) and their sentences.
+    """The contrasts with `p_adjusted` (Holm 1979, over all contrasts that have a p).
 
-    Of many comparisons some pass 0.05 by luck; a verdict counts as larger than noise when it still does after the adjustment.
+    Of many comparisons some pass 0.05 by luck; two configurations differ where they still do after the adjustment.
     """
     decided = sorted((row for row in rows if row["p"] is not None), key=lambda row: float(row["p"]))
     largest = 0.0
     for rank, row in enumerate(decided):
         largest = max(largest, min(1.0, (len(decided) - rank) * row["p"]))
         row["p_adjusted"] = largest
-        if row["p"] <= 0.05 < largest:
-            row["verdict"] = f"within noise for one of {len(decided)} comparisons ({p_text(row['p'])} alone, {p_text(largest)} adjusted)"
-        elif row["p"] <= 0.05:
-            row["verdict"] = f"larger than noise, {p_text(largest)}" + (" adjusted" if len(decided) > 1 else "")
-    for row in rows:
-        row["sentence"] = _sentence(row.pop("label"), row.pop("than"), row)
+        row["verdict"] = Verdict.WITHIN_NOISE if largest > 0.05 else Verdict.DIFFER
     return rows
 
 
@@ -138,9 +131,8 @@ def _against_curve(cells: Configurations, i: int, curve: Fitted, noise: Noise | 
     effect = effect_at(curve, size, math.log(loss), scale, [int(cells.n_seeds[i])], noise, on_curve=True)
     block = effect.to_dict(isinstance(noise, Noise))
     label = shape_label(cells, i)
-    than = f"one on the curve of the {curve.sweep} sweep"
     kind = {"name": f"{label} vs {curve.sweep} curve", "config_id": str(cells.config_id[i]), "kind": "curve"}
-    return {**kind, "label": in_words(label), "than": than, **block}
+    return {**kind, **block}
 
 
 def effect_at(
@@ -224,16 +216,15 @@ def _pair(cells: Configurations, pair: tuple[int, int], curve: Fitted, noise: No
     effect = effect_at(curve, center, difference, scale, [int(cells.n_seeds[i]) for i in pair], noise, on_curve=False)
     block = effect.to_dict(isinstance(noise, Noise))
     labels = [shape_label(cells, i) for i in pair]
-    name, label, than = f"{labels[1]} vs {labels[0]}", in_words(labels[1]), f"{in_words(labels[0])} of equal size"
+    name = f"{labels[1]} vs {labels[0]}"
     if sweep is not None:
         few, many = (int(cells.columns[sweep.factor][i]) for i in pair)
-        name, noun = f"{many} vs {few} {NAMES[sweep.factor]}", {"n_head": "head", "n_layer": "layer"}.get(sweep.factor, "channel")
-        label, than = f"a model with {count(many, noun)}", f"one with {count(few, noun)}"
+        name = f"{many} vs {few} {NAMES[sweep.factor]}"
     kind = {"name": name, "config_id": str(cells.config_id[second]), "kind": "heads" if sweep else "matched"}
-    return {**kind, "label": label, "than": than, **block}
+    return {**kind, **block}
 
 
-# ---- words ----
+# ---- names ----
 
 
 def shape_label(cells: Configurations, i: int) -> str:
@@ -242,51 +233,3 @@ def shape_label(cells: Configurations, i: int) -> str:
     same = (cells.columns["n_layer"] == shape[0]) & (cells.columns["n_embd"] == shape[1])
     heads = f"h{shape[2]}" if len(np.unique(cells.columns["n_head"][same])) > 1 else ""
     return f"{shape[0]}x{shape[1]}{heads}"
-
-
-def _sentence(label: str, than: str, block: dict[str, Any]) -> str:
-    return f"{label[0].upper()}{label[1:]} {effect_text(block, than)}: {nats_text(block)}, {block['verdict']}."
-
-
-# ---- claims ----
-
-
-def claims(
-    cells: Configurations, described: Sequence[dict[str, Any]], found: Sequence[dict[str, Any]], noise: Noise | Refusal
-) -> list[dict[str, Any]]:
-    """ "X matters more than Y", for every pair of shape sweeps: answered only where sizes are matched and seeds measured."""
-    shape = [s for s in described if s["factor"] in SHAPE and len(s["levels"]) > 1]
-    rows = []
-    for one in range(len(shape)):
-        for other in shape[one + 1 :]:
-            first, second = sorted((shape[one], other), key=lambda s: -s["spread"])
-            rows.append(_claim(first, second, [row for row in found if row["kind"] == "matched"], noise))
-    return rows
-
-
-def _claim(first: dict[str, Any], second: dict[str, Any], matched: Sequence[dict[str, Any]], noise: Noise | Refusal) -> dict[str, Any]:
-    claim = f"{first['name']} matters more than {second['name']}"
-    missing = []
-    if not matched:
-        missing.append(
-            f"{_span_text(first)} and {_span_text(second)}, so their spreads "
-            f"({first['spread']:.3f} and {second['spread']:.3f} nats) mix size with shape"
-        )
-    if isinstance(noise, Refusal):
-        missing.append("with one seed the noise is unmeasured")
-    if missing:
-        code = Code.UNMATCHED if not matched else Code.ONE_SEED
-        return {"claim": claim, **Refusal(code, f'"{claim}" cannot be concluded: {", and ".join(missing)}').to_dict()}
-    largest = max(matched, key=lambda row: abs(row["delta"]))
-    return {
-        "claim": claim,
-        "spreads": [first["spread"], second["spread"]],
-        "verdict": largest["verdict"],
-        "sentence": f"At equal size the largest effect of shape is that {largest['sentence']}",
-    }
-
-
-def _span_text(sweep: dict[str, Any]) -> str:
-    values = [level["params_non_embedding"] for level in sweep["levels"]]
-    span = max(values) / min(values)
-    return f"{sweep['name']} keeps the size" if span == 1 else f"{sweep['name']} spans {span:.3g}-fold of N"

@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import NATS
+from analysis.estimate import NATS, Verdict
 from analysis.findings.one_factor import SHAPE, SIZE, WORDS, Sweep, verdict
 from analysis.table.configurations import LEVEL, Configurations, Floats, t_p_value, t_quantile, whole
-from analysis.wording import change_text, count
 
 AXES = ("n_tokens", "unique_tokens", "block_size", "batch_size", "dropout", "weight_decay")
 """Fields that can be an axis; where several vary (batch size follows a context at equal tokens per step) the first is meant."""
@@ -53,7 +52,7 @@ def describe(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
     epochs = {float(cells.columns["unique_tokens"][i]): float(cells.columns["epochs"][i]) for i in sweep.members}
     for step in steps if column == "unique_tokens" else []:
         step |= {"epochs": epochs[step["to"]], "epochs_from": epochs[step["from"]]}
-    block = {
+    return {
         "column": column,
         "word": WORDS[column],
         "values": values,
@@ -66,7 +65,6 @@ def describe(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
         "level": LEVEL,
         "unit": NATS,
     }
-    return block | {"sentence": _sentence(block)}
 
 
 def _shapes(cells: Configurations, members: list[int]) -> Any:
@@ -116,7 +114,7 @@ def _contrast(groups: list[Floats], weights: list[float]) -> dict[str, Any]:
     df = sum(len(g) - 1 for g in groups)
     scatter = sum(float(np.sum((g - g.mean()) ** 2)) for g in groups)
     if df < 1 or scatter <= 0:
-        return {"gain": value, "low": None, "high": None, "p": None, "verdict": "undecided: the noise between seeds is not measured"}
+        return {"gain": value, "low": None, "high": None, "p": None, "verdict": Verdict.NOT_TOLD}
     error = float(np.sqrt(scatter / df * sum(w**2 / len(g) for w, g in zip(weights, groups, strict=True))))
     half, p = t_quantile(df) * error, t_p_value(value / error, df)
     return {"gain": value, "low": value - half, "high": value + half, "p": p, "df": df, "verdict": verdict(value, p)}
@@ -156,54 +154,3 @@ def _grid(cells: Configurations, members: tuple[int, ...], column: str, values: 
         shape = {name: whole(cells.columns[name][own[0]]) for name in (*SHAPE, SIZE)}
         rows.append({**shape, "loss": [at.get(value) for value in values]})
     return rows
-
-
-# ---- words ----
-
-
-def _sentence(block: dict[str, Any]) -> str:
-    """What the axis did, in one sentence."""
-    return _repetition(block) if block["column"] == "unique_tokens" else _growth(block)
-
-
-def _growth(block: dict[str, Any]) -> str:
-    first, last, word = block["steps"][0], block["steps"][-1], block["word"]
-    shapes = f" ({count(first['n_shapes'], 'size')}, each paired with itself)" if first["n_shapes"] > 1 else ""
-    values = f"{first['from']:,.10g} to {first['to']:,.10g}"
-    text = f"At equal size{shapes}, going from {f'{values} {word}' if word.endswith('s') else f'{word} {values}'} {_told(first)}"
-    if len(block["steps"]) > 1:
-        text += f", and the last step, from {last['from']:,.10g} to {last['to']:,.10g}, {_told(last)}"
-    more = block["interaction"]
-    if more is None or more["p"] is None:
-        return text + "."
-    if more["p"] > 0.05:
-        return text + f"; whether larger models gain more from it is within noise ({more['low']:+.3f} to {more['high']:+.3f} nats)."
-    who = "more" if more["gain"] > 0 else "less"
-    ends = sorted(abs(v) for v in (more["low"], more["high"]))
-    by = f"{abs(more['gain']):.3f} nats ({ends[0]:.3f} to {ends[1]:.3f})"
-    return text + f"; over the whole range the largest model gains {who} than the smallest, by {by}."
-
-
-def _told(step: dict[str, Any]) -> str:
-    """lowers loss by 0.236 nats (0.214 to 0.258)."""
-    change = change_text(-step["gain"], *(None if step[k] is None else -step[k] for k in ("high", "low")))
-    return change + (", within noise" if str(step["verdict"]).startswith("within") else "")
-
-
-def _repetition(block: dict[str, Any]) -> str:
-    """From which number of epochs on repetition costs more than noise, and what the most repeated text costs."""
-    steps = sorted(block["steps"], key=lambda step: float(step["epochs"]))
-    worst = steps[-1]
-    tokens = f"{block['n_tokens'][0]:,}" if len(block["n_tokens"]) == 1 else "equally many"
-    fresh = "at most once" if worst["epochs_from"] <= 1 else f"{worst['epochs_from']:.3g} times"
-    text = f"Training on {tokens} tokens, text seen {worst['epochs']:.3g} times {_told(worst)} against text seen {fresh}"
-    harmless = [step for step in steps if str(step["verdict"]).startswith("within")]
-    costly = [step for step in steps if str(step["verdict"]).startswith("worse")]
-    if worst["p"] is None:
-        return text + "; with one seed this cannot be told from noise."
-    if not costly:
-        return text + "."
-    least = min(costly, key=lambda step: float(step["epochs"]))
-    if harmless and harmless[-1]["epochs"] < least["epochs"]:
-        return text + f"; up to {harmless[-1]['epochs']:.3g} times the cost is within noise."
-    return text + (f"; already {least['epochs']:.3g} times {_told(least)}." if least is not worst else ".")

@@ -19,7 +19,6 @@ from analysis.findings.one_factor import Sweep
 from analysis.fits import fit as fits
 from analysis.fits.laws import TIMING
 from analysis.table.configurations import Configurations, t_quantile, whole
-from analysis.wording import reach_text
 
 SIZE = "params_non_embedding"
 SHARED = "these trials shared their device or do not say that they had it alone; run them with exclusive timing to compare speeds"
@@ -48,22 +47,11 @@ def overfitting(cells: Configurations) -> dict[str, Any]:
 
 def _gap_verdict(block: dict[str, Any], evaluation_se: float | None) -> dict[str, Any]:
     """A gap counts as overfitting where it exceeds what two evaluations of finite windows differ by."""
-    side, sign = ("above", 1.0) if block["gap"] >= 0 else ("below", -1.0)
-    interval = "" if block["low"] is None else reach_text(*sorted((sign * block["low"], sign * block["high"])))
-    epochs = "" if block["epochs"] is None else f" after {block['epochs']:.2g} epochs at most"
-    text = f"Validation loss lies {abs(block['gap']):.3f} nats{interval} {side} training loss on average{epochs}"
     if evaluation_se is None:
-        return {"verdict": "undecided: the error of an evaluation is not recorded", "sentence": text + "."}
+        return {"verdict": "not_told"}
     floor = 1.96 * np.sqrt(2) * evaluation_se
     small = abs(block["gap"]) <= floor
-    verdict = (
-        "within evaluation noise" if small else ("larger than evaluation noise" if block["gap"] > 0 else "training windows are harder")
-    )
-    return {
-        "verdict": verdict,
-        "evaluation_noise": floor,
-        "sentence": f"{text}: {verdict} (two evaluations differ by up to {floor:.3f} nats).",
-    }
+    return {"verdict": "within_noise" if small else "overfits" if block["gap"] > 0 else "training_is_harder", "evaluation_noise": floor}
 
 
 # ---- time per step ----
@@ -126,10 +114,8 @@ def heads_slowdown(trials: pd.DataFrame, cells: Configurations, sweep: Sweep) ->
     logs = [np.log(alone.loc[alone["config_id"].astype(str) == str(cells.config_id[i]), "ms_per_step"].to_numpy(float)) for i in ends]
     df = sum(len(x) - 1 for x in logs)
     block: dict[str, Any] = {"ratio": ratio, "low": None, "high": None, "from": few, "to": many}
-    interval = ""
     if all(len(x) > 1 for x in logs):
         pooled = sum(float(np.sum((x - x.mean()) ** 2)) for x in logs) / df
         half = t_quantile(df) * float(np.sqrt(pooled * sum(1 / len(x) for x in logs)))
         block |= {"low": ratio * np.exp(-half), "high": ratio * np.exp(half)}
-        interval = f" [{block['low']:.2f}, {block['high']:.2f}]"
-    return block | {"sentence": f"A step with {many} heads takes {ratio:.2f}{interval} times as long as with {few}."}
+    return block

@@ -8,6 +8,11 @@ import os
 import sys
 from pathlib import Path
 
+from analysis.figures.study import study_figures
+from analysis.findings.conclude import conclude
+from analysis.findings.fit_summary import Options
+from analysis.table import evidence
+from analysis.table import load as table
 from study.display import tensorboard as board
 
 
@@ -17,15 +22,9 @@ def draw(results: Path) -> dict[str, bytes]:
     Raises:
         ValueError: there is nothing to draw yet.
     """
-    from analysis.figures import loss_and_sweeps as figures
-    from analysis.findings import conclude as conclusions
-    from analysis.findings.fit_summary import Options
-    from analysis.table import evidence
-    from analysis.table import load as table
-
-    found = evidence.load(results, conclusions.conclude(table.load(results), Options(n_bootstrap=0)))
+    found = evidence.load(results, conclude(table.load(results), Options(n_bootstrap=0)))
     images = {}
-    for name, figure in figures.study_figures(found.fits, found.trials, found.curves).items():
+    for name, figure in study_figures(found.fits, found.trials, found.curves).items():
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=110)
         images[name] = file.getvalue()

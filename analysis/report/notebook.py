@@ -1,222 +1,127 @@
-"""The report as a notebook: cells call functions and hold no logic; it runs from top to bottom from the results folder alone.
+"""The notebook to go on from: the study's tables as DataFrames, levers, law, and one plot to change.
 
-Reads the sections of a report; writes `report.ipynb`, executed where a Jupyter kernel can start.
+Reads an `Evidence`; writes `report.ipynb` without outputs. `python -m analysis.report.notebook RESULTS` runs it and saves what it shows.
 
-    problem = write(evidence, Path("results/quick/report/report.ipynb"))   # "" or why it was saved without outputs
+    write(evidence, Path("results/quick/report/report.ipynb"))
 """
 
 import argparse
-import asyncio
-import atexit
-import logging
 import os
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from analysis.figures import loss_and_sweeps as figures
-from analysis.report import document as content
-from analysis.report import html as page
+import nbformat
+import pandas as pd
+from nbformat import v4
+
 from analysis.report import sections
 from analysis.report import text_formats as markdown
-from analysis.report.document import Section
 from analysis.table.evidence import Evidence, load
 
-if TYPE_CHECKING:
-    import nbformat
+ROOT = Path(__file__).resolve().parents[2]
+KERNEL = "python3"
+"""ipykernel offers the very interpreter under this name."""
+SETUP = """%matplotlib inline
+from pathlib import Path
 
-SETUP = """from pathlib import Path
+import pandas as pd
 
-from analysis.figures import loss_and_sweeps as figures, shape as figures_shape, training as figures_training
+from analysis.figures.loss import draw_loss
 from analysis.report import notebook
 from analysis.table import evidence
 
 study = evidence.load(Path({folder}))
-fits, trials, curves = study.fits, study.trials, study.curves
-print(notebook.opening(study))"""
+fits = study.fits
+trials, curves, samples = map(pd.DataFrame, (study.trials, study.curves, study.samples))
+print(*fits["answer"], sep="\\n\\n")"""
 """First cell. The folder is relative to the notebook, so that a copied results folder keeps working."""
 
-KERNEL = """import os, sys
-if sys.path[0] == "":
-    del sys.path[0]
-from ipykernel import kernelapp
-from analysis.figures import loss_and_sweeps as figures, shape as figures_shape, training as figures_training
-from analysis.report import notebook
-from analysis.table import evidence
-if os.name == "posix" and os.getppid() != int(os.environ["JPY_PARENT_PID"]):
-    sys.exit()
-kernelapp.launch_new_instance()"""
-"""Program of the kernel: what the first cell imports is imported while the study is still being concluded. As ipykernel_launcher does, it
-takes no module from the notebook's folder; and it does not stay where the report's process has ended meanwhile."""
+PLOT = """means = trials.groupby(["n_tokens", "n_layer", "params_non_embedding"])["val_loss"].mean().unstack("n_layer")
+longest = means.loc[means.index.get_level_values("n_tokens").max()]
+axes = longest.interpolate().plot(logx=True, marker="o", xlabel="non-embedding parameters", ylabel="validation loss (nats)")"""
 
-CALLS = {
-    "loss": "figures.draw_loss_against_parameters(fits, trials=trials)",
-    "residuals": "figures.draw_residuals(fits)",
-    "learning_curves": "figures.draw_learning_curves(curves, trials)",
-    "shares": "figures_shape.draw_shares(fits)",
-    "contrasts": "figures_shape.draw_contrasts(fits)",
-    "forecasts": "figures_shape.draw_forecasts(fits)",
-    "learning_rates": "figures_training.draw_learning_rates(trials)",
-    "gap": "figures_training.draw_gap(trials)",
-    "memory": "figures_training.draw_memory(trials)",
-}
-"""How a notebook user draws each figure."""
+GO_ON = """`fits` holds every number of the report, `trials` a row per finished run, `curves` its losses, `samples` its texts.
+
+- `python -m analysis RESULTS --next-size` names the trials that tell whether the best shape wins one size up, and what they cost.
+- `python -m analysis RESULTS --suggest 5` names the trials that would sharpen a number most.
+- `python -m analysis RESULTS --against BASELINE` says by its exit code whether a change was better.
+- `analysis.figures` draws every figure of the page on axes of yours."""
 
 
-class Shown:
-    """Text or a section that a notebook displays as HTML, escaped by the page's template."""
-
-    def __init__(self, section: Section) -> None:
-        self.section = section
-
-    def _repr_html_(self) -> str:
-        return page.section_html(self.section)
-
-    def __repr__(self) -> str:
-        return "\n".join(markdown.section_lines(self.section))
+def levers(fits: Mapping[str, Any]) -> pd.DataFrame:
+    """What a doubling buys, one row per lever: nats with the ends of the 95 % interval, positive for lower loss."""
+    ends = [f"gain_per_doubling.{name}" for name in ("value", "low", "high")]
+    return _numbers(fits.get("levers") or [], ["n_tokens", "factor", "at", *ends, "verdict", "source", "time_per_step"], ends[0])
 
 
-def opening(evidence: Evidence) -> str:
-    """Question and answer as plain text."""
-    answer = "\n".join(cell.text for cell in sections.answer(evidence.fits))
-    return content.visible(f"{evidence.fits.get('question')}\n\n{answer}")
+def laws(fits: Mapping[str, Any]) -> pd.DataFrame:
+    """The law in depth and width, one row per training length: L = E + A (n_layer / reference)^-a (n_embd / reference)^-b."""
+    names = [f"{name}.{end}" for name in ("E", "A", "a", "b", "kappa") for end in ("value", "low", "high")]
+    names += ["reference.n_layer", "reference.n_embd", "residual_sd"]
+    rows = (fits.get("shape") or {}).get("by_length") or []
+    return _numbers(rows, ["n_tokens", "verdict", *(f"law.{name}" for name in names)], "law.a.value")
 
 
-def section(evidence: Evidence, name: str) -> Shown:
-    """One section of the report by its id, for display.
-
-    Raises:
-        ValueError: there is no such section.
-    """
-    found = {s.id: s for s in sections.sections(evidence)}
-    if name not in found:
-        raise ValueError(f"no section {name!r}; the report has {', '.join(found)}")
-    return Shown(found[name])
+def _numbers(rows: Sequence[Mapping[str, Any]], columns: list[str], known: str) -> pd.DataFrame:
+    """Rows of fits.json as a table of numbers, without those that were refused and columns that are empty."""
+    return pd.json_normalize([dict(row) for row in rows]).reindex(columns=columns).dropna(subset=[known]).dropna(axis="columns", how="all")
 
 
-def compose(evidence: Evidence, folder: str = "'..'") -> "nbformat.NotebookNode":
+def compose(evidence: Evidence, folder: str = "'..'") -> nbformat.NotebookNode:
     """The notebook without outputs."""
-    from nbformat import v4
-
-    calls = CALLS | _sweep_calls(evidence)
-    drawable = figures.study_figure_names(evidence.fits, evidence.trials, evidence.curves)
-    title = markdown.escape(str(evidence.fits.get("question") or "What do more parameters buy?"))
-    note = "Every cell calls a function of `analysis`; change the arguments to look further. Figures take and return an `ax`."
-    cells = [v4.new_markdown_cell(f"# {title}\n\n{note}"), v4.new_code_cell(SETUP.format(folder=folder))]
-    if "loss" in drawable:
-        cells.append(v4.new_code_cell(f"{calls['loss']}.figure"))
-    for part in sections.sections(evidence):
-        cells.append(v4.new_markdown_cell(f"## {markdown.escape(part.title)}"))
-        cells += [v4.new_code_cell(f"{calls[p.name]}.figure") for p in part.pictures if p.name in drawable and p.name in calls]
-        cells.append(v4.new_code_cell(f"notebook.section(study, {part.id!r})"))
+    title = markdown.escape(sections.question(evidence)[1])
+    shown = "['n_layer', 'n_embd', 'n_head', 'seed', 'n_tokens', 'params_non_embedding', 'lr', 'val_loss']"
+    parts = [
+        (f"# {title}", SETUP.format(folder=folder)),
+        ("## The best trials", f'trials.sort_values("val_loss")[{shown}].head(10)'),
+        ("## What a doubling buys", "notebook.levers(fits)"),
+        ("## The law in depth and width", "notebook.laws(fits)"),
+        ("## Loss against parameters, as on the page", "draw_loss(fits, study.trials)"),
+        ("## One plot to change", PLOT),
+    ]
+    cells = [cell for text, code in parts for cell in (v4.new_markdown_cell(text), v4.new_code_cell(code))]
+    cells.append(v4.new_markdown_cell(f"## Go on from here\n\n{GO_ON}"))
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    kernel = {"display_name": "Python 3", "language": "python", "name": KERNEL}
     return v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
 
 
-def _sweep_calls(evidence: Evidence) -> dict[str, str]:
-    calls = {}
-    for sweep in evidence.fits.get("sweeps") or []:
-        calls[f"sweep_{figures.slug(sweep['name'])}"] = f"figures.draw_sweep(fits, {str(sweep['name'])!r})"
-        calls[f"speed_{figures.slug(sweep['name'])}"] = f"figures.draw_sweep_speed(fits, {str(sweep['name'])!r})"
-    return calls
-
-
-def write(evidence: Evidence | Future[Evidence], path: Path, run: bool = True, limit_s: int = 120) -> str:
-    """Write the notebook, executed where that is possible.
-
-    Args:
-        evidence: of the study; the kernel starts while that of the future is still being made.
-        run: save the notebook with its outputs.
-        limit_s: longest time of a cell.
-
-    Returns:
-        "" or the reason why the notebook holds no outputs.
-    """
-    import nbformat
-
-    made = nbformat.v4.new_notebook()
-
-    def fill() -> None:
-        study = evidence.result() if isinstance(evidence, Future) else evidence
-        same = path.parent.parent.resolve() == study.results.resolve()
-        made.update(compose(study, "'..'" if same else repr(str(study.results.resolve()))))
-
-    problem = execute(made, path.parent, limit_s, fill) if run else "not asked for"
-    if not made.cells:
-        fill()
-    if problem:
-        made.cells[0].source += f"\n\nSaved without outputs: {markdown.escape(problem)}. Run all cells to see them."
+def write(evidence: Evidence, path: Path) -> nbformat.NotebookNode:
+    """Write the notebook without outputs, and return it."""
+    same = path.parent.parent.resolve() == evidence.results.resolve()
+    made = compose(evidence, "'..'" if same else repr(str(evidence.results.resolve())))
     nbformat.write(made, path)
-    return problem
+    return made
 
 
-def missing() -> str:
-    """Import what running a notebook needs; returns "" or what is not installed.
-
-    Call it before a thread runs `write` beside matplotlib: both import IPython, and an import half done in another thread fails.
-    """
-    try:
-        import IPython  # noqa: F401
-        import jupyter_client.manager  # noqa: F401
-        import nbclient  # noqa: F401
-    except ImportError as error:
-        return f"{error.name or error} is not installed"
-    return ""
-
-
-def execute(made: "nbformat.NotebookNode", folder: Path, limit_s: int, fill: Callable[[], None]) -> str:
-    """Run the cells in place with this very interpreter as the kernel; returns "" or why it failed.
+def execute(made: nbformat.NotebookNode, folder: Path, limit_s: int = 120) -> str:
+    """Run the cells in place; returns "" or why that failed.
 
     Args:
-        fill: puts the cells into `made`; called when the kernel has started.
+        limit_s: longest time of a cell.
     """
-    if lacking := missing():
-        return lacking
-    from jupyter_client.manager import AsyncKernelManager
+    from jupyter_client.manager import AsyncKernelManager  # loads Jupyter's client, which only this needs
     from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    logging.getLogger("traitlets").setLevel(logging.CRITICAL)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="nb-") as private:
-        warnings.simplefilter("ignore")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    with tempfile.TemporaryDirectory(prefix="nb-") as private:
         # Unix sockets in a private folder where there are any: nobody else on the machine can talk to the kernel.
         places = {"transport": "ipc", "ip": f"{private}/k"} if os.name == "posix" else {}
-        manager = AsyncKernelManager(connection_file=f"{private}/kernel.json", **places)
-        if manager.kernel_spec is None:
-            return "no Jupyter kernel is installed"
-        manager.kernel_spec.argv = [sys.executable, "-c", KERNEL, "-f", "{connection_file}", "--matplotlib=inline"]
-
-        async def started(notebook: "nbformat.NotebookNode") -> None:
-            with suppress(Exception):  # nbclient would leave the kernel running; `write` fills again and meets the same error
-                await asyncio.to_thread(fill)
-
-        quick = {"shutdown_kernel": "immediate", "startup_timeout": 60, "record_timing": False, "on_notebook_start": started}
-        client = NotebookClient(made, km=manager, timeout=limit_s, resources={"metadata": {"path": str(folder)}}, **quick)
+        manager = AsyncKernelManager(kernel_name=KERNEL, connection_file=f"{private}/kernel.json", **places)
+        client = NotebookClient(made, km=manager, timeout=limit_s, resources={"metadata": {"path": str(folder)}})
         try:
-            asyncio.run(client.async_execute(env=_environment(), cleanup_kc=True))
-        except (CellExecutionError, CellTimeoutError, DeadKernelError, RuntimeError, OSError) as error:
-            return str(error).strip().splitlines()[-1][:200]
-        finally:
-            atexit.unregister(client._cleanup_kernel)
+            client.execute(env=environment, cleanup_kc=True)
+        except Exception as error:  # whatever keeps a kernel from running, the notebook is there
+            return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
     return ""
-
-
-def _environment() -> dict[str, str]:
-    """The kernel's environment: this project is importable from wherever the notebook stands."""
-    root = str(Path(__file__).resolve().parents[2])
-    paths = [root, *[p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run and save the notebook of a results folder whose report is there; print where it is."""
+    """Write, run and save the notebook of a results folder whose report is there; print where it is."""
     parser = argparse.ArgumentParser(
         prog="python -m analysis.report.notebook", description="Run the notebook of a results folder and save it."
     )
@@ -228,8 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     path = results / "report" / "report.ipynb"
-    problem = write(evidence, path)
-    print(f"notebook: {path}" + (f" (without outputs: {problem})" if problem else ""))
+    made = write(evidence, path)
+    problem = execute(made, path.parent)
+    nbformat.write(made, path)
+    print(f"notebook: {path}" + (f" (without all outputs: {problem})" if problem else ""))
     return 1 if problem else 0
 
 

@@ -1,6 +1,6 @@
-"""The order and the words of the report: which section says what, with which figures, from which places of `fits.json`.
+"""The order and the words of the report: the first screen, then one folded section for each thing that a reader may ask.
 
-Reads an `Evidence`; writes nothing. Prose that holds a number is a sentence of `fits.json` itself or is built here from its cells.
+Reads a tree of fits.json and the rows beside it; writes nothing. A section that has nothing is not there.
 
     for section in sections(evidence): print(section.title)
 """
@@ -9,297 +9,226 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.estimate import is_refused, part_of, reason_of, value_of
-from analysis.figures.loss_and_sweeps import slug, sweep_levels
-from analysis.figures.style import CONVENTIONS
-from analysis.report import document as content
-from analysis.report.axes_listing import axis_listings, shapes_listing
-from analysis.report.document import Cell, Listing, Picture, Section, escape_pointer, plain, pretty, sentence, several
-from analysis.report.front_section import front_section
-from analysis.report.search_sections import rates_section
-from analysis.report.story_section import stories_section
-from analysis.report.tables import (
-    contrasts_listing,
-    conventions_listing,
-    fits_listing,
-    forecasts_listing,
-    held_out_listing,
-    refusals_listing,
-    returns_listing,
-    selection_listing,
-    shares_listing,
-    sweep_listing,
-    timing_listing,
-    words_listing,
-)
+from analysis.figures.loss import HEAD_MARKERS, law_of, panels
+from analysis.figures.study import tried_rates
+from analysis.figures.sweeps import slugs
+from analysis.findings.pareto_front import WORDS as COSTS
+from analysis.report import document, tables
+from analysis.report.answer import scored
+from analysis.report.document import Cell, Listing, Picture, Section
+from analysis.report.texts import side_by_side
 from analysis.table.evidence import Evidence
+from analysis.wording import fixed, plain, several, spanned, visible
 
 Fits = Mapping[str, Any]
 
 
 def sections(evidence: Evidence) -> list[Section]:
-    """Every section after the answer, in reading order; a section says so where the study gives it nothing."""
+    """Everything after the first screen, in the order in which a reader asks."""
     fits = evidence.fits
-    return [
-        loss_section(fits, bool(evidence.curves)),
+    found = [
         sweeps_section(fits),
-        shape_section(fits),
+        equal_sizes_section(fits),
+        length_section(evidence),
         rates_section(evidence),
-        *front_section(fits),
         forecasts_section(fits),
         speed_section(evidence),
         overfitting_section(evidence),
-        stories_section(evidence),
+        texts_section(evidence),
         refusals_section(fits),
-        exclusions_section(evidence),
-        card_section(fits),
-        provenance_section(fits),
-        Section("words", "Words used here", listings=[words_listing()]),
+        provenance_section(evidence),
     ]
+    return [section for section in found if section.has_something()]
+
+
+def tables_of(evidence: Evidence) -> list[Listing]:
+    """Every table of the report that has rows, that of the first screen first."""
+    found = [tables.levers_listing(evidence.fits), *(table for section in sections(evidence) for table in section.listings)]
+    return [table for table in found if table.rows]
+
+
+# ---- the first screen ----
 
 
 def answer(fits: Fits) -> list[Cell]:
     """The sentences that answer the study's question."""
-    return [Cell(content.visible(str(text)), f"/answer/{i}") for i, text in enumerate(fits.get("answer") or [])]
+    return [Cell(visible(text), f"/answer/{i}") for i, text in enumerate(fits.get("answer") or [])]
 
 
-def lead_picture(fits: Fits) -> Picture:
+def question(evidence: Evidence) -> tuple[str, str]:
+    """Name and question of the study."""
+    fits = evidence.fits
+    return visible(fits.get("study") or evidence.results.name), visible(fits.get("question") or "What do more parameters buy?")
+
+
+def lead_picture(evidence: Evidence) -> Picture:
     """The figure of the first screen: loss against parameters."""
-    fit_id = str(fits.get("primary_fit"))
-    fit = part_of(fits.get("fits"), fit_id)
-    floor = value_of((fits.get("data") or {}).get("floor"))
-    shown = {(level.get("n_layer"), level.get("n_embd"), level.get("n_head")) for _, level in sweep_levels(fits)}
-    others = (fits.get("counts") or {}).get("configurations", 0) > len(shown)
-    seeds = f"Dots: seeds{' (gray: of configurations in no sweep)' if others else ''}; open markers: means of configurations. "
-    foot = f" The entropy of the text, {floor:.3f} nats per character, is a floor that no honest model can beat." if floor else ""
-    if fit is None:
-        caption = f"{seeds}No law is drawn: there is no usable fit.{foot}"
-    else:
-        caption = f"{seeds}The fit is solid inside the data and dashed outside, with its 95 % band. {fit_caption(fit)}{foot}"
-    sizes = (fits.get("counts") or {}).get("sizes")
-    alt = f"Loss against parameters on logarithmic axes for {plain(sizes)} model sizes. {' '.join(c.text for c in answer(fits)[:1])}"
+    trials = evidence.trials
+    lengths = panels(trials)
+    lawful = any(law_of(evidence.fits, n) for n in lengths)
+    lines = "the law in depth and width, dashed beyond its points" if lawful else "straight lines between means"
+    heads = "; markers: heads" if 1 < len({t["n_head"] for t in trials}) <= len(HEAD_MARKERS) else ""
+    panel = " One panel per training length." if len(lengths) > 1 else ""
+    caption = f"One line per depth: {lines}. Open markers: configurations; dots: seeds{heads}.{panel}"
+    depths, seeds = len({t["n_layer"] for t in trials}), len(trials)
+    said = visible((evidence.fits.get("answer") or [""])[0])
+    alt = f"Loss against parameters on logarithmic axes, {several(depths, 'depth')}, {several(seeds, 'trial')}. {said}"
     return Picture("loss", caption, alt)
-
-
-def fit_caption(fit: Mapping[str, Any]) -> str:
-    """Law, convention, points, seeds and status of a fit, as figure captions state them."""
-    counted = CONVENTIONS.get(fit.get("convention", ""), fit.get("convention"))
-    means = (
-        f"{plain(fit.get('n_configurations'))} configurations of {plain(fit.get('n_sizes'))} sizes, {several(fit.get('n_seeds'), 'seed')}"
-    )
-    law = f"Law {fit.get('law')}: {pretty(str(fit.get('equation', '')))}"
-    return f"{law}, N counted as {counted}; {means}. {sentence(fit.get('status_text'))}".strip()
 
 
 # ---- sections ----
 
 
-def loss_section(fits: Fits, curves: bool) -> Section:
-    """Fits, residuals, the answer under each way of counting parameters, and the test on the largest size."""
-    pictures, fit = [], part_of(fits.get("fits"), str(fits.get("primary_fit")))
-    if fit:
-        pictures.append(
-            Picture("residuals", f"Residuals of the configuration means. {fit_caption(fit)}", "Residuals of the fit in percent of the loss")
-        )
-    if curves:
-        pictures.append(
-            Picture(
-                "learning_curves",
-                "Validation loss during training, from small models (light) to large ones.",
-                "Learning curves of all trials",
-            )
-        )
-    noise, lack = fits.get("noise"), part_of(fits.get("diagnostics"), "lack_of_fit")
-    prose = [Cell(noise_sentence(noise), "/noise")] if noise and not is_refused(noise) else []
-    if lack and lack.get("sentence"):
-        prose.append(Cell(str(lack["sentence"]), "/diagnostics/lack_of_fit/sentence"))
-    listings = [fits_listing(fits)] if fits.get("fits") else []
-    if isinstance(fits.get("conventions"), list) and fits["conventions"]:
-        listings.append(conventions_listing(fits["conventions"]))
-    if part_of(fits, "returns"):
-        listings.append(returns_listing(fits["returns"]))
-    held_out = (fits.get("diagnostics") or {}).get("leave_largest_out")
-    if isinstance(held_out, list) and held_out:
-        listings.append(held_out_listing(held_out))
-    places = (("/noise", noise), ("/diagnostics/leave_largest_out", held_out))
-    refused = [Cell(sentence(reason_of(part)), place) for place, part in places if reason_of(part)]
-    return Section("loss", "Loss against parameters", prose, pictures, listings, refused)
-
-
-def noise_sentence(noise: Mapping[str, Any]) -> str:
-    """What two runs of one configuration differ by, and so what difference can be seen."""
-    seed = content.spanned(value_of(noise.get("seed_sd")), value_of(noise.get("low")), value_of(noise.get("high")))
-    return (
-        f"Two runs that differ only in their seed scatter with a standard deviation of {seed} nats "
-        f"({plain(noise.get('df'))} degrees of freedom). "
-        f"A difference of two configuration means is called larger than noise from {plain(noise.get('detectable'), 2)} nats."
-    )
-
-
 def sweeps_section(fits: Fits) -> Section:
-    """Each one-factor sweep: what it found, loss and speed, and the gain of each further step."""
-    found = fits.get("sweeps") or []
-    prose = [Cell(content.visible(str(s["sentence"])), f"/sweeps/{i}/sentence") for i, s in enumerate(found) if s.get("sentence")]
-    pictures = []
-    for s in found:
-        name, word = s["name"], str(s["name"])
-        seeds = "Small dots: seeds; open markers: means with 95 % intervals."
-        if s.get("shapes"):
-            seeds = "One line per size, through the mean of each depth and width; dots: configurations (heads differ) with 95 % intervals."
-        pictures.append(
-            Picture(f"sweep_{slug(name)}", f"Loss in the {word} sweep. {seeds}", f"Loss in the {word} sweep. {s.get('sentence', '')}", True)
-        )
-        pictures.append(
-            Picture(
-                f"speed_{slug(name)}",
-                f"Time per step in the {word} sweep; open markers: timed on a shared device.",
-                f"Time per step in the {word} sweep",
-                True,
+    """Each sweep: loss and the gain of each step."""
+    pictures, listings, files = [], [], slugs(fits)
+    for i, sweep in enumerate(fits.get("sweeps") or []):
+        name, file, source = visible(sweep["name"]), files[str(sweep["name"])], f"/sweeps/{i}"
+        if sweep["name"] == "other" or sweep.get("shapes"):
+            continue
+        caption = f"Loss in the sweep {name}. Small dots: seeds; open markers: means with 95 % intervals."
+        pictures.append(Picture(f"sweep_{file}", caption, f"Loss in the sweep {name}", True))
+        listings += tables.axis_listings(sweep, source, file) if sweep.get("axis") else [tables.sweep_listing(sweep, source, file)]
+    fronts = fits.get("fronts") or []
+    for i, block in enumerate(fronts):
+        listings.append(tables.front_listing(block, f"/fronts/{i}", COSTS[block["against"]]))
+    return Section("sweeps", "Sweeps", (), pictures, listings)
+
+
+def equal_sizes_section(fits: Fits) -> Section:
+    """Shapes of equal size, and the law in depth and width."""
+    pictures, files = [], slugs(fits)
+    listings = [tables.pairs_listing(fits), tables.shape_laws_listing(fits)]
+    for i, sweep in enumerate(fits.get("sweeps") or []):
+        if sweep.get("shapes"):
+            name, file = visible(sweep["name"]), files[str(sweep["name"])]
+            caption = (
+                f"Sweep {name}: one line per size, through the mean of each depth and width; dots: configurations with 95 % intervals."
             )
-        )
-    listings = []
-    for i, s in enumerate(found):
-        if s["name"] != "other":
-            listings += _sweep_listings(s, f"/sweeps/{i}")
-    return Section("sweeps", "Sweeps", prose or [Cell("The study holds no one-factor sweep.", "/sweeps")], pictures, listings)
+            pictures.append(Picture(f"sweep_{file}", caption, f"Loss against width over depth in the sweep {name}", True))
+            listings.append(tables.shapes_listing(sweep, f"/sweeps/{i}", file))
+    return Section("equal", "Equal sizes", (), pictures, listings)
 
 
-def _sweep_listings(sweep: Mapping[str, Any], source: str) -> list[Listing]:
-    if sweep.get("axis"):
-        return axis_listings(sweep, source)
-    return [shapes_listing(sweep, source) if sweep.get("shapes") else sweep_listing(sweep, source)]
+def length_section(evidence: Evidence) -> Section:
+    """What text and length do: levers of every length, learning curves."""
+    several_lengths = len({row["n_tokens"] for row in evidence.fits.get("levers") or [] if row["n_tokens"]}) > 1
+    pictures = []
+    if evidence.curves:
+        caption = "Validation loss during training, from small models (light) to large ones."
+        pictures.append(Picture("learning_curves", caption, "Learning curves of all trials"))
+    listings = [tables.levers_listing(evidence.fits, everything=True)] if several_lengths else []
+    listings += [tables.courses_listing(evidence.fits), tables.best_shapes_listing(evidence.fits)]
+    optimal = part_of(evidence.fits, "compute_optimal")
+    prose = []
+    if optimal and value_of(optimal) is not None:
+        told = spanned(value_of(optimal), value_of(optimal["low"]), value_of(optimal["high"]))
+        prose = [Cell(f"The size that is best for a compute C grows as C to the power {told}.", "/compute_optimal")]
+    return Section("length", "Text and length", prose, pictures, listings)
 
 
-def shape_section(fits: Fits) -> Section:
-    """Size or shape: variance shares, contrasts at matched size in parameter-equivalents, and claims that the data allow or not."""
-    found, title = part_of(fits, "structure"), "Size or shape?"
-    if found is None:
-        why = reason_of(fits.get("structure")) or "This study cannot separate size from shape."
-        return Section("shape", title, refused=[Cell(sentence(why), "/structure")])
-    pictures, listings, prose, refused = [], [], [], []
-    shares, contrasts = found.get("shares"), found.get("contrasts")
-    refused += [Cell(sentence(reason_of(part)), f"/structure/{key}") for key, part in found.items() if reason_of(part)]
-    if isinstance(shares, list) and shares:
-        bars = "Bars: how much of the variance of loss goes with each factor (Shapley shares, 95 % intervals); ticks: in sequential order."
-        alt = "Shares of the variance of loss: " + ", ".join(f"{s['factor']} {plain(s.get('shapley'), 2)}" for s in shares)
-        pictures.append(Picture("shares", bars, alt))
-        listings.append(shares_listing(shares))
-    if isinstance(contrasts, list) and contrasts:
-        words = "Dots: what each shape acts like; at 0.85 it acts like a model with 15 % fewer parameters. Filled: larger than noise."
-        pictures.append(Picture("contrasts", words, "Structural effects as parameter-equivalents with 95 % intervals"))
-        listings.append(contrasts_listing(contrasts))
-        told = [(i, str(c["sentence"])) for i, c in enumerate(contrasts) if c.get("sentence")]
-        prose += [Cell(content.visible(words), f"/structure/contrasts/{i}/sentence") for i, words in told[:6]]
-    for i, claim in enumerate(found.get("claims") or [] if isinstance(found.get("claims"), list) else []):
-        why = reason_of(claim)
-        (refused if why else prose).append(Cell(sentence(why or claim.get("sentence") or claim.get("verdict")), f"/structure/claims/{i}"))
-    return Section("shape", title, prose, pictures, listings, refused)
+def rates_section(evidence: Evidence) -> Section:
+    """Learning rates: tuned, transferred or fixed, and the loss at each."""
+    found, pictures, listings = part_of(evidence.fits, "learning_rates") or {}, [], list[Listing]()
+    if tried_rates(evidence.trials):
+        caption = "Loss against peak learning rate, one line per shape, from small models (light) to large ones."
+        pictures.append(Picture("learning_rates", caption, "Loss against learning rate"))
+    rows, slopes = found.get("rows") or [], found.get("slopes")
+    if rows:
+        listings.append(tables.optima_listing(rows))
+    if slopes and not is_refused(slopes):
+        listings.append(tables.slopes_listing(slopes))
+    return Section("rates", "Learning rates", (), pictures, listings)
 
 
 def forecasts_section(fits: Fits) -> Section:
-    """Forecasts put on record before their configuration ran, and how they fared."""
-    rows = fits.get("forecasts")
-    if not isinstance(rows, list) or not rows:
-        return Section(
-            "forecasts",
-            "Forecasts",
-            [Cell(sentence(reason_of(rows)) or "No forecast was made for a configuration that had not been run.", "/forecasts")],
-        )
-    scored = [row["outcome"] for row in rows if row.get("outcome") and row["outcome"].get("counted", True)]
-    words = f"{several(len(rows), 'forecast')} on record, {len(scored)} with an outcome"
-    words += f", {sum(o['covered'] for o in scored)} of them inside the 95 % interval." if scored else "."
-    caption = "Bars: forecasts with 95 % intervals, made before the configuration ran; dots: outcomes (means over seeds)."
-    pictures = [Picture("forecasts", caption, words)]
-    return Section("forecasts", "Forecasts", [Cell(words, "/forecasts")], pictures, [forecasts_listing(rows)])
+    """Laws of size, their backtests, and forecasts put on record before their configuration ran."""
+    pictures, prose, rows = [], [], fits.get("forecasts")
+    laws = tables.fits_listing(fits)
+    if laws.rows:
+        caption = "Residuals of the configuration means from the law of size alone, with 95 % intervals."
+        pictures.append(Picture("residuals", caption, "Residuals of the fit in percent of the loss"))
+    listings = [laws, tables.held_out_listing(fits), tables.backtest_listing(fits)]
+    if isinstance(rows, list) and rows:
+        words = scored(rows)
+        prose.append(Cell(words, "/forecasts"))
+        pictures.append(Picture("forecasts", "Bars: forecasts with 95 % intervals, made before the runs; dots: outcomes.", words))
+        listings.append(tables.forecasts_listing(rows))
+    return Section("forecasts", "Laws and forecasts", prose, pictures, listings)
 
 
 def speed_section(evidence: Evidence) -> Section:
-    """Speed and memory against depth, width and heads."""
+    """Speed and memory; times only of trials that had their device to themselves."""
     timing = evidence.fits.get("timing") or {}
-    slower, law, rows = part_of(timing, "heads_slowdown"), part_of(timing, "fit"), timing.get("rows")
-    listings, pictures = [], []
-    prose = [Cell(str(slower["sentence"]), "/timing/heads_slowdown/sentence")] if slower and slower.get("sentence") else []
-    refused = [
-        Cell(sentence(reason_of(timing[key])), f"/timing/{key}") for key in ("heads_slowdown", "fit", "rows") if reason_of(timing.get(key))
-    ]
-    if law:
-        words = f"Timing law: {pretty(str(law.get('equation', '')))}."
-        shown = {key: law[key] for key in ("parameters", "reference", "median_relative_error", "n_configurations") if key in law}
-        listings.append(content.facts_listing("timing_fit", "Timing law (ms per step)", shown, "/timing/fit", words))
-    if isinstance(rows, list) and rows:
-        listings.append(timing_listing(rows))
+    law, slower, pictures, prose = part_of(timing, "fit"), part_of(timing, "heads_slowdown"), [], []
+    rows = tables.timing_listing(timing["rows"] if isinstance(timing.get("rows"), list) else [])
+    files = slugs(evidence.fits)
+    if rows.rows:
+        names = [str(sweep["name"]) for sweep in evidence.fits.get("sweeps") or [] if sweep["name"] != "other"]
+        pictures = [
+            Picture(f"speed_{files[n]}", f"Time per step in the sweep {visible(n)}.", f"Time per step, {visible(n)}", True) for n in names
+        ]
+    if slower:
+        ends = "" if slower.get("low") is None else f" [{fixed(slower['low'], 2)}, {fixed(slower['high'], 2)}]"
+        words = f"With the most heads of the sweep a step takes {fixed(slower['ratio'], 2)}{ends} times as long as with the fewest."
+        prose.append(Cell(words, "/timing/heads_slowdown"))
+    listings = [rows]
+    if law and rows.rows:
+        shown = {key: law[key] for key in ("equation", "parameters", "reference", "median_relative_error") if key in law}
+        listings.append(document.facts_listing("timing_fit", "Law of time per step (ms)", shown, "/timing/fit"))
     if any(t.get("peak_memory_bytes") for t in evidence.trials):
-        pictures.append(
-            Picture("memory", "Peak memory of the device or, on a CPU, of the whole process.", "Peak memory against parameters", True)
-        )
-    return Section("speed", "Speed and memory", prose, pictures, listings, refused)
+        caption = "Peak memory of the device or, on a CPU, of the whole process."
+        pictures.append(Picture("memory", caption, "Peak memory against parameters", True))
+    return Section("speed", "Speed and memory" if rows.rows else "Memory", prose, pictures, listings)
 
 
 def overfitting_section(evidence: Evidence) -> Section:
     """The gap between training and validation loss, and how often the text was seen."""
-    found, pictures = part_of(evidence.fits, "overfitting"), []
+    found, pictures, prose = part_of(evidence.fits, "overfitting"), [], []
     if any(t.get("train_loss") is not None for t in evidence.trials):
         caption = "Validation less training loss at the end of each trial, on fixed windows of both."
         pictures.append(Picture("gap", caption, "Gap between validation and training loss against parameters"))
-    if found is None:
-        why = reason_of(evidence.fits.get("overfitting")) or "Training loss was not recorded."
-        return Section("overfitting", "Overfitting", pictures=pictures, refused=[Cell(sentence(why), "/overfitting")])
-    return Section(
-        "overfitting", "Overfitting", [Cell(content.visible(str(found.get("sentence") or "")), "/overfitting/sentence")], pictures
-    )
+    if found and value_of(found.get("gap")) is not None:
+        numbers = spanned(found["gap"], value_of(found.get("low")), value_of(found.get("high")))
+        seen = f" after {plain(found['epochs'], 2)} epochs" if value_of(found.get("epochs")) else ""
+        prose.append(Cell(f"Validation loss less training loss is {numbers} nats on average{seen}.", "/overfitting/gap"))
+    return Section("overfitting", "Overfitting", prose, pictures)
+
+
+def texts_section(evidence: Evidence) -> Section:
+    """Measures of the generated texts, and one prompt continued by every model."""
+    found = part_of(evidence.fits, "stories")
+    prompt, texts = side_by_side(evidence)
+    told = (evidence.fits.get("data") or {}).get("name") in ("stories", "tinystories")
+    listings = [tables.texts_listing(found)] if found else []
+    return Section("texts", "Stories" if told else "Generated text", (), (), listings, prompt, texts)
 
 
 # ---- what a reader needs in order to judge ----
 
 
 def refusals_section(fits: Fits) -> Section:
-    """What the data do not determine, and why."""
-    rows = fits.get("refusals") or []
-    if not rows:
-        return Section("refusals", "What was refused, and why", [Cell("Nothing was refused.", "/refusals")])
-    words = "A number is refused where these data do not determine it: it would look like knowledge and be none."
-    return Section("refusals", "What was refused, and why", [Cell(words)], listings=[refusals_listing(rows)])
+    """What the data do not determine, each reason once."""
+    rows = [row for row in fits.get("refusals") or [] if row.get("reason")]
+    found = tables.refusals_listing(rows)
+    return Section("refusals", "What the data do not say", listings=[found] if found.rows else [])
 
 
-def exclusions_section(evidence: Evidence) -> Section:
-    """Trials that no fit used, each with its reason, and files that could not be read."""
-    found = evidence.fits.get("exclusions") or []
-    listings = [content.records_listing("exclusions", "", found, "/exclusions")] if found else []
-    counts = evidence.fits.get("counts") or {}
-    words = ", ".join(f"{plain(counts[k])} {k}" for k in counts if k not in ("trials", "configurations", "seeds", "sizes") and counts[k])
-    prose = [Cell(f"{several(counts.get('trials'), 'trial')}: {words or 'none completed'}.", "/counts")]
-    if counts.get("trials") and counts.get("usable") == counts["trials"]:
-        prose = [Cell(f"None: {several(counts['trials'], 'trial')} completed and every one is used.", "/counts")]
-    prose += [Cell(content.visible(problem.replace(f"{evidence.results}/", "")) + ".") for problem in evidence.problems]
-    return Section("exclusions", "Trials left out", prose, listings=listings)
-
-
-def card_section(fits: Fits) -> Section:
-    """The fit card: what was fitted, how things are counted, optimizer, objective; and what the fit is sensitive to."""
-    fit, prose = part_of(fits.get("fits"), str(fits.get("primary_fit"))), []
-    if fit and fit.get("disagreement"):
-        prose.append(Cell(sentence(fit["disagreement"]), f"/fits/{escape_pointer(fits['primary_fit'])}/disagreement"))
-    listings = [content.facts_listing("card", "", fits.get("card") or {}, "/card")]
-    titles = {"drop_size": "Without one size", "delta_sensitivity": "With another objective", "trends": "Trends of the residuals"}
-    for key, title in titles.items():
-        rows = (fits.get("diagnostics") or {}).get(key)
-        if isinstance(rows, list) and rows:
-            listings.append(content.records_listing(key, title, [_told(row) for row in rows], f"/diagnostics/{key}"))
-    if isinstance(fits.get("selection"), list) and fits["selection"]:
-        listings.append(selection_listing(fits["selection"]))
-    return Section("card", "Fit card and checks", prose, listings=listings)
-
-
-def _told(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of a check with its column and status in words."""
-    words = {key: str(row[key]).lower().replace("_", " ") for key in ("status",) if key in row}
-    return {**row, **words, **({"column": CONVENTIONS.get(row["column"], row["column"].replace("_", " "))} if "column" in row else {})}
-
-
-def provenance_section(fits: Fits) -> Section:
-    """Versions, commit, machine, data, cost."""
-    data = content.facts_listing("data", "Data", fits.get("data") or {}, "/data")
-    return Section(
-        "provenance",
-        "Provenance and cost",
-        listings=[data, content.facts_listing("provenance", "Run", fits.get("provenance") or {}, "/provenance")],
-    )
+def provenance_section(evidence: Evidence) -> Section:
+    """Seeds' noise, trials that were left out, data, versions, machine, cost."""
+    fits, prose = evidence.fits, []
+    noise, counts = part_of(fits, "noise"), fits.get("counts") or {}
+    if noise:
+        seed = spanned(value_of(noise.get("seed_sd")), value_of(noise.get("low")), value_of(noise.get("high")))
+        words = f"Runs that differ only in their seed scatter with a standard deviation of {seed} nats; "
+        words += f"two configurations differ by more than noise from {plain(noise.get('detectable'), 2)} nats on."
+        prose.append(Cell(words, "/noise"))
+    fates = ", ".join(f"{plain(v)} {k}" for k, v in counts.items() if v and k not in ("trials", "configurations", "seeds", "sizes"))
+    prose.append(Cell(f"{several(counts.get('trials'), 'trial')}: {fates or 'none completed'}.", "/counts"))
+    prose += [Cell(visible(str(p).replace(f"{evidence.results}/", "")) + ".") for p in evidence.problems]
+    listings = [document.records_listing("exclusions", "Trials left out", fits.get("exclusions") or [], "/exclusions")]
+    titles = {"data": "Data", "provenance": "Run and cost", "card": "How things are counted and fitted"}
+    listings += [document.facts_listing(key, title, fits.get(key) or {}, f"/{key}") for key, title in titles.items()]
+    reasons = {name: reason_of(part) for name, part in (("noise", fits.get("noise")),) if reason_of(part)}
+    prose += [Cell(visible(reason) + ".", f"/{name}") for name, reason in reasons.items()]
+    return Section("provenance", "Data and provenance", prose, (), [table for table in listings if table.rows])

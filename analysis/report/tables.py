@@ -1,289 +1,359 @@
-"""The tables of the report: fits, conventions, sweeps, shares, contrasts.
+"""The tables of the report: rows of (heading, where from, format) over the places of fits.json.
 
-Reads the conclusions (the dict of `fits.json`); writes nothing. Each cell knows its place in `fits.json`.
+Reads the tree of fits.json; writes nothing. Each cell knows its place in `fits.json`.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.estimate import is_refused, part_of, reason_of, value_of
-from analysis.figures.loss_and_sweeps import MOST_LEVELS, slug
-from analysis.figures.style import CONVENTIONS, short_count
-from analysis.findings.size_law import AT_LENGTH
-from analysis.report import document as content
-from analysis.report.document import Cell, Listing, escape_pointer, number, plain, pretty, ratio_cell, sentence, shape_name, span_cell
-from analysis.wording import contrast_label
+from analysis.estimate import is_refused, part_of, value_of
+from analysis.report.answer import length_of
+from analysis.report.document import Cell, Column, Listing, listing
+from analysis.wording import (
+    CONVENTIONS,
+    FACTORS,
+    VERDICTS,
+    change,
+    equation,
+    fixed,
+    plain,
+    shape_name,
+    short_count,
+    spanned,
+    text_length,
+    visible,
+)
 
 Fits = Mapping[str, Any]
+SHAPE = Column("shape", "", shape_name)
+VERDICT = Column("verdict", "verdict", lambda verdict: VERDICTS.get(verdict, visible(verdict)))
+SIZE = Column("parameters", "params_non_embedding", lambda n: short_count(float(n)))
+
+
+def _whole(value: Any) -> str:
+    return f"{value:,.10g}"
+
+
+def _percent(value: float, sign: str = "") -> str:
+    return f"{fixed(100 * value, 0 if abs(value) >= 0.1 else 1, sign)} %"
+
+
+# ---- levers ----
+
+LEVER = [
+    Column("training length", "n_tokens", text_length),
+    Column("a doubling of", "factor", lambda name: FACTORS.get(name, name)),
+    Column("at", "at", lambda at: {"largest": "largest models"}.get(at, visible(at))),
+    Column("changes loss by (nats)", "gain_per_doubling", lambda gain: change(gain, "")),
+    Column("bits per token", "bits", lambda bits: fixed(-bits, 2, "+")),
+    Column("of reducible loss", "of_reducible", lambda share: _percent(-share, "+")),
+    VERDICT,
+    Column("from", "source", lambda source: {"contrast": "pairs", "law": "the law"}.get(source, visible(source))),
+    Column("time per step", "time_per_step", lambda ratio: f"× {plain(ratio, 3)}"),
+]
+
+
+def levers_listing(fits: Fits, everything: bool = False) -> Listing:
+    """What a doubling buys: of the training length that the answer speaks of, or of every length."""
+    n_tokens = length_of(fits)
+    known = {i: row for i, row in enumerate(fits.get("levers") or []) if not is_refused(row["gain_per_doubling"])}
+    chosen = {i: row for i, row in known.items() if everything or row["n_tokens"] == n_tokens}
+    columns = LEVER if everything else LEVER[1:]
+    title = "What each lever buys, at every length" if everything else f"What each lever buys at {text_length(n_tokens)}"
+    note = "Less loss is better; 95 % intervals. Pays: the interval is clear of no gain. Pairs: configurations that differ in that alone."
+    name = "levers_by_length" if everything else "levers"
+    return listing(name, title if chosen else "", chosen, "/levers", columns, note if chosen and not everything else "", 120)
+
+
+# ---- sweeps ----
+
+
+def sweep_listing(sweep: Mapping[str, Any], source: str, file: str) -> Listing:
+    """Levels of a sweep with the gain of each step and its verdict."""
+    columns = [
+        Column(visible(sweep["name"]), "value", _whole),
+        SIZE,
+        Column("loss (nats)", ("mean", "low", "high")),
+        Column("gain of this step (nats)", ("gain", "gain_low", "gain_high")),
+        VERDICT,
+    ]
+    return listing(f"sweep_{file}", f"Sweep {visible(sweep['name'])}", sweep.get("levels") or [], f"{source}/levels", columns)
+
+
+def axis_listings(sweep: Mapping[str, Any], source: str, file: str) -> list[Listing]:
+    """A field of the recipe varied at fixed shapes: mean loss by shape and value; steps with their intervals and verdicts."""
+    axis, name = sweep["axis"], visible(sweep["name"])
+    repeated = axis["column"] == "unique_tokens"
+    losses = [Column(_whole(v), "loss", lambda row, j=j: plain(row[j])) for j, v in enumerate(axis["values"])]  # type: ignore[misc]
+    note = f"Mean validation loss in nats; columns: {axis['word']}."
+    grid = listing(f"axis_{file}", f"Sweep {name}", axis["cells"], f"{source}/axis/cells", [SHAPE, SIZE, *losses], note)
+    columns = [
+        Column("from", "from", _whole),
+        Column("to", "to", _whole),
+        *([Column("epochs", "epochs")] if repeated else []),
+        Column("gain (nats)", ("gain", "low", "high")),
+        VERDICT,
+    ]
+    title = "What repeated text costs" if repeated else f"What each step in {axis['word']} bought"
+    note = "Differences between trials of equal shape and seed, averaged over shapes; 95 % intervals, pooled within shapes."
+    return [grid, listing(f"axis_steps_{file}", title, axis["steps"], f"{source}/axis/steps", columns, note)]
+
+
+# ---- equal sizes and laws ----
+
+
+def shapes_listing(sweep: Mapping[str, Any], source: str, file: str) -> Listing:
+    """One row per shape, by size; how far each is behind the best of its size."""
+    rows = {f"{i}/shapes/{j}": row for i, size in enumerate(sweep["shapes"]["sizes"]) for j, row in enumerate(size["shapes"])}
+    columns = [
+        SIZE,
+        SHAPE,
+        Column("width over depth", "aspect", lambda a: plain(a, 3)),
+        Column("loss (nats)", ("mean", "low", "high")),
+        Column("behind the best of its size", ("behind", "behind_low", "behind_high")),
+        VERDICT,
+    ]
+    note = "The best was chosen by its loss, which flatters it."
+    made = listing(
+        f"shapes_{file}", f"Sweep {visible(sweep['name'])}: shapes of equal size", rows, f"{source}/shapes/sizes", columns, note, 80
+    )
+    slashes = [[Cell(c.text, c.source.replace("~1", "/"), c.note, c.numeric) for c in row] for row in made.rows]  # keys here are paths
+    return Listing(made.name, made.title, made.columns, slashes, made.note)
+
+
+def pairs_listing(fits: Fits) -> Listing:
+    """The comparison at equal size of each training length."""
+    rows = (part_of(fits, "shape") or {}).get("by_length") or []
+    kept = {i: row for i, row in enumerate(rows) if not is_refused(row["equal_size"])}
+    columns = [
+        Column("training length", "n_tokens", text_length),
+        Column("better", "equal_size/winner", shape_name),
+        Column("worse", "equal_size/loser", shape_name),
+        Column("by (nats)", "equal_size/difference"),
+        Column("worth in parameters", "equal_size/worth_in_parameters", _worth),
+    ]
+    return listing("equal_sizes", "The largest size that was trained in several shapes", kept, "/shape/by_length", columns)
+
+
+def _worth(cell: Mapping[str, Any]) -> str | None:
+    return None if is_refused(cell) else f"× {spanned(value_of(cell), cell.get('low'), cell.get('high'))}"
+
+
+def shape_laws_listing(fits: Fits) -> Listing:
+    """The law in depth and width of each training length."""
+    rows = (part_of(fits, "shape") or {}).get("by_length") or []
+    kept = {i: row for i, row in enumerate(rows) if not is_refused(row["law"])}
+    columns = [
+        Column("training length", "n_tokens", text_length),
+        Column("law", "law", lambda law: equation(str(law["equation"]), law.get("reference"))),
+        *(Column(letter, f"law/{name}") for letter, name in (("E", "E"), ("A", "A"), ("a", "a"), ("b", "b"), ("κ = b − 2a", "kappa"))),
+        Column("misfit", "law/residual_sd", _percent),
+        Column("configurations", "law/n_configurations"),
+    ]
+    note = "κ is what shape does at equal size: above 0 wide is better, below 0 deep. Misfit: scatter of configurations around the law."
+    return listing("shape_laws", "The law in depth and width", kept, "/shape/by_length", columns, note)
 
 
 def fits_listing(fits: Fits) -> Listing:
-    """One row per fit: parameters at their reference, slope, points, status."""
-    rows = []
-    for fit_id, fit in fits["fits"].items():
-        source = f"/fits/{escape_pointer(fit_id)}"
-        if is_refused(fit):
-            rows.append([Cell(fit_id, source), *[Cell("–")] * 4, Cell("refused", source, reason_of(fit)), Cell("–")])
-            continue
-        found = fit.get("parameters") or {}
-        cells = [number(found[p], f"{source}/parameters/{p}") if p in found else Cell("–") for p in ("alpha", "E")]
-        slope = number(fit.get("slope"), f"{source}/slope") if fit.get("slope") is not None else Cell("–")
-        points = Cell(f"{plain(fit.get('n_configurations'))} × {plain(fit.get('n_seeds'))}", f"{source}/n_configurations", numeric=True)
-        title = fit_title(fits, fit_id, fit)
-        named = Cell(title, source, pretty(str(fit.get("equation", ""))))
-        r2 = value_of(fit.get("r2"))
-        quality = Cell("–" if r2 is None else content.fixed(r2, 3), f"{source}/r2", numeric=True)
-        status = Cell(str(fit.get("status", "")).lower().replace("_", " "), f"{source}/status", str(fit.get("status_text", "")))
-        rows.append([named, *cells, slope, points, quality, status])
-    columns = ["fit", "exponent α", "E (nats)", "slope d ln L / d ln N", "points × seeds", "R²", "status"]
-    note = "95 % intervals in brackets; the slope is at the geometric mean of the sizes. E: the loss that this law would reach without end."
-    return Listing("fits", "Fits", columns, rows, note)
+    """The law of size alone, one row per fit that can be used: equation with its reference, exponents, slope."""
+    usable = {
+        name: fit for name, fit in (fits.get("fits") or {}).items() if not is_refused(fit) and fit.get("status") in ("CONVERGED", "OK")
+    }
+    columns = [
+        Column("fit", "title", visible),
+        Column("N", "convention", lambda name: CONVENTIONS.get(name, name)),
+        Column("law", "", lambda fit: equation(str(fit.get("equation", "")), fit.get("reference"))),
+        *(
+            Column(letter, f"parameters/{name}", _known)
+            for letter, name in (("E", "E"), ("A", "A"), ("B", "B"), ("α", "alpha"), ("β", "beta"))
+        ),
+        Column("slope d ln L / d ln N", "slope"),
+        Column("misfit", "residual_sd", _percent),
+        Column("configurations", "n_configurations"),
+    ]
+    note = "The law of size alone, for comparison with other studies: where shapes differ it misses by what shape does."
+    return listing("fits", "Laws of size alone", usable, "/fits", columns, note)
 
 
-def fit_title(fits: Fits, fit_id: str, fit: Mapping[str, Any]) -> str:
-    """The title of a fit; one that differs from the primary fit in how it counts parameters says only that."""
-    primary = part_of(fits["fits"], str(fits.get("primary_fit"))) or {}
-    counted = CONVENTIONS.get(fit.get("convention", ""), "")
-    if fit.get("convention") == primary.get("convention"):
-        return str(fit.get("title", fit_id))
-    return f"the same in {counted}" if fit.get("title") == primary.get("title") else f"{fit.get('title', fit_id)}, {counted}"
+def _known(cell: Any) -> str | None:
+    return None if is_refused(cell) else spanned(value_of(cell), value_of(cell.get("low")), value_of(cell.get("high")))
 
 
-def conventions_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
-    """The exponent under each way of counting parameters."""
-    cells = []
-    for i, row in enumerate(rows):
-        source = f"/conventions/{i}"
-        name = CONVENTIONS.get(row.get("convention", ""), str(row.get("convention")))
-        alpha = (
-            number(row["alpha"], f"{source}/alpha")
-            if isinstance(row.get("alpha"), Mapping)
-            else span_cell(row, ("alpha", "low", "high"), source)
-        )
-        slope = (
-            number(row["slope"], f"{source}/slope")
-            if isinstance(row.get("slope"), Mapping)
-            else span_cell(row, ("slope", "slope_low", "slope_high"), source)
-        )
-        cells.append([Cell(name, f"{source}/convention"), alpha, slope])
-    note = "At these sizes the way of counting moves the exponent; a comparison with another study must use its convention."
-    return Listing(
-        "conventions", "The same fit under each way of counting parameters", ["N counted as", "exponent α", "slope"], cells, note
-    )
+def held_out_listing(fits: Fits) -> Listing:
+    """Each size forecast from the smaller ones only."""
+    found = (part_of(fits, "diagnostics") or {}).get("leave_largest_out")
+    columns = [
+        Column("size", "size", lambda n: short_count(float(n))),
+        Column("from so many smaller sizes", "from_sizes"),
+        Column("forecast (nats)", "predicted", lambda v: fixed(v, 3)),
+        Column("observed (nats)", "observed", lambda v: fixed(v, 3)),
+        Column("error (%)", "error_percent", lambda v: fixed(v, 1, "+")),
+    ]
+    rows = found if isinstance(found, list) else []
+    return listing("held_out", "Each size forecast from the smaller ones, by size alone", rows, "/diagnostics/leave_largest_out", columns)
 
 
-def sweep_listing(sweep: Mapping[str, Any], source: str) -> Listing:
-    """Levels of a sweep with the marginal gain of each step and its verdict."""
-    rows = []
-    levels = sweep.get("levels") or []
-    for i, level in enumerate(levels[:MOST_LEVELS]):
-        here = f"{source}/levels/{i}"
-        million, size = level.get("gain_per_million"), level["params_non_embedding"]
-        rows.append([
-            Cell(plain(level.get("value")), f"{here}/value", numeric=True),
-            Cell(short_count(float(size)), f"{here}/params_non_embedding", plain(size), True),
-            span_cell(level, ("mean", "low", "high"), here),
-            span_cell(level, ("gain", "gain_low", "gain_high"), here),
-            number(million, f"{here}/gain_per_million"),
-            Cell(content.visible(str(level.get("verdict") or "–")), f"{here}/verdict"),
-            Cell(plain(level.get("ms_per_step"), 3), f"{here}/ms_per_step", numeric=True),
-        ])  # fmt: skip
-    columns = [str(sweep["name"]), "parameters", "loss (nats)", "gain of this step (nats)", "gain per million", "verdict", "ms per step"]
-    more = f" {len(levels) - MOST_LEVELS} more levels are in fits.json." if len(levels) > MOST_LEVELS else ""
-    note = f"Spread {plain(value_of(sweep.get('spread')), 3)} nats: {sweep.get('verdict') or 'no verdict'}.{more}"
-    return Listing(f"sweep_{slug(sweep['name'])}", f"The {sweep['name']} sweep", columns, rows, note)
-
-
-def contrasts_listing(contrasts: Sequence[Mapping[str, Any]]) -> Listing:
-    """Contrasts at matched size: difference in loss, what it is worth in parameters, verdict."""
-    rows = []
-    for i, c in enumerate(contrasts):
-        here = f"/structure/contrasts/{i}"
-        worth = ratio_cell(c, ("parameter_equivalent", "pe_low", "pe_high"), here)
-        verdict = Cell(content.visible(str(c.get("verdict") or "–")), f"{here}/verdict")
-        rows.append([Cell(contrast_label(str(c["name"])), f"{here}/name"), span_cell(c, ("delta", "low", "high"), here), worth, verdict])
-    columns = ["contrast", "difference (nats)", "parameter-equivalent", "verdict"]
-    return Listing(
-        "contrasts",
-        "Contrasts at matched size",
-        columns,
-        rows,
-        "Differences of loss at equal size; below 0 is better. The parameter-equivalent is the factor on the number of parameters that "
-        "would change the loss as much: at 0.85 a shape acts as if it had 15 % fewer.",
-    )
-
-
-def shares_listing(shares: Sequence[Mapping[str, Any]]) -> Listing:
-    """Shares of the variance of loss, sequential and Shapley."""
-    rows = []
-    for i, share in enumerate(shares):
-        here = f"/structure/shares/{i}"
-        name = Cell(str(share["factor"]), f"{here}/factor")
-        percent = [value_of(share.get(key)) for key in ("sequential", "shapley", "low", "high")]
-        told = [f"{100 * v:.1f}" if v is not None else "–" for v in percent]
-        shapley = told[1] if percent[2] is None or percent[3] is None else f"{told[1]} [{told[2]}, {told[3]}]"
-        rows.append([name, Cell(told[0], f"{here}/sequential", numeric=True), Cell(shapley, f"{here}/shapley", numeric=True)])
-    note = (
-        "Sequential: what each factor adds in this order. Shapley: what it adds on average over all orders, which is fairer where factors "
-        "go together. Lack of fit: differences of configurations that no factor explains."
-    )
-    return Listing("shares", "Shares of the variance of loss", ["factor", "sequential (%)", "Shapley (%)"], rows, note)
-
-
-def refusals_listing(refusals: Sequence[Mapping[str, Any]]) -> Listing:
-    """What was asked for and why there is no number."""
-    rows = []
-    for i, r in enumerate(refusals):
-        why = Cell(content.visible(str(r.get("reason", ""))), f"/refusals/{i}/reason", str(r.get("code", "")))
-        rows.append([Cell(subject_words(content.visible(str(r.get("subject", "")))), f"/refusals/{i}/subject"), why])
-    return Listing("refusals", "", ["asked for", "why there is no number"], rows)
-
-
-def subject_words(subject: str) -> str:
-    """Places in fits.json as words: 'fits.joint.parameters.E, fits.joint.parameters.alpha' -> 'E, alpha of the joint fit'."""
-    owners: dict[str, list[str]] = {}
-    for part in subject.split(", "):
-        match = re.fullmatch(r"fits\.(.+?)\.(?:parameters\.)?(\w+)", part)
-        name, owner = (match.group(2), fit_words(match.group(1))) if match else (SUBJECTS.get(part, part), "")
-        owners.setdefault(owner, []).append(re.sub(r"^structure\.claims\.", "", name).replace("_", " ").replace("alpha", "α"))
-    return "; ".join(", ".join(names) + (f" of {owner}" if owner else "") for owner, names in owners.items())
-
-
-LEVERS = ("n_layer", "n_embd", "n_head", "params", "n_tokens")
-SUBJECTS = {
-    "timing.fit": "law of time per step",
-    "timing.heads_slowdown": "slow-down of heads",
-    "structure.shares": "shares of variance",
-    "diagnostics.lack_of_fit": "test of the fit",
-    "over_length": "what levers buy over training length",
-    **{f"levers.{lever}.gain_per_doubling": f"what a doubling of {lever.removeprefix('n_')} buys" for lever in LEVERS},
-}
-"""Names of refused parts that do not explain themselves."""
-
-
-def fit_words(fit_id: str) -> str:
-    """'joint@params_total' -> 'the joint fit in total parameters'; 'sweep:depth' -> 'the depth fit'."""
-    kind, _, column = fit_id.partition("@")
-    name = {"joint": "the joint fit", "joint:all": "the fit of all configurations"}.get(kind, f"the {kind.removeprefix('sweep:')} fit")
-    name = f"the fit at {int(kind.removeprefix(AT_LENGTH)):,} tokens" if kind.startswith(AT_LENGTH) else name
-    return f"{name} in {CONVENTIONS.get(column, column)}" if column else name
-
-
-def selection_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
-    """Laws by how well they describe the study for the number of parameters that they spend."""
-    rows = []
-    for i, row in enumerate(found):
-        here = f"/selection/{i}"
-        numbers = [Cell(_fixed(row.get(k), 1), f"{here}/{k}", numeric=True) for k in ("aicc", "delta_aicc")]
-        weight = value_of(row.get("weight"))
-        shown = "–" if weight is None else f"{100 * weight:.1f}" if weight >= 0.001 else "under 0.1"
-        spent = Cell(plain(row.get("k")), f"{here}/k", numeric=True)
-        status = Cell(str(row.get("status") or "–").lower().replace("_", " "), f"{here}/status")
-        equation = Cell(pretty(content.visible(str(row.get("equation")))), f"{here}/equation")
-        rows.append(
-            [Cell(str(row.get("law")), f"{here}/law"), equation, spent, *numbers, Cell(shown, f"{here}/weight", numeric=True), status]
-        )
-    columns = ["law", "equation", "parameters spent", "AICc", "above the best", "weight (%)", "status"]
-    note = "AICc: misfit plus a charge for every parameter spent; smaller is better. Weight: share of the support among these laws. "
-    note += "The report's own fit has a floor whatever ranks first: text has an entropy, so no size can bring its loss to zero."
-    return Listing("selection", "Laws ranked by AICc", columns, rows, note)
-
-
-def returns_listing(returns: Mapping[str, Any]) -> Listing:
-    """What a doubling of the parameters buys at the small end, at the large end, and next."""
-    titles = {"smallest": "first doubling in the data", "largest": "last doubling in the data", "next": "next doubling, beyond the data"}
-    rows = []
-    for key, title in titles.items():
-        found = part_of(returns, key)
-        if found:
-            here = f"/returns/{key}"
-            span = Cell(f"{short_count(found['from'])} to {short_count(found['to'])}", f"{here}/from", numeric=True)
-            rows.append([Cell(title, here), span, span_cell(found, ("gain", "low", "high"), here)])
-    note = str(returns.get("below_noise_reason") or "")
-    below = value_of(returns.get("below_noise_from"))
-    if below is not None:
-        note = f"From {short_count(below)} parameters on, a doubling gains less than the noise floor."
-    return Listing("returns", "Diminishing returns of a doubling", ["", "parameters", "gain (nats)"], rows, sentence(note))
-
-
-def held_out_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
-    """Each size predicted from the smaller ones only, with its signed error."""
-    rows = []
-    for i, row in enumerate(found):
-        here = f"/diagnostics/leave_largest_out/{i}"
-        size = value_of(row.get("size", row.get("params_non_embedding")))
-        losses = [Cell(_fixed(row.get(k), 3), f"{here}/{k}", numeric=True) for k in ("predicted", "observed")]
-        error = Cell(_fixed(row.get("error_percent"), 1), f"{here}/error_percent", numeric=True)
-        first = Cell(short_count(size) if size else "–", f"{here}/size", numeric=True)
-        rows.append([first, Cell(plain(row.get("from_sizes")), f"{here}/from_sizes", numeric=True), *losses, error])
-    columns = ["size", "from so many smaller sizes", "predicted (nats)", "observed (nats)", "error (%)"]
-    return Listing("held_out", "Each size predicted from the smaller ones", columns, rows)
-
-
-def _fixed(cell: Any, places: int) -> str:
-    value = value_of(cell)
-    return "–" if value is None else f"{value:.{places}f}".replace("-", "\u2212")
-
-
-def timing_listing(found: Sequence[Mapping[str, Any]], limit: int = 40) -> Listing:
-    """Time per step and memory of each configuration, from trials that had their device to themselves where there are any."""
-    rows = []
-    for i, row in enumerate(found[:limit]):
-        here = f"/timing/rows/{i}"
-        memory = value_of(row.get("peak_memory_bytes"))
-        cells = [Cell(plain(value_of(row.get(k)), 3), f"{here}/{k}", numeric=True) for k in ("ms_per_step", "tokens_per_s")]
-        megabytes = Cell(plain(memory / 2**20, 3) if memory else "–", f"{here}/peak_memory_bytes", numeric=True)
-        rows.append(
-            [Cell(shape_name(row), here), *cells, megabytes, Cell("alone" if row.get("exclusive") else "shared", f"{here}/exclusive")]
-        )
-    note = f"{len(found) - limit} more rows are in fits.json." if len(found) > limit else ""
-    return Listing("timing", "Time per step", ["shape", "ms per step", "characters per s", "peak memory (MiB)", "device"], rows, note)
+def backtest_listing(fits: Fits) -> Listing:
+    """The forecasting law's own backtest, where there is one."""
+    found = (part_of(fits, "forecast_law") or {}).get("backtest")
+    rows = found if isinstance(found, list) else (found or {}).get("rows") or []
+    source = "/forecast_law/backtest" + ("" if isinstance(found, list) else "/rows")
+    columns = [Column(str(key).replace("_", " "), str(key)) for key in dict.fromkeys(k for row in rows for k in row)]
+    return listing("backtest", "The forecasting law on sizes that it had not seen", rows, source, columns)
 
 
 def forecasts_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
-    """Each forecast with its interval, and its outcome where the configuration has run since."""
-    rows = []
-    for i, row in enumerate(found):
-        here, shape, outcome = f"/forecasts/{i}", row.get("configuration") or {}, row.get("outcome") or {}
-        size = value_of(shape.get("params_non_embedding"))
-        told = "not run yet" if not outcome else "inside" if outcome.get("covered") else "outside"
-        rows.append([
-            Cell(shape_name(shape), f"{here}/configuration", f"made {row.get('made_at', '')} by law {row.get('law', '')}"),
-            Cell(short_count(size) if size else "–", f"{here}/configuration/params_non_embedding", numeric=True),
-            span_cell(row, ("point", "low", "high"), here),
-            Cell(_fixed(outcome.get("loss"), 3), f"{here}/outcome", numeric=True),
-            Cell(_fixed(outcome.get("error_percent"), 1), f"{here}/outcome", numeric=True),
-            Cell(told if outcome.get("counted", True) else f"{told} (not counted)", f"{here}/outcome", str(outcome.get("note", ""))),
-            Cell("inside" if row.get("inside_data") else "outside", f"{here}/inside_data"),
-        ])  # fmt: skip
+    """Each forecast on record with its interval, and its outcome where the configuration has run since."""
     columns = [
-        "configuration",
-        "parameters",
-        "forecast (nats)",
-        "outcome (nats)",
-        "error (%)",
-        "outcome in the interval",
-        "sizes of the data",
+        Column("configuration", "configuration", shape_name),
+        Column("parameters", "configuration/params_non_embedding", lambda n: short_count(float(n))),
+        Column("made", "made_at", lambda t: visible(t)[:10]),
+        Column("forecast (nats)", ("point", "low", "high")),
+        Column("outcome (nats)", "outcome/loss", lambda v: fixed(v, 3)),
+        Column("error (%)", "outcome/error_percent", lambda v: fixed(v, 1, "+")),
+        Column("in the interval", "outcome/covered"),
+        Column("counted", "outcome/counted"),
     ]
-    return Listing("forecasts", "Forecasts and outcomes", columns, rows)
+    return listing("forecasts", "Forecasts on record and their outcomes", found, "/forecasts", columns)
 
 
-WORDS = {
-    "nats": "Unit of loss, here per character: 0.69 nats is a factor of two in the probability that a model gives to the next character.",
-    "parameters": "Numbers that training sets. Non-embedding ones leave out the tables of characters and positions.",
-    "configuration": "One shape with one recipe, trained once for each seed. A seed sets the first weights and the order of the text.",
-    "95 % interval": "A range made so that in 95 of 100 such studies it would hold the true value.",
-    "noise floor": "The smallest difference of two configurations that their scatter between seeds would not make by chance (5 %).",
-    "p": "How often noise alone would show a difference as large; below 0.05 it is called larger than noise. Adjusted "
-    "(Holm): of many comparisons some fall below by luck, so each must be the rarer the more there are.",
-    "parameter-equivalent": "By what factor the parameters would have to change for the same effect on loss.",
-    "slope d ln L / d ln N": "Percent by which loss changes for one percent more parameters, in the middle of the data.",
-    "exponent α, floor E": "In L = E + A / N^α: how fast loss falls toward E, which no size would pass at this length of training.",
-    "entropy of the text": "Loss of a reader who knows how the text was made; no honest model can go below it.",
+# ---- training length ----
+
+
+def courses_listing(fits: Fits) -> Listing:
+    """From which training length each lever buys more than the noise, and how its gain moves with more text."""
+    courses = (part_of(fits, "over_length") or {}).get("courses") or []
+    columns = [
+        Column("a doubling of", "factor", lambda name: FACTORS.get(name, name)),
+        Column("buys more than noise from (tokens)", "crossing", _known),
+        Column("gain moves per doubling of text (nats)", "per_doubling_of_text"),
+    ]
+    note = "Of shapes that ran every length; the rest is in fits.json under over_length."
+    return listing("over_length", "When a lever begins to pay", courses, "/over_length/courses", columns, note)
+
+
+def best_shapes_listing(fits: Fits) -> Listing:
+    """The best shape of each size at each length, and its lead over the next."""
+    rows = (part_of(fits, "over_length") or {}).get("best_shapes") or []
+    columns = [
+        Column("parameters", "best/params_non_embedding", lambda n: short_count(float(n))),
+        Column("training length", "n_tokens", text_length),
+        Column("best", "best", shape_name),
+        Column("next", "next", shape_name),
+        Column("lead (nats)", "lead"),
+        Column("verdict", "lead/verdict", lambda verdict: VERDICTS.get(verdict, visible(verdict))),
+    ]
+    return listing("best_shapes", "The best shape of each size at each length", rows, "/over_length/best_shapes", columns)
+
+
+# ---- learning rates, speed, texts ----
+
+STATUS = {"tuned": "tuned", "at_edge": "at the edge of what was tried", "transferred": "by the law", "tried": "tried, not tuned"}
+
+
+def optima_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
+    """The best learning rate of each shape with its bracket."""
+    columns = [
+        SHAPE,
+        SIZE,
+        Column("best rate tried", "lr", lambda v: plain(v, 3)),
+        Column("bracket", "", lambda row: " to ".join(plain(row[end], 3) if row.get(end) else "open" for end in ("low", "high"))),
+        Column("optimum", "optimum", lambda v: plain(v, 3)),
+        Column("loss there", "loss"),
+        Column("runs", "n_runs"),
+        Column("given up", "n_stopped"),
+        Column("status", "status", lambda s: STATUS.get(s, s)),
+        Column("chosen by seeds compared", "chosen_by_own_seeds"),
+    ]
+    note = "The bracket's ends are the nearest rates whose loss is worse by more than the noise; open: none was tried."
+    return listing("rate_optima", "Best learning rate of each shape", rows, "/learning_rates/rows", columns, note)
+
+
+def slopes_listing(slopes: Mapping[str, Any]) -> Listing:
+    """Slopes of ln loss with and without tuning."""
+    rows = {name: slopes[name] for name in ("depth", "width", "size") if name in slopes}
+    columns = [Column("tuned", "tuned"), Column("untuned", "untuned"), Column("change", "change")]
+    made = listing("rate_slopes", "Slopes of ln loss with and without tuning", rows, "/learning_rates/slopes", columns)
+    return Listing(made.name, made.title, ["factor", *made.columns], [[Cell(n), *r] for n, r in zip(rows, made.rows, strict=True)])
+
+
+def front_listing(block: Mapping[str, Any], source: str, word: str) -> Listing:
+    """Runs of a search over shapes by their cost."""
+    columns = [
+        SHAPE,
+        Column(word, "cost"),
+        Column("loss", "loss"),
+        Column("rate", "lr", lambda v: plain(v, 3)),
+        Column("", "verdict", visible),
+    ]
+    return listing(f"front_{visible(block['name'])}", f"Search {visible(block['name'])}", block["rows"], f"{source}/rows", columns, "", 80)
+
+
+def timing_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
+    """Time per step of configurations that had their device to themselves."""
+    alone = {i: row for i, row in enumerate(rows) if row.get("exclusive")}
+    columns = [
+        SHAPE,
+        Column("ms per step", "ms_per_step", lambda v: plain(v, 3)),
+        Column("tokens per s", "tokens_per_s", lambda v: plain(v, 3)),
+        Column("peak memory (MiB)", "peak_memory_bytes", lambda v: plain(v / 2**20, 3)),
+    ]
+    return listing("timing", "Time per step", alone, "/timing/rows", columns, limit=40)
+
+
+MEASURES = {
+    "type_token_ratio": ("type-token ratio", "Distinct words per word at equal length; misspelling raises it too."),
+    "mattr": ("moving-average ratio (25 words)", "Local variety, whatever the length. It says nothing about sense."),
+    "distinct_2": ("distinct-2", "Distinct word pairs of a text over its pairs. Low in loops; random words score highest."),
+    "loops": ("repetition loops", "Share of texts in which a phrase stands three times in a row: a failure of decoding."),
+    "unseen_words": ("words never seen in training", "Misspelled or invented words. A good new name counts too."),
 }
+"""What a measure of the texts is called, and what it can and cannot say."""
 
 
-def words_listing() -> Listing:
-    """What the words of the report mean."""
-    return Listing("words", "", ["word", "meaning"], [[Cell(word), Cell(meaning)] for word, meaning in WORDS.items()])
+def texts_listing(found: Mapping[str, Any]) -> Listing:
+    """One row per measure: smallest and largest model, held-out text, relation to loss."""
+    known = {name: m for name, m in (found.get("measures") or {}).items() if not is_refused(m) and name in MEASURES}
+    columns = [
+        Column("smallest model", "smallest"),
+        Column("largest model", "largest"),
+        Column("held-out text", "held_out"),
+        Column("rank correlation with loss", "spearman", _known),
+    ]
+    made = listing("texts", "Measures of the generated text", known, "/stories/measures", columns)
+    rows = [[Cell(MEASURES[n][0], "", MEASURES[n][1]), *row, Cell(MEASURES[n][1])] for n, row in zip(known, made.rows, strict=True)]
+    return Listing(made.name, made.title, ["measure", *made.columns, "what it says"], rows)
+
+
+# ---- what the data do not say ----
+
+
+def refusals_listing(refusals: Sequence[Mapping[str, Any]]) -> Listing:
+    """What was asked for and why there is no number: each reason once."""
+    merged: dict[str, tuple[int, list[str]]] = {}
+    for i, row in enumerate(refusals):
+        merged.setdefault(visible(row.get("reason", "")), (i, []))[1].extend(subject_words(str(row.get("subject", ""))))
+    rows = [
+        [Cell(", ".join(dict.fromkeys(subjects)), f"/refusals/{i}/subject"), Cell(reason, f"/refusals/{i}/reason")]
+        for reason, (i, subjects) in merged.items()
+    ]
+    return Listing("refusals", "", ["asked for", "why there is no number"], rows)
+
+
+SUBJECTS = {
+    "alpha": "α", "beta": "β", "kappa": "κ", "fit": "law of time per step", "heads_slowdown": "time per step of heads",
+    "law": "law in depth and width", "lack_of_fit": "test of the fit", "worth_in_parameters": "worth of a shape in parameters",
+    "equal_size": "comparison at equal size", "still_falling": "how steeply losses still fall", "irreducible_loss": "irreducible loss",
+    "compute_optimal": "compute-optimal size", "learning_rates": "learning rates", "stories": "generated text",
+    "over_length": "levers over training length", "crossing": "length from which a lever pays", "lead_of_wide": "lead of wide shapes",
+}  # fmt: skip
+"""Names of refused parts that do not explain themselves."""
+
+
+def subject_words(subject: str) -> list[str]:
+    """Dotted places in fits.json as words: 'fits.joint.parameters.E, levers.n_head.gain_per_doubling' -> ['E', 'heads']."""
+    names = []
+    for place in subject.split(", "):
+        last = visible(place).removesuffix(".gain_per_doubling").removesuffix(".gain").split(".")[-1]
+        names.append(SUBJECTS.get(last) or FACTORS.get(last) or MEASURES.get(last, (last.replace("_", " "), ""))[0])
+    return names

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from analysis.table.evidence import Evidence
 from analysis.text import diversity, scores
@@ -135,7 +135,7 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     """Rank correlation with the interval of Bonett and Wright 2000 (Fisher z, variance (1 + r^2 / 2) / (n - 3)); n = configurations."""
     if len(x) < 5:
         return _refusal("too_few_configurations", f"a rank correlation needs at least 5 configurations, these are {len(x)}")
-    ranks = np.column_stack([rankdata(x), rankdata(y)])
+    ranks = pd.DataFrame([x, y]).T.rank().to_numpy()
     if np.any(ranks.std(0) == 0):
         return _refusal("constant", "every configuration has the same value")
     r = float(np.corrcoef(ranks.T)[0, 1])

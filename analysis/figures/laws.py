@@ -1,0 +1,53 @@
+"""Figures of laws and forecasts: residuals, forecasts against outcomes.
+
+Reads the tree of fits.json; writes nothing. Every function takes and returns an `ax`.
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from analysis.estimate import Fits, value_of
+from analysis.figures import style
+from analysis.figures.style import BLUE, INK, VERMILLION
+from analysis.wording import CONVENTIONS
+
+SIZE = "params_non_embedding"
+
+
+def draw_residuals(fits: Fits, ax: Axes | None = None) -> Axes:
+    """Residuals of the configuration means from the law of loss against parameters (percent) with their intervals."""
+    with style.look():
+        ax = ax or style.new_axes(height=2.2)
+        fit = (fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}
+        ax.axhline(0, color=INK, lw=0.8)
+        rows = [r for r in fit.get("residuals") or [] if value_of(r.get("residual")) is not None]
+        sure = [(r["x"], 100 * r["low"], 100 * r["high"]) for r in rows if value_of(r.get("low")) is not None]
+        ax.vlines([s[0] for s in sure], [s[1] for s in sure], [s[2] for s in sure], color=BLUE, lw=1, alpha=0.7, label="_interval")
+        ax.scatter([r["x"] for r in rows], [100 * r["residual"] for r in rows], s=20, color=BLUE, label="residual (percent)")
+        column = str(fit.get("convention", SIZE))
+        ax.set_xlim(style.pad_limits([float(r["x"]) for r in rows], 0.16))
+        style.log_axis(ax, "x", counts=True)
+        ax.set_xlabel(CONVENTIONS.get(column, column))
+        ax.set_ylabel("residual (%)")
+    return ax
+
+
+def draw_forecasts(fits: Fits, ax: Axes | None = None) -> Axes:
+    """Forecasts with their intervals against parameters, and the outcomes of those that have run."""
+    with style.look():
+        ax = ax or style.new_axes(height=2.8)
+        rows = [r for r in fits.get("forecasts") or [] if value_of((r.get("configuration") or {}).get(SIZE))]
+        sizes = [float(r["configuration"][SIZE]) for r in rows]
+        points = [value_of(r["point"]) or np.nan for r in rows]
+        sure = [(n, r["low"], r["high"]) for n, r in zip(sizes, rows, strict=True) if value_of(r.get("low")) and value_of(r.get("high"))]
+        ax.vlines([s[0] for s in sure], [s[1] for s in sure], [s[2] for s in sure], color=BLUE, lw=3, alpha=0.45, label="95 % interval")
+        ax.plot(sizes, points, "_", color=BLUE, ms=12, mew=1.6, label="forecast")
+        seen = [(n, float(r["outcome"]["loss"])) for n, r in zip(sizes, rows, strict=True) if r.get("outcome")]
+        ax.scatter([n for n, _ in seen], [loss for _, loss in seen], s=26, color=VERMILLION, zorder=3, label="outcome")
+        ax.set_xlim(style.pad_limits(sizes, 0.2))
+        ax.set_ylim(style.pad_limits([*(v for s in sure for v in s[1:]), *points, *(loss for _, loss in seen)], 0.15))
+        style.log_axis(ax, "x", counts=True)
+        style.log_axis(ax, "y")
+        ax.set_xlabel(CONVENTIONS[SIZE])
+        ax.set_ylabel("validation loss (nats)")
+    return ax

@@ -1,0 +1,185 @@
+"""The figure of the first screen: loss against parameters, one line per depth, a panel per training length, every seed.
+
+Reads rows of the table `trials` and, for laws and the floor, the tree of fits.json; writes nothing.
+
+    draw_loss(fits, trials).savefig("loss.pdf")
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from analysis.estimate import Fits, Row, part_of, value_of
+from analysis.figures import style
+from analysis.figures.style import BLUE, GREEN, INK, LETTERS, LOSS, MUTED, ORANGE, PURPLE, SKY, VERMILLION
+from analysis.wording import CONVENTIONS, short_count
+
+SIZE = "params_non_embedding"
+DEPTH_COLORS = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE]
+HEAD_MARKERS = ["o", "s", "^", "D", "v", "P"]
+MOST_PANELS, MOST_LABELS, MOST_TIPS = 3, 6, 400
+BEYOND = 2.0
+"""How far a law is drawn beyond its points: a factor on parameters, dashed."""
+
+
+def draw_loss(fits: Fits, trials: Sequence[Row]) -> Figure:
+    """Loss against parameters: a panel for the shortest, the middle and the longest training length."""
+    lengths = panels(trials)
+    with style.look():
+        fig, axes = style.new_figure(style.WIDTH if len(lengths) < 2 else 3.4 * len(lengths), 3.7, max(len(lengths), 1))
+        looks = _looks(trials)
+        for ax, n_tokens in zip(axes, lengths, strict=False):
+            draw_panel(ax, fits, [t for t in trials if t["n_tokens"] == n_tokens], looks)
+            if len(lengths) > 1:
+                ax.set_title(f"{short_count(float(n_tokens))} tokens")
+        _finish(axes, fits, trials)
+        _head_legend(axes[0], looks[1], trials)
+        if not lengths:
+            axes[0].text(0.5, 0.5, "no completed trial", transform=axes[0].transAxes, ha="center", color=LETTERS[MUTED])
+    return fig
+
+
+def panels(trials: Sequence[Row]) -> list[int]:
+    """The training lengths that are drawn: at most MOST_PANELS, first and last among them."""
+    lengths = sorted({int(t["n_tokens"]) for t in trials})
+    if len(lengths) <= MOST_PANELS:
+        return lengths
+    return [lengths[round(i * (len(lengths) - 1) / (MOST_PANELS - 1))] for i in range(MOST_PANELS)]
+
+
+def _looks(trials: Sequence[Row]) -> tuple[dict[int, str], dict[int, str]]:
+    """Color of each depth and marker of each number of heads; shades of one hue where depths outnumber the palette."""
+    depths, heads = (sorted({int(t[name]) for t in trials}) for name in ("n_layer", "n_head"))
+    few = len(depths) <= len(DEPTH_COLORS)
+    colors = {d: DEPTH_COLORS[i] if few else style.shade(i / (len(depths) - 1)) for i, d in enumerate(depths)}
+    return colors, {h: HEAD_MARKERS[i] if len(heads) <= len(HEAD_MARKERS) else "o" for i, h in enumerate(heads)}
+
+
+def draw_panel(ax: Axes, fits: Fits, trials: Sequence[Row], looks: tuple[dict[int, str], dict[int, str]]) -> Axes:
+    """One training length: every seed, the mean of each configuration, and a line per depth."""
+    configurations: dict[str, list[Row]] = {}
+    for t in trials:
+        configurations.setdefault(str(t["config_id"]), []).append(t)
+    law = law_of(fits, int(trials[0]["n_tokens"])) if trials else None
+    for depth, color in looks[0].items():
+        own = [rows for rows in configurations.values() if rows[0]["n_layer"] == depth]
+        for rows in own:
+            x, y = [float(t[SIZE]) for t in rows], [float(t["val_loss"]) for t in rows]
+            mark: dict[str, Any] = {
+                "marker": looks[1][int(rows[0]["n_head"])],
+                "gid": _tip(rows[0], y) if len(configurations) < MOST_TIPS else None,
+            }
+            ax.scatter(x, y, s=9, color=color, alpha=0.75, lw=0, zorder=4, label=f"{depth} layers, seeds")
+            ax.scatter(
+                x[:1], [_mean(rows)], s=46, facecolor="none", edgecolor=color, lw=1.2, zorder=3, label=f"{depth} layers, means", **mark
+            )
+        _draw_line(ax, law, depth, color, own)
+    return ax
+
+
+def _mean(rows: Sequence[Row]) -> float:
+    return float(np.mean([t["val_loss"] for t in rows]))
+
+
+def _tip(shape: Row, losses: Sequence[float]) -> str:
+    """The name of a point, which a page shows where a pointer rests on it."""
+    return f"tip:{shape['n_layer']}x{shape['n_embd']}, {shape['n_head']} heads: {np.mean(losses):.3f} nats"
+
+
+def law_of(fits: Fits, n_tokens: int) -> Mapping[str, Any] | None:
+    """The law in depth and width of one training length, where it can be drawn: floor and both exponents known."""
+    shape = part_of(fits, "shape") or {}
+    rows = [shape, *(shape.get("by_length") or [])]
+    law = next((part_of(row, "law") for row in rows if row.get("n_tokens") == n_tokens), None)
+    usable = law and not law.get("optimum") and all(value_of(law.get(name)) is not None for name in ("E", "A", "a", "b"))
+    return law if usable else None
+
+
+def _draw_line(ax: Axes, law: Mapping[str, Any] | None, depth: int, color: str, own: Sequence[Sequence[Row]]) -> None:
+    """The law of one depth, solid inside its points and dashed outside; where there is none, straight lines between means.
+
+    Where a shape was trained by several recipes, lines go through the best of them.
+    """
+    means: dict[int, float] = {}
+    for rows in own:
+        width = int(rows[0]["n_embd"])
+        means[width] = min(_mean(rows), means.get(width, np.inf))
+    sizes = {int(rows[0]["n_embd"]): float(rows[0][SIZE]) for rows in own}
+    widths = sorted(sizes)
+    if law is None or not widths:
+        ax.plot([sizes[w] for w in widths], [means[w] for w in widths], color=color, lw=1.2, label=f"{depth} layers")
+        return
+    wide = np.geomspace(widths[0] / BEYOND**0.5, widths[-1] * BEYOND**0.5, 60)
+    scale = float(np.median([size / _parameters(depth, w) for w, size in sizes.items()]))
+    x, y = scale * _parameters(depth, wide), _law_loss(law, depth, wide)
+    inside = (wide >= widths[0]) & (wide <= widths[-1])
+    ax.plot(np.where(inside, x, np.nan), y, color=color, lw=1.5, label=f"{depth} layers, law")
+    ax.plot(x, y, color=color, lw=1.0, ls=(0, (4, 3)), zorder=1.9, label=f"{depth} layers, law beyond the data")
+
+
+def _parameters(depth: int, width: Any) -> Any:
+    """Non-embedding parameters of the project's model: n_layer (12 n_embd^2 + 2 n_embd) + n_embd."""
+    return depth * (12 * width**2 + 2 * width) + width
+
+
+def _law_loss(law: Mapping[str, Any], depth: int, width: Any) -> Any:
+    floor, amplitude, a, b = (value_of(law[name]) or 0.0 for name in ("E", "A", "a", "b"))
+    at = law["reference"]
+    return floor + amplitude * (depth / at["n_layer"]) ** -a * (width / at["n_embd"]) ** -b
+
+
+# ---- axes, floor, labels ----
+
+
+def _finish(axes: Sequence[Axes], fits: Fits, trials: Sequence[Row]) -> None:
+    losses = [float(t["val_loss"]) for t in trials]
+    floor = value_of((fits.get("data") or {}).get("floor"))
+    near = floor is not None and losses and np.log(min(losses) / floor) < 0.9 * max(np.log(max(losses) / min(losses)), 0.1)
+    for ax in axes:
+        ax.set_xlim(style.pad_limits([float(t[SIZE]) for t in trials], 0.12))
+        ax.set_ylim(style.pad_limits([*losses, *([floor] if near and floor is not None else [])], 0.1))
+        style.log_axis(ax, "x", counts=True, wanted=5 if len(axes) == 1 else 3)
+        style.log_axis(ax, "y")
+        if near and floor is not None:
+            ax.axhline(floor, color=MUTED, lw=1, ls=(0, (1, 2)), label="entropy of the text")
+    axes[len(axes) // 2].set_xlabel(CONVENTIONS[SIZE])
+    axes[0].set_ylabel(LOSS)
+    if near and floor is not None:
+        place = ("axes fraction", "data")
+        axes[0].annotate(
+            f"entropy of the text {floor:.2f}", (0.01, floor), (0, 3), place, "offset points", color=LETTERS[MUTED], fontsize=9
+        )
+    _label_depths(axes[-1])
+
+
+def _label_depths(ax: Axes) -> None:
+    """Name each depth at the largest of its means: at most MOST_LABELS of them."""
+    ends: dict[str, tuple[float, float, Any]] = {}
+    taken = [(float(x), float(y)) for line in ax.lines for x, y in np.asarray(line.get_xydata(), float)]
+    for points in ax.collections:
+        name = str(points.get_label())
+        places = [(float(x), float(y)) for x, y in np.asarray(points.get_offsets(), float)]
+        taken += places
+        if name.endswith(", means") and places:
+            x, y = places[0]
+            if x > ends.get(name, (0.0, 0.0, ""))[0]:
+                ends[name] = (x, y, style.hex_of(points.get_edgecolor()))
+    named = [(x, y, name.removesuffix(", means"), color) for name, (x, y, color) in ends.items()]
+    step = max(1, -(-len(named) // MOST_LABELS))
+    chosen = [*named[::step], *(named[-1:] if (len(named) - 1) % step else [])]
+    style.label_points(ax, [(x, y, "1 layer" if text == "1 layers" else text, color) for x, y, text, color in chosen], avoid=taken)
+
+
+def _head_legend(ax: Axes, markers: Mapping[int, str], trials: Sequence[Row]) -> None:
+    """Which marker stands for how many heads, where they differ."""
+    if not len(set(markers.values())) > 1:
+        return
+    handles = [
+        Line2D([], [], ls="", marker=marker, mfc="none", mec=INK, ms=6, label=f"{heads} head{'s' if heads > 1 else ''}")
+        for heads, marker in markers.items()
+    ]
+    ax.legend(handles=handles, loc="lower left", handletextpad=0.2, borderaxespad=0.2)

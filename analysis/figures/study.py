@@ -1,0 +1,77 @@
+"""Every figure that a study's conclusions and rows allow, by file name; also drawn while a study runs.
+
+for name, figure in study_figures(fits, trials, curves).items(): style.save(figure, folder, name)
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analysis.estimate import Fits, Row, value_of
+from analysis.figures import laws, sweeps, training
+from analysis.figures.loss import draw_loss
+
+NAMES = ("loss", "residuals", "forecasts", "learning_curves", "learning_rates", "gap", "memory")
+EARLIER = ("shares", "contrasts", "rate_law")
+"""Figures that reports of earlier versions drew: rebuilt reports drop them."""
+
+
+def study_figures(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] = ()) -> dict[str, Figure]:
+    """Draw them.
+
+    Args:
+        fits: the conclusions (`fits.json`); parts may be missing.
+        trials: COMPLETED rows of the table `trials`.
+        curves: rows of the table `curves`.
+    """
+    return {name: draw() for name, draw in _drawings(fits, trials, curves).items()}
+
+
+def study_figure_names(fits: Fits, trials: Sequence[Row] = (), curves: Sequence[Row] = ()) -> list[str]:
+    """The names of `study_figures`, without drawing."""
+    return list(_drawings(fits, trials, curves))
+
+
+def is_ours(name: str) -> bool:
+    """Whether a report names a figure so."""
+    return name in (*NAMES, *EARLIER) or name.startswith(("sweep_", "speed_"))
+
+
+def tried_rates(trials: Sequence[Row]) -> bool:
+    """Whether some shape was trained at several learning rates: only then does a figure of rates compare anything."""
+    rates: dict[tuple[int, ...], set[float]] = {}
+    for t in trials:
+        rates.setdefault((t["n_layer"], t["n_embd"], t["n_head"]), set()).add(value_of(t.get("lr")) or 0.0)
+    return any(len(found - {0.0}) > 1 for found in rates.values())
+
+
+def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[str, Callable[[], Figure]]:
+    found: dict[str, Callable[[], Figure]] = {"loss": partial(draw_loss, fits, trials)} if trials else {}
+    ids, files = {t["trial_id"] for t in trials}, sweeps.slugs(fits)
+    panels: dict[str, Callable[[], Axes]] = {}
+    for sweep in fits.get("sweeps") or []:
+        if sweeps.has_panel(sweep):
+            panels[f"sweep_{files[sweep['name']]}"] = partial(sweeps.draw_sweep, fits, sweep["name"])
+            if sweeps.is_timed(sweep) and not sweep.get("shapes"):
+                panels[f"speed_{files[sweep['name']]}"] = partial(sweeps.draw_sweep_speed, fits, sweep["name"])
+    if ((fits.get("fits") or {}).get(str(fits.get("primary_fit"))) or {}).get("residuals"):
+        panels["residuals"] = partial(laws.draw_residuals, fits)
+    if isinstance(fits.get("forecasts"), list) and fits["forecasts"]:
+        panels["forecasts"] = partial(laws.draw_forecasts, fits)
+    if any(row["trial_id"] in ids for row in curves):
+        panels["learning_curves"] = partial(training.draw_learning_curves, curves, trials)
+    if tried_rates(trials):
+        panels["learning_rates"] = partial(training.draw_learning_rates, trials)
+    if any(value_of(t.get("train_loss")) is not None for t in trials):
+        panels["gap"] = partial(training.draw_gap, trials)
+    if any(value_of(t.get("peak_memory_bytes")) for t in trials):
+        panels["memory"] = partial(training.draw_memory, trials)
+    return found | {name: partial(_figure, draw) for name, draw in panels.items()}
+
+
+def _figure(draw: Callable[[], Axes]) -> Figure:
+    figure = draw().get_figure(root=True)
+    assert isinstance(figure, Figure)
+    return figure

@@ -1,0 +1,146 @@
+"""Figures of sweeps: loss and time per step against what a sweep varies, shapes of equal size by width over depth.
+
+Reads the tree of fits.json; writes nothing. Every function takes and returns an `ax`.
+
+    draw_sweep(fits, "width").figure.savefig("width.pdf")
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from analysis.estimate import Fits, Row, value_of
+from analysis.figures import style
+from analysis.figures.style import AXIS_LABELS, FACTOR_COLUMNS, INK, LOSS, MUTED
+from analysis.wording import CONVENTIONS, short_count
+
+MOST_LEVELS = 30
+"""A sweep of more levels (a grid) has no figure of its own: loss against parameters shows it."""
+
+
+def has_panel(sweep: Row) -> bool:
+    """Whether a sweep compares its levels: configurations of no sweep are kept under "other" and only shown."""
+    return sweep.get("name") != "other" and (bool(sweep.get("shapes")) or 0 < len(sweep.get("levels") or []) <= MOST_LEVELS)
+
+
+def is_timed(sweep: Row) -> bool:
+    """Whether every level was timed alone on its device: only then do its times compare."""
+    levels = sweep.get("levels") or []
+    return bool(levels) and all(value_of(level.get("ms_per_step")) is not None and level.get("exclusive_timing") for level in levels)
+
+
+def slugs(fits: Fits) -> dict[str, str]:
+    """Sweep name -> its part of file names: readable, at most 40 signs, and no two alike."""
+    found: dict[str, str] = {}
+    for sweep in fits.get("sweeps") or []:
+        name = str(sweep["name"])
+        short = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:40]
+        n = sum(known == short or known.startswith(f"{short}~") for known in found.values())
+        found[name] = f"{short}~{n + 1}" if n else short
+    return found
+
+
+def column_of(sweep: Row) -> str:
+    """Table column that a sweep varies, or "" where it varies several."""
+    return FACTOR_COLUMNS.get(str(sweep.get("factor")), FACTOR_COLUMNS.get(str(sweep.get("name")), ""))
+
+
+def draw_sweep(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
+    """Loss of one sweep against what it varies: every seed, the mean and its interval; of shapes at equal sizes, by width over depth."""
+    if any(sweep["name"] == name and sweep.get("shapes") for sweep in fits.get("sweeps") or []):
+        return draw_shapes(fits, name, ax)
+    return _draw_sweep(fits, name, ax, _loss_panel, LOSS)
+
+
+def draw_sweep_speed(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
+    """Time of one training step against what a sweep varies; hollow markers were timed on a shared device."""
+    return _draw_sweep(fits, name, ax, _speed_panel, "time per step (ms)")
+
+
+def _draw_sweep(fits: Fits, name: str, ax: Axes | None, panel: Any, label: str) -> Axes:
+    with style.look():
+        ax = ax or style.new_axes(4.2, 3.2)
+        sweep = next((s for s in fits.get("sweeps") or [] if s["name"] == name), None)
+        if sweep is None:
+            raise ValueError(f"no sweep named {name!r}; the study has {[s['name'] for s in fits.get('sweeps') or []]}")
+        color, marker = style.sweep_style([s["name"] for s in fits["sweeps"]])[name]
+        values = [float(level["value"]) for level in sweep["levels"]]
+        panel(ax, sweep["levels"], values, color, marker)
+        ax.set_xlim(style.pad_limits(values, 0.1))
+        style.log_axis(ax, "x", counts=True, values=values if column_of(sweep) else None)
+        ax.set_xlabel(
+            AXIS_LABELS.get(column_of(sweep), CONVENTIONS["params_non_embedding"] if sweep.get("factor") == "size" else style.shown(name))
+        )
+        ax.set_ylabel(label)
+        ax.yaxis.set_major_locator(MaxNLocator(5))
+    return ax
+
+
+def _loss_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
+    span = max(np.log(max(values) / min(values)), 0.3) if values else 1.0
+    seeds = [(v * s, float(y)) for v, level in zip(values, levels, strict=True) for s, y in _spread(level["losses"], span)]
+    ax.scatter([v for v, _ in seeds], [loss for _, loss in seeds], s=14, color=color, alpha=0.75, lw=0, label="seeds", zorder=3)
+    ax.plot(values, [float(level["mean"]) for level in levels], marker=marker, ms=8, color=color, mfc="white", lw=1.2, label="mean")
+    for v, level in zip(values, levels, strict=True):
+        if value_of(level.get("low")) is not None and value_of(level.get("high")) is not None:
+            ax.plot([v, v], [level["low"], level["high"]], color=color, lw=1.4, label="_interval")
+    drawn = [y for line in ax.lines for y in np.atleast_1d(line.get_ydata())]
+    ax.set_ylim(style.pad_limits([float(y) for y in drawn] + [loss for _, loss in seeds], 0.1, log=False))
+
+
+def _spread(losses: Sequence[float], span: float) -> list[tuple[float, float]]:
+    """(factor on x, loss) of each seed: to the right of the mean and a little apart, so that nothing hides a seed.
+
+    Args:
+        span: width of the data on the axis, natural log.
+    """
+    if len(losses) < 2:  # the only seed is the mean
+        return [(1.0, loss) for loss in losses]
+    step = min(0.015, 0.06 / max(len(losses), 1))
+    return [(float(np.exp(span * (0.03 + step * i))), loss) for i, loss in enumerate(losses)]
+
+
+def _speed_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
+    timed = [(v, value_of(level.get("ms_per_step")), bool(level.get("exclusive_timing"))) for v, level in zip(values, levels, strict=True)]
+    known = [(v, ms, alone) for v, ms, alone in timed if ms is not None]
+    ax.plot([k[0] for k in known], [k[1] for k in known], color=color, lw=1.2, label="time per step")
+    for v, ms, alone in known:
+        ax.plot([v], [ms], marker=marker, color=color, mfc=color if alone else "white")
+    ax.set_ylim(0, 1.15 * max([k[1] for k in known], default=1.0))
+    if not known:
+        ax.text(0.5, 0.5, "no timing recorded", transform=ax.transAxes, ha="center", color=MUTED)
+
+
+def draw_shapes(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
+    """Loss against width over depth, one line per size (dark is large) through its means; dots are configurations."""
+    with style.look():
+        ax = ax or style.new_axes(4.2, 3.2)
+        sweep = next(s for s in fits["sweeps"] if s["name"] == name)
+        sizes, ends, drawn, taken = sweep["shapes"]["sizes"], [], [], list[tuple[float, float]]()
+        for place, size in enumerate(sizes):
+            color = style.shade(place / max(len(sizes) - 1, 1))
+            by_aspect: dict[float, list[float]] = {}
+            for row in size["shapes"]:
+                by_aspect.setdefault(row["aspect"], []).append(row["mean"])
+                if value_of(row["low"]) is not None:
+                    ax.plot([row["aspect"]] * 2, [row["low"], row["high"]], color=color, lw=1.0, alpha=0.6, label="_interval")
+                drawn += [row["aspect"]]
+            points = [(aspect, float(np.mean(losses))) for aspect, losses in sorted(by_aspect.items())]
+            ax.plot(*zip(*points, strict=True), color=color, lw=1.4, label=f"{short_count(float(size['params_non_embedding']))} parameters")
+            dots = [(row["aspect"], row["mean"]) for row in size["shapes"]]
+            ax.scatter([x for x, _ in dots], [y for _, y in dots], s=16, color=color, lw=0, zorder=3, label="_configurations")
+            ends.append((*points[-1], short_count(float(size["params_non_embedding"])), INK))
+            aspects = np.geomspace(points[0][0], points[-1][0], 25)
+            taken += zip(aspects, np.interp(np.log(aspects), np.log([a for a, _ in points]), [y for _, y in points]), strict=True)
+            taken += [(row["aspect"], y) for row in size["shapes"] for y in row["losses"]]
+        low, high = style.pad_limits(drawn, 0.06)
+        ax.set_xlim(low, high * (high / low) ** 0.14)
+        ax.set_ylim(style.pad_limits([y for line in ax.lines for y in np.atleast_1d(line.get_ydata())], 0.06, log=False))
+        style.log_axis(ax, "x")
+        ax.set_xlabel("width over depth")
+        ax.set_ylabel(LOSS)
+        style.label_points(ax, ends, avoid=taken)
+    return ax

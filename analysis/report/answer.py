@@ -1,0 +1,279 @@
+"""The answer in three sentences, in words of the trade: what to train next, which shape wins at equal size, how far to trust it.
+
+Reads the tree of fits.json alone; writes nothing (`python -m analysis` does). The schema of answer.json is small and stable:
+
+    {schema_version, study, question, sentences, best, levers, law, trust, next}
+    a lever: {factor: n_layer | n_embd | n_head | params | n_tokens, n_tokens, at: centre | largest,
+              gain_per_doubling: {value, low, high, unit} or {refused: {code, reason}}, verdict, source: contrast | law}
+
+    answer(tree)["sentences"]
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from analysis.estimate import is_refused, part_of, reason_of
+from analysis.wording import change, in_words, interval, line, plain, sentence, several, short_shape, text_length
+
+SCHEMA_VERSION = "1"
+MOST_STEPS = 4
+"""Steps of a sweep that a sentence names: the last ones."""
+ALONG = {"n_embd": "width", "n_layer": "layers", "n_head": "heads"}
+RULES = {
+    "one": "one learning rate for all sizes",
+    "by_size": "one learning-rate rule",
+    "mup": "one learning rate under muP",
+    "searched": "learning rates searched",
+}
+Tree = Mapping[str, Any]
+
+
+def answer(tree: Tree) -> dict[str, Any]:
+    """Everything that answer.json holds."""
+    shape = part_of(tree, "shape") or {}
+    told = {key: tree.get(key) for key in ("best", "trust", "next")}
+    levers = [{key: row.get(key) for key in LEVER} | {"gain_per_doubling": _gain(row)} for row in tree.get("levers") or []]
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "study": tree.get("study"),
+        "question": tree.get("question"),
+        "sentences": sentences(tree),
+        "best": told["best"],
+        "levers": levers,
+        "law": shape.get("law") or tree.get("shape"),
+        "trust": told["trust"],
+        "next": told["next"],
+    }
+
+
+LEVER = ("factor", "n_tokens", "at", "gain_per_doubling", "verdict", "source")
+
+
+def _gain(row: Tree) -> Any:
+    gain = row["gain_per_doubling"]
+    return gain if is_refused(gain) else {key: gain.get(key) for key in ("value", "low", "high", "unit")}
+
+
+def answered(tree: Tree) -> dict[str, Any]:
+    """The conclusions with their answer, as they stand in fits.json."""
+    return {**tree, "answer": sentences(tree)}
+
+
+def sentences(tree: Tree) -> list[str]:
+    """Three sentences: recommendation, equal size, trust with the next command."""
+    if not (tree.get("counts") or {}).get("usable"):
+        return _nothing(tree)
+    return [recommendation(tree), at_equal_size(tree), trust(tree)]
+
+
+def _nothing(tree: Tree) -> list[str]:
+    counts, exclusions = tree.get("counts") or {}, tree.get("exclusions") or []
+    kinds = ("completed", "failed", "diverged", "stopped", "interrupted", "stale")
+    fates = ", ".join(f"{counts[k]} {k}" for k in kinds if counts.get(k)) or "none finished"
+    why = line(exclusions[0]["reason"]) if exclusions else "no reason recorded"
+    return [
+        f"None of the {plain(counts.get('trials'))} trials can be used ({fates}), so nothing can be recommended.",
+        sentence(f"the first reason is: {why}"),
+        "Run the same command again: what is done is kept, and what is missing is trained.",
+    ]
+
+
+# ---- 1: where the next parameters go ----
+
+
+def recommendation(tree: Tree) -> str:
+    """Where to put the next parameters, with the measured numbers, and the best model."""
+    rows = levers_at(tree, length_of(tree))
+    parts = [_measured(rows[name]) for name in ("n_embd", "n_layer") if name in rows]
+    text = rows.get("n_tokens")
+    if text:
+        parts.append(f"text buys {change(text['gain_per_doubling'])} per doubling up to {text_length(text['n_tokens'])}")
+    best = part_of(tree, "best")
+    return sentence(f"{_advice(tree, rows)}{': ' if parts else ''}{'; '.join(parts)}{_best(best) if best else ''}")
+
+
+def _best(best: Tree) -> str:
+    heads = f" with {in_words(best['n_head'], 'head')}" if best.get("n_head") else ""
+    return f"; best so far {short_shape(best)}{heads}: {interval(best, 'val_loss')} nats"
+
+
+def length_of(tree: Tree) -> int | None:
+    """The training length that the answer speaks of: that of the shape block, else the longest with a lever."""
+    known = [row["n_tokens"] for row in tree.get("levers") or [] if row["n_tokens"] and not is_refused(row["gain_per_doubling"])]
+    own = (part_of(tree, "shape") or {}).get("n_tokens")
+    return own if own in known else max(known, default=None)
+
+
+def levers_at(tree: Tree, n_tokens: int | None) -> dict[str, Tree]:
+    """Factor -> its measured lever of one length, at the centre where there is one."""
+    found: dict[str, Tree] = {}
+    for row in tree.get("levers") or []:
+        if not is_refused(row["gain_per_doubling"]) and row["n_tokens"] == n_tokens:
+            found.setdefault(str(row["factor"]), row)
+    return found
+
+
+def direction(tree: Tree) -> str:
+    """wide, deep, size_only, optimum or "": from the law, else the comparison at equal size, else the levers; never against one of them."""
+    shape = part_of(tree, "shape") or {}
+    if shape.get("verdict") not in (None, "not_told"):
+        return str(shape["verdict"])
+    equal, rows = part_of(shape, "equal_size"), levers_at(tree, length_of(tree))
+    pays = [name for name in ("n_embd", "n_layer") if name in rows and rows[name]["verdict"] == "gain"]
+    led = ("wide" if pays[0] == "n_embd" else "deep") if len(pays) == 1 and len(rows.keys() & ALONG.keys() - {"n_head"}) == 2 else ""
+    if not equal or equal["difference"]["verdict"] != "gain":
+        return led
+    won = "wide" if _aspect(equal["winner"]) > _aspect(equal["loser"]) else "deep"
+    return won if led in ("", won) else ""
+
+
+def _aspect(shape: Tree) -> float:
+    return float(shape["n_embd"]) / float(shape["n_layer"])
+
+
+def _advice(tree: Tree, rows: Mapping[str, Tree]) -> str:
+    """The first words: what to do with the next parameters."""
+    told, n_tokens = direction(tree), length_of(tree)
+    at = f"at {text_length(n_tokens)} " if n_tokens else ""
+    pays = {name: rows[name]["verdict"] == "gain" for name in ("n_embd", "n_layer") if name in rows}
+    if told in ("wide", "deep"):
+        first, second, other = ("wider", "deeper", "n_layer") if told == "wide" else ("deeper", "wider", "n_embd")
+        return f"{at}go {first}{' rather than' if pays.get(other) else ', not'} {second}"
+    if told == "size_only":
+        return f"{at}take whichever shape is fastest: size counts and shape does not"
+    optimum = part_of((part_of(tree, "shape") or {}).get("law"), "optimum")
+    if told == "optimum" and optimum:
+        return f"{at}grow both and keep width over depth near {interval(optimum)}"
+    known = [name for name, paid in pays.items() if paid]
+    if len(known) == 2:
+        return f"{at}both width and depth pay, and which is worth more per parameter is not told"
+    if known:
+        other = {"n_embd": "depth", "n_layer": "width"}[known[0]]
+        tail = f"what {other} does is not told" if len(pays) == 2 else f"{other} was not varied by itself"
+        return f"{at}{ALONG[known[0]].replace('layers', 'depth')} pays; {tail}"
+    return f"{at}nothing that was varied buys more than can be told from noise"
+
+
+def _measured(row: Tree) -> str:
+    """'width 16 to 32 −0.27, 32 to 64 −0.20 nats [−0.22, −0.18]', or the law's doubling where no pair says it."""
+    name = {"n_embd": "width", "n_layer": "depth"}.get(str(row["factor"]), str(row["factor"]))
+    steps: Sequence[Tree] = row.get("steps") or []
+    if row["source"] == "law" or not steps:
+        how = " by the law" if row["source"] == "law" else ""
+        return f"{name} {change(row['gain_per_doubling'])} per doubling{how}{_unless_told(row)}"
+    shown = steps[-MOST_STEPS:]
+    walk = [f"{plain(int(s['from']))} to {plain(int(s['to']))} {change(_bare(s['gain']), '')}" for s in shown[:-1]]
+    last = f"{plain(int(shown[-1]['from']))} to {plain(int(shown[-1]['to']))} {change(shown[-1]['gain'])}"
+    return f"{ALONG.get(str(row['factor']), name)} {', '.join([*walk, last])}{_unless_told(row)}"
+
+
+def _unless_told(row: Tree) -> str:
+    """What a lever that does not pay does."""
+    return {"gain": "", "loss": ", no gain yet"}.get(str(row["verdict"]), ", not told from none")
+
+
+def _bare(gain: Tree) -> dict[str, Any]:
+    return {"value": gain["value"]}
+
+
+# ---- 2: which shape wins ----
+
+
+def at_equal_size(tree: Tree) -> str:
+    """Which shape wins at equal size, by how much, what that is worth; or which study would tell."""
+    shape = part_of(tree, "shape") or {}
+    equal = part_of(shape, "equal_size")
+    if equal is None:
+        return sentence(
+            f"at equal size nothing was compared: {reason_of(shape.get('equal_size')) or 'no shapes of equal size were trained'}"
+        )
+    winner, loser, found = equal["winner"], equal["loser"], equal["difference"]
+    where = f"at nearly equal size, {text_length(equal['n_tokens'])}"
+    if found["verdict"] != "gain":
+        between = f"{short_shape(winner)} and {short_shape(loser)}"
+        if found["verdict"] == "within_noise":
+            return sentence(f"{where}, {between} do not differ by more than noise ({change(found)}){_law_says(tree)}")
+        return sentence(f"{where}, {between} differ by {change(found)}, which one seed cannot tell from noise{_law_says(tree)}")
+    ratio = equal.get("noise_ratio") or 0.0
+    times = f", {in_words(round(ratio))} times the noise" if ratio >= 1.5 else ""
+    worth = part_of(equal, "worth_in_parameters")
+    value = f", worth {interval(worth)} times the parameters" if worth else ""
+    return sentence(f"{where}, {short_shape(winner)} beats {short_shape(loser)} by {interval(found)} nats{times}{value}{_law_says(tree)}")
+
+
+def _law_says(tree: Tree) -> str:
+    """What the law says of all shapes, where it says something."""
+    shape = part_of(tree, "shape") or {}
+    law, verdict = part_of(shape, "law") or {}, shape.get("verdict")
+    said = {"wide": "wide beats deep", "deep": "deep beats wide", "size_only": "shape does not matter"}.get(str(verdict))
+    if not said:
+        return ""
+    against = ", which this pair goes against" if _against(tree) else ""
+    return f"; over all {plain(law.get('n_configurations'))} configurations {said} at equal size{against}"
+
+
+def _against(tree: Tree) -> bool:
+    """Whether the pair at equal size goes against the law's verdict."""
+    shape = part_of(tree, "shape") or {}
+    equal = part_of(shape, "equal_size")
+    if not equal or equal["difference"]["verdict"] != "gain" or shape.get("verdict") not in ("wide", "deep", "size_only"):
+        return False
+    won = "wide" if _aspect(equal["winner"]) > _aspect(equal["loser"]) else "deep"
+    return won != shape["verdict"]
+
+
+# ---- 3: how far to trust it ----
+
+
+def trust(tree: Tree) -> str:
+    """Seeds, learning-rate rule, epochs, how steeply losses still fall, what lies far off, the law's misfit, and the next command."""
+    told = part_of(tree, "trust") or {}
+    parts = [in_words(int(told["seeds"]), "seed")] if told.get("seeds") else []
+    parts += [RULES[told["lr_rule"]]] if told.get("lr_rule") in RULES else []
+    parts += [f"{plain(told['epochs'], 2)} epochs"] if told.get("epochs") else []
+    falling, steep = part_of(told, "still_falling"), ""
+    if falling:
+        how = "loss still falls" if falling.get("method") == "lengths" else "every curve still falls"
+        steep = f"{how} by {interval(falling)} nats per doubling of text"
+        steep += ": longer training may change the ranking" if told.get("falls_fast") else ""
+    misfit = f"the law misses by {plain(100 * told['misfit'], 2)} %" if told.get("misfit") else ""
+    clauses = [", ".join(parts), steep, misfit, _outliers(tree, told), _next(tree)]
+    return sentence("; ".join(clause for clause in clauses if clause))
+
+
+def _outliers(tree: Tree, told: Tree) -> str:
+    rows = told.get("outliers") or []
+    if not rows:
+        return ""
+    row, shapes = rows[0], {level.get("config_id"): level for sweep in tree.get("sweeps") or [] for level in sweep.get("levels") or []}
+    shape = shapes.get(row["config_id"])
+    name = short_shape(shape) if shape else "one configuration"
+    what = f"seed {row['seed']} of {name}" if row.get("seed") is not None else name
+    more = f", and {in_words(len(rows) - 1)} more" if len(rows) > 1 else ""
+    return f"{what} lies {abs(100 * row['deviation']):.0f} % {'above' if row['deviation'] > 0 else 'below'} what the rest says{more}"
+
+
+def scored(forecasts: Sequence[Tree]) -> str:
+    """How many forecasts are on record, have an outcome, and were right."""
+    known = [row["outcome"] for row in forecasts if row.get("outcome") and row["outcome"].get("counted", True)]
+    hit = sum(bool(outcome["covered"]) for outcome in known)
+    return f"{several(len(forecasts), 'forecast')} on record, {len(known)} with an outcome, {hit} of them inside the 95 % interval."
+
+
+NEXT = {
+    "seeds": "more seeds would tell noise from effect",
+    "equal_size": "shapes of equal size would tell shape from size",
+    "longer": "longer training asks whether this holds",
+    "next_size": "the next size asks whether this holds",
+}
+"""Why a step is the next one."""
+
+
+def _next(tree: Tree) -> str:
+    """Why, the command where there is one, and its minutes where they are known."""
+    block = part_of(tree, "next") or {}
+    why = NEXT.get(str(block.get("why")), "")
+    if not block.get("command"):
+        return why
+    cost = f", {plain(block['seconds'] / 60, 2)} min" if block.get("seconds") else ""
+    return f"{why or 'next'}: `{line(block['command'])}`{cost}"
