@@ -49,7 +49,7 @@ def set_ray_environment(on_cluster: bool = False) -> None:
         return
     if not any(os.environ.get(name) for name in TOKEN[1:]):  # else Ray writes one into the home folder, readable for everyone
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    if "RAY_TMPDIR" not in os.environ and why_not(temporary_folder()):
+    if not os.environ.get("RAY_TMPDIR") and why_not(temporary_folder()):
         usable = (folder for folder in FOLDERS if not why_not(Path(folder)))
         os.environ["RAY_TMPDIR"] = next(usable, str(temporary_folder()))
 
