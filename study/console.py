@@ -6,8 +6,10 @@ A closed pipe, a full device, a terminal that is gone, a descriptor that was clo
 import io
 import os
 import select
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 CLOSED = 141
@@ -55,3 +57,23 @@ def until_closed(main: Callable[[], int]) -> int:
     if problem and not isinstance(problem, BrokenPipeError):
         print(f"what was printed is lost: the standard output cannot be written ({problem.strerror})", file=sys.stderr)
     return CLOSED if isinstance(problem, BrokenPipeError) else code
+
+
+# ---- words ----
+
+
+def complain(text: str, code: int) -> int:
+    """Say on the standard error what went wrong; returns the code."""
+    print(f"study.run: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def how_to_continue(what: str, argv: Sequence[str]) -> str:
+    """What ended a run early, and the command that continues it."""
+    again = shlex.join(["python", "-m", "study.run", *argv])
+    return f"{what}; what is done is kept, and the same command continues: {again}"
+
+
+def shown(path: Path) -> str:
+    """A path as a person would type it here."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

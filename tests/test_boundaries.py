@@ -104,7 +104,7 @@ def test_no_circle_between_rooms() -> None:
         ("study", ("ray",), ("study.tune",)),
         ("analysis", ("torch", "ray"), ()),
         ("analysis", ("study.train", "study.tune", "study.run"), ()),
-        ("study", ("study.tune",), ("study.tune", "study.run")),
+        ("study", ("study.tune",), ("study.tune", "study.run", "study.course")),
     ],
 )
 def test_what_a_package_may_import(package: str, banned: tuple[str, ...], home: tuple[str, ...]) -> None:

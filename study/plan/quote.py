@@ -17,6 +17,7 @@ from study.options import Options, Price
 from study.plan.machine import busy_cores, processors
 from study.plan.memory import GROWTH, PROCESS_BYTES, is_out_of_memory
 from study.plan.packing import Machine, Plan, Speeds, make_plan, to_probe
+from study.plan.probe import ask
 from study.spec import Trial
 
 WORTH_SAYING = 0.3
@@ -120,8 +121,6 @@ def _measure(
     trials: Sequence[Trial], vocab_size: int, options: Options, speeds: Speeds, threads: int, meanwhile: Callable[[], None] | None
 ) -> tuple[Machine, str]:
     """This machine with the arithmetic it will use; probes what `speeds` lacks and remembers it."""
-    from study.plan.probe import ask
-
     place = speeds.places.get(_place(options, threads))
     lacking = to_probe(trials, place["name"], speeds, vocab_size) if place else to_probe(trials, "", speeds, vocab_size)
     if lacking or not place:

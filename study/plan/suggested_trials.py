@@ -12,6 +12,7 @@ from typing import Any
 from study import suggestion
 from study.command import DEFAULT_STUDY, Command, parse
 from study.files import expanded, read_json
+from study.plan.budget import choose
 from study.plan.packing import Plan
 from study.plan.quote import Quote, requote
 from study.results.folder import Survey
@@ -100,7 +101,6 @@ def within_budget(command: Command, scope: Scope, found: Survey, quoted: Quote |
         if not budget.wall_s:
             raise ValueError(f"budget={budget} needs a quote, and there is none on a cluster; give a wall time such as 2h")
         return found, None, [f"budget {budget}: there is no quote, so trials run in the usual order until that time is over"]
-    from study.plan.budget import choose
 
     def replan(part: Sequence[Trial]) -> Plan:
         return requote(quoted, part, command.options).plan

@@ -5,21 +5,19 @@ problem = train_in_phases(job, found)   # "" or why it stopped early
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from study import report_process
 from study.files import read_json, write_json
-from study.plan.survey import to_time
+from study.plan.exclusive_timing import to_time
+from study.plan.quote import requote
 from study.results import folder
+from study.results.folder import Survey
 from study.search.search_state import refresh
 from study.spec import Trial
 from study.tune.session import Job, train
 
-if TYPE_CHECKING:
-    from study.results.folder import Survey
 
-
-def train_in_phases(job: Job, found: "Survey") -> str:
+def train_in_phases(job: Job, found: Survey) -> str:
     """Train what is missing, then search; with --hold-out the rest first, then forecasts, then what is held out; why it stopped, or ""."""
     expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
     end, count = job.command.options.hold_out
@@ -27,7 +25,7 @@ def train_in_phases(job: Job, found: "Survey") -> str:
     last = {report_process.extent(trial, end) for trial in held_out}
     for later in (False, True):
 
-        def wanted(trial: "Trial", later: bool = later) -> bool:
+        def wanted(trial: Trial, later: bool = later) -> bool:
             return (report_process.extent(trial, end) in last) == later
 
         part = tuple(trial for trial in found.missing if wanted(trial))
@@ -43,7 +41,7 @@ def train_in_phases(job: Job, found: "Survey") -> str:
     return ""
 
 
-def train_alone(job: Job, found: "Survey") -> "tuple[str, Survey]":
+def train_alone(job: Job, found: Survey) -> tuple[str, Survey]:
     """Train what is to be timed, one at a time; returns why it stopped early, or "", and what is left."""
     wanted = {trial.trial_id for trial in to_time(job.trials, found.done)}
     alone = tuple(trial for trial in found.missing if trial.trial_id in wanted)
@@ -57,7 +55,7 @@ def train_alone(job: Job, found: "Survey") -> "tuple[str, Survey]":
     return train(dataclasses.replace(job, command=command, quoted=None), dataclasses.replace(found, missing=alone)), rest
 
 
-def search_phase(job: "Job", wanted: Callable[[Trial], bool]) -> str:
+def search_phase(job: Job, wanted: Callable[[Trial], bool]) -> str:
     """Search the wanted sizes, then train the trials that follow from it; why it stopped early, or ""."""
     searches = job.searches
     if not searches:
@@ -74,7 +72,7 @@ def search_phase(job: "Job", wanted: Callable[[Trial], bool]) -> str:
     return train(_with_quote(job, part), dataclasses.replace(found, missing=part))
 
 
-def take_stock(job: "Job") -> "Survey":
+def take_stock(job: Job) -> Survey:
     """What is done and what is missing of the trials known by now; rows and study.json are brought up to date with them."""
     assert job.searches is not None
     out, trials = job.command.out, job.searches.trials()
@@ -84,8 +82,6 @@ def take_stock(job: "Job") -> "Survey":
     return folder.survey(out, trials, job.corpus.sha256, set_aside=False)
 
 
-def _with_quote(job: "Job", part: Sequence[Trial]) -> "Job":
+def _with_quote(job: Job, part: Sequence[Trial]) -> Job:
     """The job with a plan for trials that were not known when the run was quoted."""
-    from study.plan.quote import requote
-
     return dataclasses.replace(job, quoted=requote(job.quoted, part, job.command.options) if job.quoted else None)

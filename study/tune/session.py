@@ -8,25 +8,30 @@ Reads the corpus and the survey of the results folder; everything that is writte
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from study.branches import families, programs
 from study.command import Command
+from study.data.corpus import Corpus
+from study.display.overview import flops
+from study.display.tensorboard import Board
+from study.display.terminal import open_view
+from study.plan.budget import guard_seconds
+from study.plan.packing import speed_key
+from study.plan.quote import Quote, learn_memory
+from study.results.folder import Survey
+from study.results.provenance import Provenance
+from study.results.store_sync import Mirror
+from study.results.trial_writer import Recorder
 from study.search.architecture import ShapeSearch
+from study.search.search_state import Searches
 from study.search.size_search import SizeSearch
+from study.spec import Trial
+from study.tune import cluster, tuner, worker_input
+from study.tune.monitor import Monitor, OutOfBudget, StoreLost
+from study.tune.searcher import Prober
 from study.tune.signals import Interrupted, Interrupts
-
-if TYPE_CHECKING:
-    from study.data.corpus import Corpus
-    from study.plan.quote import Quote
-    from study.results.folder import Survey
-    from study.results.provenance import Provenance
-    from study.results.store_sync import Mirror
-    from study.search.search_state import Searches
-    from study.spec import Trial
-    from study.tune.monitor import Monitor
-    from study.tune.searcher import Prober
-    from study.tune.worker_input import Bundled
+from study.tune.worker_input import Bundled
 
 
 @dataclass(frozen=True)
@@ -34,27 +39,22 @@ class Job:
     """What every phase of a run is about."""
 
     command: Command
-    trials: "Sequence[Trial]"
-    corpus: "Corpus"
-    origin: "Provenance"
+    trials: Sequence[Trial]
+    corpus: Corpus
+    origin: Provenance
     interrupts: Interrupts
-    quoted: "Quote | None"
-    store: "Mirror | None" = None
+    quoted: Quote | None
+    store: Mirror | None = None
     """keeps an object store equal to the results folder, where --out names one"""
-    searches: "Searches | None" = None
+    searches: Searches | None = None
     """the study's searches, whose trials follow from what is recorded"""
     began: float = field(default_factory=time.monotonic)
     """when the command began, by the monotonic clock"""
 
 
-def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]" = ()) -> str:
+def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = ()) -> str:
     """Train the missing trials, or search sizes; returns why it stopped early, or ""."""
-    from study.tune.environment import set_ray_environment
-
     options, out, corpus = job.command.options, job.command.out, job.corpus
-    set_ray_environment(on_cluster=options.on_cluster)
-    from study.tune import cluster, tuner, worker_input
-
     on_cluster = options.on_cluster
     with cluster.ray_session(options):
         job.interrupts.install()
@@ -83,11 +83,8 @@ def train(job: Job, found: "Survey", sizes: "Sequence[SizeSearch | ShapeSearch]"
         return _until_the_end(job, monitor, lambda: tuner.run_bundles(work, options, out, monitor, prober))
 
 
-def _until_the_end(job: Job, monitor: "Monitor", run: Callable[[], None]) -> str:
+def _until_the_end(job: Job, monitor: Monitor, run: Callable[[], None]) -> str:
     """Run what Ray Tune runs; interruptions are recorded and said, as is a budget's end."""
-    from study.plan.quote import learn_memory
-    from study.tune.monitor import OutOfBudget, StoreLost
-
     job.interrupts.deferred = True
     try:
         run()
@@ -109,7 +106,7 @@ def _until_the_end(job: Job, monitor: "Monitor", run: Callable[[], None]) -> str
     return ""
 
 
-def _store_facts(store: "Mirror | None") -> dict[str, Any]:
+def _store_facts(store: Mirror | None) -> dict[str, Any]:
     """What workers are told of an object store: a folder of the same name on another machine is not the driver's, so a marker tells."""
     if store is None:
         return {}
@@ -118,11 +115,8 @@ def _store_facts(store: "Mirror | None") -> dict[str, Any]:
     return {"store": store.store, "marker": marker}
 
 
-def make_bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, quoted: "Quote | None") -> "list[Bundled]":
+def make_bundles(command: Command, missing: Sequence[Trial], vocab_size: int, quoted: Quote | None) -> list[Bundled]:
     """What Ray schedules, longest first, so that the last workers end together."""
-    from study.display.overview import flops
-    from study.tune import cluster, worker_input
-
     if quoted:
         wanted = {trial.trial_id for trial in missing}
         planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
@@ -132,13 +126,7 @@ def make_bundles(command: Command, missing: "Sequence[Trial]", vocab_size: int, 
     return [worker_input.Bundled(family, command.options.cpus_per_trial, gpus) for family in families(longest_first)]
 
 
-def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monitor":
-    from study.display.overview import flops
-    from study.display.tensorboard import Board
-    from study.display.terminal import open_view
-    from study.plan.budget import guard_seconds
-    from study.results.trial_writer import Recorder
-    from study.tune.monitor import Monitor
+def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
 
     command, corpus, origin = job.command, job.corpus, job.origin
     options, missing = command.options, found.missing
@@ -162,13 +150,8 @@ def _monitor(job: Job, found: "Survey", bundles: "Sequence[Bundled]") -> "Monito
     return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
 
 
-def make_prober(job: Job, wanted: "Sequence[SizeSearch | ShapeSearch]") -> "Prober":
+def make_prober(job: Job, wanted: Sequence[SizeSearch | ShapeSearch]) -> Prober:
     """The search of these sizes and shapes, each run with the share of the machine that the plan gave to its size."""
-    from study.display.overview import flops
-    from study.plan.packing import speed_key
-    from study.tune import cluster
-    from study.tune.searcher import Prober
-
     assert job.searches is not None
     options, vocab_size = job.command.options, job.corpus.vocab_size
     planned = job.quoted.plan.bundles if job.quoted else ()

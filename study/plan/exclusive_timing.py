@@ -8,14 +8,12 @@ already is trained once more: training is deterministic, so its row changes in n
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from study.plan.packing import speed_key
+from study.plan.quote import Quote, duration
+from study.results.folder import Survey
 from study.spec import Trial
-
-if TYPE_CHECKING:
-    from study.plan.quote import Quote
-    from study.results.folder import Survey
 
 
 def to_time(trials: Iterable[Trial], done: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
@@ -30,7 +28,7 @@ def to_time(trials: Iterable[Trial], done: Mapping[str, Mapping[str, Any]]) -> l
     ]
 
 
-def with_timing(found: "Survey", trials: Sequence[Trial]) -> "Survey":
+def with_timing(found: Survey, trials: Sequence[Trial]) -> Survey:
     """The survey with trials to be timed among the missing ones; rows of those that were completed stay until the new ones are written."""
     again = frozenset(trial.trial_id for trial in to_time(trials, found.done)) & set(found.done)
     missing = {trial.trial_id for trial in found.missing} | again
@@ -42,10 +40,8 @@ def with_timing(found: "Survey", trials: Sequence[Trial]) -> "Survey":
     )
 
 
-def quote_timing(quoted: "Quote", found: "Survey", trials: Sequence[Trial]) -> "tuple[Quote, str]":
+def quote_timing(quoted: Quote, found: Survey, trials: Sequence[Trial]) -> tuple[Quote, str]:
     """The quote with the time that running alone adds, and a sentence that says so."""
-    from study.plan.quote import duration
-
     alone = {trial.trial_id for trial in to_time(trials, found.done)}
     each = {trial_id: s for bundle in quoted.plan.bundles for trial_id, s in bundle.seconds_each.items()}
     adds = sum(each.get(trial_id, 0.0) for trial_id in alone) * (1 - 1 / max(1, quoted.plan.slots))

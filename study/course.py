@@ -1,0 +1,267 @@
+"""The course of a run: survey what is there, quote what is missing, train it, conclude with the report.
+
+Everything but Ray is imported here; Ray reads its settings from the environment as it is imported, so it follows when they are set.
+
+    command = checked(parse(argv)); code = run(command, argv, interrupts)
+"""
+
+import dataclasses
+import shlex
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from study import records, report_process
+from study.command import Command
+from study.console import complain, how_to_continue, shown
+from study.data import corpus as data
+from study.data.corpus import Corpus
+from study.display import overview, tensorboard
+from study.display.terminal import distinctions, printable, trial_name
+from study.files import read_json, write_json
+from study.options import Options
+from study.plan import exclusive_timing, suggested_trials
+from study.plan.cautions import cautions
+from study.plan.limits import check_memory
+from study.plan.probe import ProbeError
+from study.plan.quote import Quote, duration, learn, make_quote
+from study.results import folder, store_sync
+from study.results.folder import Survey
+from study.results.object_store import is_address
+from study.results.provenance import Provenance, provenance
+from study.search import search_state
+from study.search.search_state import Searches
+from study.spec import RECIPE_VERSION, Trial, expand
+from study.tune.environment import check_address, set_ray_environment
+from study.tune.signals import Interrupts
+
+
+def checked(command: Command) -> Command:
+    """The command, with --from-suggestion that for the study that was suggested to, when nothing in it is impossible.
+
+    Shapes, fields, hold-outs and models beyond any memory are looked at before anything is downloaded.
+
+    Raises:
+        ValueError: something is.
+    """
+    command = suggested_trials.adopt(command)
+    check_address(command.options)
+    searches = search_state.plan(command.study)
+    trials = [*searches.plain, *searches.expected()]
+    report_process.held_out(trials, *command.options.hold_out)
+    check_memory(trials, command.options)
+    return command
+
+
+def run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
+    """Train what a checked command lacks and conclude; returns the exit code."""
+    began = time.monotonic()
+    study, out = command.study, command.out
+    if command.options.dry_run:
+        corpus = data.find(study.data) if study.data.from_hub else data.prepare(study.data)
+    else:
+        corpus = data.prepare(study.data)
+    vocab_size = corpus.vocab_size if corpus else data.expected_vocab_size(study.data)
+    trials = expand(study, data.data_key(study.data))
+    if corpus:
+        for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:
+            data.check_lengths(corpus, block_size, unique_tokens)
+    if command.options.dry_run:
+        if is_address(command.options.out):
+            store_sync.fetch(command.options.out, out)
+        print(_prepare(command, trials, corpus, vocab_size).text)
+        return 0
+    assert corpus is not None
+    set_ray_environment(command.options.on_cluster)
+    with store_sync.held(command.options.out, out) as store, ExitStack() as while_training:
+        start_ray = partial(_start_ray, command.options, interrupts, while_training)
+        if command.options.on_cluster:
+            start_ray()
+        ready = _prepare(command, trials, corpus, vocab_size, start_ray)
+        about, searches, found, quoted, trials = ready.about, ready.searches, ready.found, ready.quoted, ready.about.trials
+        print(ready.text, flush=True)
+        origin = provenance()
+        facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
+        facts["suggested"] = about.suggested
+        write_json(out / "study.json", facts)
+        folder.describe_anew(out, trials, command.study_name)
+        if not command.options.on_cluster and (found.missing or searches.to_come()):
+            start_ray()
+        problem = ""
+        if found.missing or searches:
+            from study.tune.phases import Job, train_in_phases
+
+            problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches, began), found)
+        if problem or (quoted and quoted.machine.kind != "cpu"):  # its head may be going, too
+            while_training.close()
+        asked = len(found.done) + len(found.missing)
+        if searches:
+            trials, asked = searches.trials(), len(searches.trials()) + len(searches.to_come())
+        code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close))
+        if quoted and found.missing and code == 0:
+            score = _score(quoted, trials, out, time.monotonic() - began)
+            write_json(out / "study.json", read_json(out / "study.json") | {"quote_score": score})
+        return code
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What a run is about to do, and what is said of it."""
+
+    about: suggested_trials.Scope
+    searches: Searches
+    found: Survey
+    quoted: Quote | None
+    text: str
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """How training ended."""
+
+    problem: str
+    """why it stopped early, or "" """
+    asked: int
+    """trials that were asked for"""
+    stop_ray: Callable[[], None]
+    """without effect where it has stopped"""
+
+
+def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
+    """Join the cluster, or start Ray on this machine: it mostly waits for its own processes, and so does a driver who times steps."""
+    from study.tune import cluster  # Ray reads its environment as it is imported
+
+    if joined := until.enter_context(cluster.ray_session(options)):
+        print(joined, flush=True)
+    interrupts.install()
+
+
+def _prepare(
+    command: Command, trials: list[Trial], corpus: Corpus | None, vocab_size: int, meanwhile: Callable[[], None] | None = None
+) -> _Ready:
+    """Survey the results, choose within the budget and quote; a dry run sets nothing aside.
+
+    Args:
+        meanwhile: called once where steps are to be timed, while that goes on.
+    """
+
+    options, sha256 = command.options, corpus.sha256 if corpus else ""
+    about, searches = _scope(command, trials, data.data_key(command.study.data), sha256)
+    found = about.asked_for(folder.survey(command.out, about.trials, sha256, set_aside=not options.dry_run))
+    if options.timing == "exclusive":
+        found = exclusive_timing.with_timing(found, about.trials)
+    found, quoted, lines = suggested_trials.within_budget(command, about, found, _quote(command, found, vocab_size, searches, meanwhile))
+    lines = [*cautions(about.trials, corpus, command.out), *searches.lines(), *lines]
+    if quoted and options.timing == "exclusive":
+        quoted, said = exclusive_timing.quote_timing(quoted, found, about.trials)
+        lines.append(said)
+    text = overview.overview(command.study_name, command.study, about.trials, found, corpus, vocab_size, quoted)
+    return _Ready(about, searches, found, quoted, "\n".join([text, *lines]))
+
+
+def _scope(command: Command, trials: list[Trial], key: str, data_sha256: str) -> tuple[suggested_trials.Scope, Searches]:
+    """The trials known by now and the searches, whose runs so far are among them."""
+    about = suggested_trials.find(command, trials, command.out, key)
+    searches = search_state.read(command.study, key, command.out, data_sha256, about.trials)
+    about = dataclasses.replace(about, trials=searches.trials())
+    if about.wanted is not None:  # only what was suggested is trained; what searches have found stays part of the study
+        return about, Searches(command.study, about.trials, [])
+    return about, searches
+
+
+def _quote(command: Command, found: Survey, vocab_size: int, searches: Searches, meanwhile: Callable[[], None] | None) -> Quote | None:
+    """What the missing trials, and the most that searches may add, will cost on this machine; a cluster's devices are not here."""
+    missing = [*found.missing, *searches.to_come()]
+    if not missing or command.options.on_cluster:
+        return None
+    try:
+        return make_quote(missing, vocab_size, command.options, meanwhile)
+    except ProbeError as error:
+        print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
+        return None
+
+
+def _score(quoted: Quote, trained: Sequence[Trial], out: Path, seconds_taken: float) -> dict[str, Any]:
+    """Hold the quote to what the run took, and let the next one learn from it."""
+    learn(quoted, {trial.trial_id: trial for trial in trained}, records.read(out, "trials").to_pylist())
+    score = quoted.score(seconds_taken)
+    print(f"quoted {duration(score['quoted_seconds'])}, took {duration(seconds_taken)} ({score['error']:+.0%})")
+    return score
+
+
+def _study_facts(command: Command, trials: Sequence[Trial], corpus: Corpus, origin: Provenance, argv: list[str]) -> dict[str, Any]:
+    """What study.json holds: the question, every default spelled out, the data, and where all of it came from."""
+    block = command.study.model.block_size
+    names = ("name", "sha256", "vocab_size", "floor", "floor_se", "n_unknown", "source")
+    corpus_facts = {name: getattr(corpus, name) for name in names} | {"n_train": len(corpus.train), "n_val": len(corpus.val)}
+    return {
+        "schema_version": "1.0",
+        "name": command.study_name,
+        "question": command.study.question,
+        "command": shlex.join(["python", "-m", "study.run", *argv]),
+        "study": dataclasses.asdict(command.study),
+        "options": command.options.facts(),
+        "data": corpus_facts,
+        "data_sha256": corpus.sha256,
+        "eval_sha256": data.eval_sha256(*data.evaluation_windows(corpus.val, command.study.train.eval_windows, block)),
+        "recipe_version": RECIPE_VERSION,
+        "trial_ids": [trial.trial_id for trial in trials],
+        **dataclasses.asdict(origin),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+# ---- the end ----
+
+
+def _conclude(
+    command: Command, trials: Sequence[Trial], corpus: Corpus, interrupts: Interrupts, argv: Sequence[str], trained: _Trained
+) -> int:
+    """Compact the tables, say what is there, build the report; returns the exit code: 0 where all that was asked for is completed."""
+    out = command.out
+    for table in records.PER_TRIAL:
+        records.compact(out, table, command.study_name)
+    after = folder.survey(out, trials, corpus.sha256)
+    n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
+    n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
+    with report_process.Ending(out) if command.options.report and n_completed and not interrupts.signum else nullcontext() as ending:
+        trained.stop_ray()
+        given_up = f" and {n_given_up} given up by a search" if n_given_up else ""
+        print(f"\n{n_completed} of {len(trials)} trials are completed{given_up}; results are in {shown(out)}", flush=True)
+        if trained.problem:
+            complain(how_to_continue(trained.problem, argv), 0)
+        if interrupts.signum:
+            return interrupts.exit_code
+        _name_the_rest(out, trials)
+        reported = ending is None or _report(out, ending.wait())
+    return 0 if n_completed + n_given_up >= trained.asked and reported else 1
+
+
+def _name_the_rest(out: Path, trials: Sequence[Trial]) -> None:
+    """Say which trials are not completed, and why."""
+    rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
+    others = [(trial, rows.get(trial.trial_id)) for trial in trials]
+    ends = ("COMPLETED", "STOPPED")
+    others = [(trial, row) for trial, row in others if not row or row["status"] not in ends]
+    told = distinctions(trials)
+    for trial, row in others[:20]:
+        print(printable(f"  {trial_name(trial, told)}: {row['status'] + ' (' + str(row['reason']) + ')' if row else 'not run yet'}"))
+    if len(others) > 20:
+        print(f"  ... and {len(others) - 20} more")
+
+
+def _report(out: Path, problem: str) -> bool:
+    """Show the report on the board and print where it is and what it answers."""
+    if problem:
+        complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
+        return False
+    tensorboard.publish(out, tensorboard.report_images(out))
+    for sentence in read_json(out / "report" / "fits.json").get("answer", []):
+        print(f"  {sentence}")
+    print(f"report: {shown(out / 'report' / 'report.html')}")
+    return True
