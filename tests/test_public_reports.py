@@ -5,6 +5,7 @@ Files and names are in tests/test_public_reports_files.py.
 
 import os
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -249,12 +250,12 @@ def test_a_start_that_fails_in_any_way_is_one_sentence(tmp_path: Path) -> None:
         assert sentence in local_ray.explain(reason, tmp_path)
 
 
-def test_a_file_in_the_place_of_ray_s_folder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_place_of_ray_s_folder_is_named(story_cache: Path, tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
         (Path(short) / "ray").touch()
-        monkeypatch.setenv("RAY_TMPDIR", short)
-        with pytest.raises(ValueError, match=f"Ray cannot start on this machine: .*File exists: '{short}/ray'$"), local_ray.started():
-            pass
+        code, text = said([*RUN, *tiny(tmp_path)], RAY_TMPDIR=short)
+    assert code == 1, text
+    assert re.search(rf"Ray cannot start on this machine: .*File exists: '{short}/ray'$", text.strip())
 
 
 # ---- all at once, on a real Ray ----

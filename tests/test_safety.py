@@ -71,4 +71,4 @@ def test_the_default_share_follows_from_what_is_up_and_what_was_asked_for(
     assert gpus_per_trial(Options(address="auto")) == 1.0
     assert gpus_per_trial(Options(address="auto", device="cpu")) == 0.0
     assert gpus_per_trial(Options(address="auto", gpus_per_trial=0.25)) == 0.25
-    assert "cluster: 1 nodes with 2 CPUs and 0 GPUs are up; no quote" in describe_nodes()
+    assert "joined the Ray cluster at head:6379: 1 node with 2 CPUs and 0 GPUs; no quote" in describe_nodes("head:6379")

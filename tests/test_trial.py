@@ -94,7 +94,7 @@ def test_asking_for_more_than_the_machine_has_ends_with_one_sentence(
     ("address", "sentence"),
     [
         ("127.0.0.1:1", "the Ray cluster at 127.0.0.1:1 cannot be reached: Connection refused"),
-        ("ray://head:10001", "is not HOST:PORT or auto; from another machine use: ray job submit"),
+        ("auto", "finds no Ray cluster that was started on this machine"),
     ],
 )
 def test_an_address_without_a_cluster_ends_with_one_sentence(

@@ -40,20 +40,25 @@ def ray_session(options: Options) -> Iterator[str]:
     Raises:
         ValueError: the cluster cannot be reached or joined, or Ray cannot start.
     """
+    address = _reachable(options) if options.on_cluster else ""
     if ray.is_initialized():
         yield ""
         return
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _joined(options) if options.on_cluster else local_ray.started(), head.watched(ray.get_runtime_context().gcs_address):
+    with _joined(address) if address else local_ray.started(), head.watched(ray.get_runtime_context().gcs_address):
         yield describe_nodes(ray.get_runtime_context().gcs_address) if options.on_cluster else ""
 
 
-@contextmanager
-def _joined(options: Options) -> Iterator[None]:
+def _reachable(options: Options) -> str:
     check_address(options)
     address = own_cluster() if options.cluster == "auto" else options.cluster
     _knock(address)
+    return address
+
+
+@contextmanager
+def _joined(address: str) -> Iterator[None]:
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then the job has shipped the code
     with local_ray.quiet() as said:
         try:
