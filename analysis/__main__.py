@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help="results folder of a study, its s3:// or gs:// address, or a table of runs (.csv, .tsv, .jsonl, .parquet); two are compared",
     )
-    line.add_argument("--out", type=Path, help="folder for fits.json (default: RESULTS/report); the report is built in RESULTS/report")
+    line.add_argument("--out", type=Path, help="folder for the report and fits.json (default: RESULTS/report, or report/ beside a table)")
     line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     line.add_argument(
@@ -199,10 +199,10 @@ def analyze(
         conclusions.write(folder / "answer.json", answers.answer(tree))
         forecasts.record_outcomes(results / "forecasts.json", tree["forecasts"])
         print(summary.text(tree))
-        if report and results.is_dir():
+        if report:
             from analysis.report.build import build  # matplotlib loads with it
 
-            print(f"\nreport: {build(results, tree)}")
+            print(f"\nreport: {build(results, tree, folder)}")
         else:
             print(f"\nfits: {folder / 'fits.json'}")
     return tree

@@ -157,7 +157,7 @@ def _finish(axes: Sequence[Axes], fits: Fits, trials: Sequence[Row]) -> None:
 
 
 def _label_depths(ax: Axes) -> None:
-    """Name each depth at the largest of its means: at most MOST_LABELS of them."""
+    """Name each depth at the largest of its means; more than MOST_LABELS of them in a legend."""
     ends: dict[str, tuple[float, float, Any]] = {}
     taken = [(float(x), float(y)) for line in ax.lines for x, y in np.asarray(line.get_xydata(), float)]
     for points in ax.collections:
@@ -169,9 +169,11 @@ def _label_depths(ax: Axes) -> None:
             if x > ends.get(name, (0.0, 0.0, ""))[0]:
                 ends[name] = (x, y, style.hex_of(points.get_edgecolor()))
     named = [(x, y, name.removesuffix(", means"), color) for name, (x, y, color) in ends.items()]
-    step = max(1, -(-len(named) // MOST_LABELS))
-    chosen = [*named[::step], *(named[-1:] if (len(named) - 1) % step else [])]
-    style.label_points(ax, [(x, y, "1 layer" if text == "1 layers" else text, color) for x, y, text, color in chosen], avoid=taken)
+    if len(named) > MOST_LABELS:
+        handles = [Line2D([], [], color=color, lw=1.5, label=text.removesuffix(" layers")) for *_, text, color in named]
+        ax.add_artist(ax.legend(handles=handles, title="layers", loc="upper right", ncols=2, handlelength=1.2))
+        return
+    style.label_points(ax, [(x, y, "1 layer" if text == "1 layers" else text, color) for x, y, text, color in named], avoid=taken)
 
 
 def _head_legend(ax: Axes, markers: Mapping[int, str], trials: Sequence[Row]) -> None:

@@ -85,9 +85,11 @@ def recommendation(tree: Tree) -> str:
     """Where to put the next parameters, with the measured numbers, and the best model."""
     rows = levers_at(tree, length_of(tree))
     parts = [_measured(rows[name]) for name in ("n_embd", "n_layer") if name in rows]
+    parts += [] if parts or "params" not in rows else [_measured(rows["params"])]
     text = rows.get("n_tokens")
     if text:
-        parts.append(f"text buys {change(text['gain_per_doubling'])} per doubling up to {text_length(text['n_tokens'])}")
+        until = f" up to {text_length(text['n_tokens'])}" if text["n_tokens"] else ""
+        parts.append(f"text buys {change(text['gain_per_doubling'])} per doubling{until}")
     best = part_of(tree, "best")
     return sentence(f"{_advice(tree, rows)}{': ' if parts else ''}{'; '.join(parts)}{_best(best) if best else ''}")
 
@@ -151,12 +153,17 @@ def _advice(tree: Tree, rows: Mapping[str, Tree]) -> str:
         other = {"n_embd": "depth", "n_layer": "width"}[known[0]]
         tail = f"what {other} does is not told" if len(pays) == 2 else f"{other} was not varied by itself"
         return f"{at}{ALONG[known[0]].replace('layers', 'depth')} pays; {tail}"
+    others = [
+        word for name, word in (("params", "more parameters"), ("n_tokens", "more text")) if rows.get(name, {}).get("verdict") == "gain"
+    ]
+    if others and not pays:
+        return f"{at}{' and '.join(others)} {'pays' if others == ['more text'] else 'pay'}"
     return f"{at}nothing that was varied buys more than can be told from noise"
 
 
 def _measured(row: Tree) -> str:
     """'width 16 to 32 −0.27, 32 to 64 −0.20 nats [−0.22, −0.18]', or the law's doubling where no pair says it."""
-    name = {"n_embd": "width", "n_layer": "depth"}.get(str(row["factor"]), str(row["factor"]))
+    name = {"n_embd": "width", "n_layer": "depth", "params": "parameters"}.get(str(row["factor"]), str(row["factor"]))
     steps: Sequence[Tree] = row.get("steps") or []
     if row["source"] == "law" or not steps:
         how = " by the law" if row["source"] == "law" else ""
@@ -180,9 +187,12 @@ def _bare(gain: Tree) -> dict[str, Any]:
 
 
 def at_equal_size(tree: Tree) -> str:
-    """Which shape wins at equal size, by how much, what that is worth; or which study would tell."""
+    """Which shape wins at equal size, by how much, what that is worth; or which study would tell. Without shapes: how to split compute."""
     shape = part_of(tree, "shape") or {}
     equal = part_of(shape, "equal_size")
+    compute_optimal = part_of(tree, "compute_optimal")
+    if equal is None and compute_optimal and (part_of(tree, "best") or {}).get("n_layer") is None:
+        return sentence(f"for the least loss at a given compute, parameters grow as compute to the power {interval(compute_optimal)}")
     if equal is None:
         return sentence(
             f"at equal size nothing was compared: {reason_of(shape.get('equal_size')) or 'no shapes of equal size were trained'}"

@@ -59,7 +59,11 @@ def levers_listing(fits: Fits, everything: bool = False) -> Listing:
     known = {i: row for i, row in enumerate(fits.get("levers") or []) if not is_refused(row["gain_per_doubling"])}
     chosen = {i: row for i, row in known.items() if everything or row["n_tokens"] == n_tokens}
     columns = LEVER if everything else LEVER[1:]
-    title = "What each lever buys, at every length" if everything else f"What each lever buys at {text_length(n_tokens)}"
+    title = (
+        "What each lever buys, at every length"
+        if everything
+        else f"What each lever buys{f' at {text_length(n_tokens)}' if n_tokens else ''}"
+    )
     note = "Less loss is better; 95 % intervals. Pays: the interval is clear of no gain. Pairs: configurations that differ in that alone."
     name = "levers_by_length" if everything else "levers"
     return listing(name, title if chosen else "", chosen, "/levers", columns, note if chosen and not everything else "", 120)
