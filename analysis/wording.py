@@ -22,7 +22,7 @@ CONVENTIONS = {
 FACTORS = {"n_layer": "depth", "n_embd": "width", "n_head": "heads", "params": "parameters", "n_tokens": "text"}
 """Levers by their name in fits.json."""
 VERDICTS = {
-    "gain": "pays", "loss": "costs", "within_noise": "within noise", "differ": "differ", "not_told": "not told", "refused": "not measured",
+    "gain": "pays", "loss": "costs", "within_noise": "within noise", "differ": "differ", "not_told": "unclear", "refused": "not measured",
 }  # fmt: skip
 """A lever's verdict in words of the trade; "within noise" is said of differences of configurations only."""
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
@@ -119,14 +119,15 @@ def spanned(value: float | None, low: float | None, high: float | None, scale: f
     return f"{fixed(value, places)}{unit} [{fixed(low, places)}, {fixed(high, places)}]"
 
 
-def change(gain: Mapping[str, Any], unit: str = " nats") -> str:
-    """A gain as the change of loss that it is: a gain of 0.17 is '−0.17 nats [−0.19, −0.14]'."""
+def change(gain: Mapping[str, Any], unit: str = " nats", ends: bool = True) -> str:
+    """A gain as the change of loss that it is: a gain of 0.17 is '−0.17 nats [−0.19, −0.14]', without its ends '−0.17 nats'."""
     value, low, high = (value_of(gain.get(key)) for key in ("value", "low", "high"))
     assert value is not None
     if low is None or high is None:
         return f"{fixed(-value, 2 if abs(value) >= 0.095 else 3, '+')}{unit}"
     places = int(np.clip(decimals_for((high - low) / 2, 1), 2, 4))
-    return f"{fixed(-value, places, '+')}{unit} [{fixed(-high, places, '+')}, {fixed(-low, places, '+')}]"
+    between = f" [{fixed(-high, places, '+')}, {fixed(-low, places, '+')}]" if ends else ""
+    return f"{fixed(-value, places, '+')}{unit}{between}"
 
 
 def interval(block: Mapping[str, Any], name: str = "value") -> str:

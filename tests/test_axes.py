@@ -53,7 +53,7 @@ def sweep(tree: dict[str, Any], name: str) -> dict[str, Any]:
 def test_the_study_of_data_is_answered_by_width_and_text_and_repetition_has_its_price(data_tree: dict[str, Any]) -> None:
     said = sentences(data_tree)[0]
     assert said.startswith("At 3.07M tokens width pays; depth was not varied by itself: width ")
-    assert "; text buys −0.1" in said
+    assert "; twice the text to 3.07M tokens: −0.1" in said
     steps = {step["epochs"]: step for step in sweep(data_tree, "repetition")["axis"]["steps"]}
     assert steps[64]["gain"] == pytest.approx(-0.45, abs=0.1)
     assert [steps[n]["verdict"] for n in (64, 4)] == ["loss", "within_noise"]

@@ -149,7 +149,7 @@ def test_the_three_sentences_hold_the_numbers_and_ask_for_seeds(tree: dict[str, 
     first, second, third = sentences(tree)
     for factor in ("n_embd", "n_layer"):
         lever = next(row for row in tree["levers"] if row["factor"] == factor)
-        assert f"{change(lever['gain_per_doubling'])} per doubling by the law" in first
+        assert f"by the law: {change(lever['gain_per_doubling'])}" in first
     assert "best so far 6x384 with eight heads: 0.557 nats" in first
     assert "which one seed cannot tell from noise" in second
     assert third.startswith("One seed")

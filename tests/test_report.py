@@ -227,7 +227,7 @@ def test_every_color_of_the_figures_follows_the_theme(complete: tuple[dict[str, 
     inside = "".join(re.findall(r"<figure.*?</figure>", html, flags=re.S))
     assert set(re.findall(r"#[0-9a-f]{6}\b", inside)) == set()
     used, css = set(re.findall(r"var\((--[\w-]+)\)", inside)), (page.TEMPLATES / "report.css").read_text()
-    assert {"--ink", "--paper", "--blue", "--green-text"} <= used
+    assert {"--ink", "--paper", "--blue", "--green"} <= used
     assert [name for name in used if css.count(f"{name}: ") < 2] == []
 
 

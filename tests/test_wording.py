@@ -45,14 +45,14 @@ WIDER = [lever("n_embd", estimate(0.2, 0.18, 0.22)), lever("n_layer", estimate(-
 
 def test_the_recommendation_names_what_pays_with_its_numbers_and_what_does_not() -> None:
     said = answer.recommendation(tree("wide", WIDER))
-    assert said.startswith("At 768k tokens go wider, not deeper: width 16 to 32 −0.20 nats [−0.22, −0.18]")
-    assert said.endswith("layers 16 to 32 +0.04 nats [+0.01, +0.07], no gain yet.")
+    assert said.startswith("At 768k tokens go wider, not deeper: width 16 to 32: −0.20 nats [−0.22, −0.18]")
+    assert said.endswith("layers 16 to 32: +0.04 nats [+0.01, +0.07], no gain yet.")
 
 
 def test_where_depth_pays_too_nobody_is_told_not_to_go_deeper() -> None:
     both = [WIDER[0], lever("n_layer", estimate(0.1, 0.08, 0.12), "law")]
     assert "go wider rather than deeper: width" in answer.recommendation(tree("wide", both))
-    assert "depth −0.10 nats [−0.12, −0.08] per doubling by the law" in answer.recommendation(tree("wide", both))
+    assert "twice the depth by the law: −0.10 nats [−0.12, −0.08]" in answer.recommendation(tree("wide", both))
 
 
 @pytest.mark.parametrize(
@@ -99,8 +99,8 @@ def test_a_pair_that_goes_against_the_law_says_so() -> None:
 
 def test_trust_is_told_by_seeds_rate_epochs_fall_misfit_and_the_next_command() -> None:
     assert answer.trust(tree()) == (
-        "Three seeds, one learning-rate rule, 0.19 epochs; every curve still falls by 0.20 [0.19, 0.21] nats per doubling of text: longer "
-        "training may change the ranking; the law misses by 2.3 %; longer training asks whether this holds: "
+        "Three seeds, one learning-rate rule for all shapes, 0.19 epochs; every curve still falls by 0.20 [0.19, 0.21] nats per doubling "
+        "of text; the law misses by 2.3 %; longer training may change the ranking: "
         "`python -m study.run horizon`, 10 min."
     )
 

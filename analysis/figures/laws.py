@@ -1,4 +1,4 @@
-"""Figures of laws and forecasts: residuals, forecasts against outcomes.
+"""Figures of laws, levers and forecasts: residuals, gains over training length, forecasts against outcomes.
 
 Reads the tree of fits.json; writes nothing. Every function takes and returns an `ax`.
 """
@@ -6,12 +6,49 @@ Reads the tree of fits.json; writes nothing. Every function takes and returns an
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.estimate import Fits, value_of
+from analysis.estimate import Fits, Row, value_of
 from analysis.figures import style
-from analysis.figures.style import BLUE, INK, VERMILLION
+from analysis.figures.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
 from analysis.wording import CONVENTIONS
 
 SIZE = "params_non_embedding"
+LEVERS = {
+    "n_embd": ("width", BLUE),
+    "n_layer": ("depth", VERMILLION),
+    "n_head": ("heads", PURPLE),
+    "params": ("parameters", GREEN),
+    "n_tokens": ("text", ORANGE),
+}
+
+
+def levers_over_length(fits: Fits) -> dict[str, list[tuple[int, Row]]]:
+    """Factor -> (tokens, gain) at the centre of each training length, of the factors that are known at two lengths or more."""
+    found: dict[str, list[tuple[int, Row]]] = {}
+    for row in fits.get("levers") or []:
+        if row.get("at") == "centre" and row.get("n_tokens") and value_of(row["gain_per_doubling"]) is not None:
+            found.setdefault(str(row["factor"]), []).append((int(row["n_tokens"]), row["gain_per_doubling"]))
+    return {factor: sorted(rows, key=lambda row: row[0]) for factor, rows in found.items() if len(rows) > 1}
+
+
+def draw_levers(fits: Fits, ax: Axes | None = None) -> Axes:
+    """What a doubling of each lever buys (nats) against training length (tokens), with 95 % bands."""
+    with style.look():
+        ax = ax or style.new_axes(height=3.0)
+        ax.axhline(0, color=INK, lw=0.8)
+        ends, known = [], levers_over_length(fits)
+        for factor, rows in known.items():
+            name, color = LEVERS[factor]
+            x, y = [float(n) for n, _ in rows], [float(gain["value"]) for _, gain in rows]
+            low, high = ([np.nan if gain.get(end) is None else float(gain[end]) for _, gain in rows] for end in ("low", "high"))
+            ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, label=f"{name}, 95 %")
+            ax.plot(x, y, "o-", color=color, ms=4, lw=1.4, label=name)
+            ends.append((x[-1], y[-1], name, color))
+        ax.set_xlim(style.pad_limits([float(n) for rows in known.values() for n, _ in rows], 0.15))
+        style.log_axis(ax, "x", counts=True)
+        ax.set_xlabel("training tokens")
+        ax.set_ylabel("nats gained per doubling")
+        style.label_points(ax, ends)
+    return ax
 
 
 def draw_residuals(fits: Fits, ax: Axes | None = None) -> Axes:

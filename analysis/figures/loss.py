@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from analysis.estimate import Fits, Row, part_of, value_of
@@ -21,7 +22,7 @@ from analysis.wording import CONVENTIONS, short_count
 SIZE = "params_non_embedding"
 DEPTH_COLORS = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE]
 HEAD_MARKERS = ["o", "s", "^", "D", "v", "P"]
-MOST_PANELS, MOST_LABELS, MOST_TIPS = 3, 6, 400
+MOST_PANELS, MOST_ROWS, MOST_TIPS = 3, 6, 400
 BEYOND = 2.0
 """How far a law is drawn beyond its points: a factor on parameters, dashed."""
 
@@ -37,6 +38,8 @@ def draw_loss(fits: Fits, trials: Sequence[Row]) -> Figure:
             if len(lengths) > 1:
                 ax.set_title(f"{short_count(float(n_tokens))} tokens")
         _finish(axes, fits, trials)
+        if len(looks[0]) > 1:
+            _depth_legend(axes[-1], looks[0])
         _head_legend(axes[0], looks[1], trials)
         if not lengths:
             axes[0].text(0.5, 0.5, "no completed trial", transform=axes[0].transAxes, ha="center", color=LETTERS[MUTED])
@@ -73,7 +76,7 @@ def draw_panel(ax: Axes, fits: Fits, trials: Sequence[Row], looks: tuple[dict[in
                 "marker": looks[1][int(rows[0]["n_head"])],
                 "gid": _tip(rows[0], y) if len(configurations) < MOST_TIPS else None,
             }
-            ax.scatter(x, y, s=9, color=color, alpha=0.75, lw=0, zorder=4, label=f"{depth} layers, seeds")
+            ax.scatter(x, y, s=14, color=color, alpha=0.75, lw=0, zorder=4, label=f"{depth} layers, seeds")
             ax.scatter(
                 x[:1], [_mean(rows)], s=46, facecolor="none", edgecolor=color, lw=1.2, zorder=3, label=f"{depth} layers, means", **mark
             )
@@ -153,27 +156,14 @@ def _finish(axes: Sequence[Axes], fits: Fits, trials: Sequence[Row]) -> None:
         axes[0].annotate(
             f"entropy of the text {floor:.2f}", (0.01, floor), (0, 3), place, "offset points", color=LETTERS[MUTED], fontsize=9
         )
-    _label_depths(axes[-1])
 
 
-def _label_depths(ax: Axes) -> None:
-    """Name each depth at the largest of its means; more than MOST_LABELS of them in a legend."""
-    ends: dict[str, tuple[float, float, Any]] = {}
-    taken = [(float(x), float(y)) for line in ax.lines for x, y in np.asarray(line.get_xydata(), float)]
-    for points in ax.collections:
-        name = str(points.get_label())
-        places = [(float(x), float(y)) for x, y in np.asarray(points.get_offsets(), float)]
-        taken += places
-        if name.endswith(", means") and places:
-            x, y = places[0]
-            if x > ends.get(name, (0.0, 0.0, ""))[0]:
-                ends[name] = (x, y, style.hex_of(points.get_edgecolor()))
-    named = [(x, y, name.removesuffix(", means"), color) for name, (x, y, color) in ends.items()]
-    if len(named) > MOST_LABELS:
-        handles = [Line2D([], [], color=color, lw=1.5, label=text.removesuffix(" layers")) for *_, text, color in named]
-        ax.add_artist(ax.legend(handles=handles, title="layers", loc="upper right", ncols=2, handlelength=1.2))
-        return
-    style.label_points(ax, [(x, y, "1 layer" if text == "1 layers" else text, color) for x, y, text, color in named], avoid=taken)
+def _depth_legend(ax: Axes, colors: Mapping[int, str]) -> None:
+    """Which color stands for how many layers; the upper right is free, because loss falls."""
+    handles, names = [Line2D([], [], color=color, lw=1.5) for color in colors.values()], [str(depth) for depth in colors]
+    columns = 1 if len(handles) <= MOST_ROWS else 2
+    legend = Legend(ax, handles, names, title="layers", loc="upper right", ncols=columns, handlelength=1.2, borderaxespad=0.2)
+    ax.add_artist(legend)  # beside the legend of heads, where one panel holds both
 
 
 def _head_legend(ax: Axes, markers: Mapping[int, str], trials: Sequence[Row]) -> None:

@@ -13,7 +13,7 @@ from analysis.estimate import Fits, Row, value_of
 from analysis.figures import laws, sweeps, training
 from analysis.figures.loss import draw_loss
 
-NAMES = ("loss", "residuals", "forecasts", "learning_curves", "learning_rates", "gap", "memory")
+NAMES = ("loss", "levers", "residuals", "forecasts", "learning_curves", "learning_rates", "gap", "memory")
 EARLIER = ("shares", "contrasts", "rate_law")
 """Figures that reports of earlier versions drew: rebuilt reports drop them."""
 
@@ -50,7 +50,7 @@ def tried_rates(trials: Sequence[Row]) -> bool:
 def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[str, Callable[[], Figure]]:
     found: dict[str, Callable[[], Figure]] = {"loss": partial(draw_loss, fits, trials)} if trials else {}
     ids, files = {t["trial_id"] for t in trials}, sweeps.slugs(fits)
-    panels: dict[str, Callable[[], Axes]] = {}
+    panels: dict[str, Callable[[], Axes]] = {"levers": partial(laws.draw_levers, fits)} if laws.levers_over_length(fits) else {}
     for sweep in fits.get("sweeps") or []:
         if sweeps.has_panel(sweep):
             panels[f"sweep_{files[sweep['name']]}"] = partial(sweeps.draw_sweep, fits, sweep["name"])

@@ -30,7 +30,7 @@ from analysis.findings import shape_effects as structure
 from analysis.findings import tokens_and_context as axes
 from analysis.findings.fit_summary import Options
 from analysis.findings.levers import Study, levers
-from analysis.findings.lines import at_length, training_lengths
+from analysis.findings.lines import at_length, training_lengths, without_head_sweep
 from analysis.findings.one_factor import Sweep
 from analysis.findings.size_law import AT_LENGTH, CONVENTIONS, SIZE, Fitted, fit_size_law
 from analysis.findings.training_length import over_length
@@ -178,7 +178,7 @@ def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
 def _answer(study: _Evidence, blocks: Mapping[str, Any]) -> dict[str, Any]:
     """Levers, shape, best model, trust and next step: what the answer is made from."""
     cells, table = study.joint, study.table
-    laws = {n: fit_shape_law(cells.take(at_length(cells, n))) for n in training_lengths(cells)}
+    laws = {n: fit_shape_law(cells.take(without_head_sweep(cells, at_length(cells, n)))) for n in training_lengths(cells)}
     asked = Study(cells, study.noise, laws)
     found = levers(asked)
     shape = verdict.shape(asked, found)

@@ -25,8 +25,9 @@ from analysis.table.configurations import Configurations, Noise
 
 NEAR = 0.1
 """Lines this much farther from the centre than the nearest one, in doublings, are as near."""
-FAR, LONG = 0.75, 3.2
-"""Doublings by which the middle of a pair may miss where a lever is asked for, and that it may span; beyond them the law is asked."""
+BESIDE, FAR, LONG = 0.5, 0.75, 3.2
+"""Doublings by which the middle of a wide pair and of any pair may miss where a lever is asked for, and that it may span; beyond them the
+law is asked."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Lever:
         gain: nats per doubling, positive for lower loss.
         of_reducible: share of the loss above the floor that a doubling takes away; None where no floor is known.
         noise_ratio: the gain over the smallest difference of two configurations that is larger than noise.
-        time_per_step: by which factor a doubling makes a step longer; None where steps were not timed alone.
+        time_per_step: by which factor a doubling makes a step longer; None where steps were not timed alone, and of text.
         source: "contrast" or "law".
     """
 
@@ -143,7 +144,7 @@ def _of_length(study: Study, n_tokens: int, factor: str) -> list[Lever]:
     center, place = _center(study.cells, members, factor), _place(study.cells, members, factor)
     family = Family.of(study.cells, [pair for line in found for pair in line.steps()])
     central = _central(found, place)
-    at_center = [(line, pair) for line in central if (pair := line.nearest(center))]
+    at_center = [(line, pair) for line in central if (pair := line.around(center, LONG, BESIDE))]
     size = study.cells.columns[SIZE]
     largest = max(found, key=lambda line: (float(size[line.members[-1]]), len(line.members)))
     last = largest.last()
@@ -217,7 +218,7 @@ def _by_contrast(
         steps,
         "contrast",
         None if isinstance(noise, Refusal) else abs(gain.value) / noise.detectable,
-        1.0 if factor == "n_tokens" else _time(study.cells, pairs, per),
+        None if factor == "n_tokens" else _time(study.cells, pairs, per),
     )
 
 

@@ -73,6 +73,15 @@ class Line:
         }
         return min(apart, key=lambda pair: (round(4 * middle[pair]), abs(self.doublings(pair) - 1)), default=None)
 
+    def around(self, center: float, longest: float, beside: float) -> Pair | None:
+        """The widest pair within some doublings whose middle lies near a value, else the nearest: more levels apart, less noise."""
+        spans = {
+            pair: span
+            for pair in combinations(self.members, 2)
+            if FEWEST_DOUBLINGS <= (span := self.doublings(pair)) <= longest and self.away(pair, center, self.place) <= beside
+        }
+        return max(spans, key=lambda pair: spans[pair]) if spans else self.nearest(center)
+
     def last(self) -> Pair | None:
         """The step to the last level that is nearest to one doubling."""
         ends = [pair for pair in combinations(self.members, 2) if pair[1] == self.members[-1] and self.doublings(pair) >= FEWEST_DOUBLINGS]
@@ -93,6 +102,23 @@ def at_length(cells: Configurations, n_tokens: float) -> list[int]:
     own = np.flatnonzero(cells.columns["n_tokens"] == n_tokens)
     unique = np.nan_to_num(cells.columns["unique_tokens"][own], nan=-1.0)
     return [int(i) for i in own[unique == unique.max()]] if len(own) else []
+
+
+def without_head_sweep(cells: Configurations, members: Sequence[int]) -> list[int]:
+    """Configurations for a law of depth and width: of a few shapes that vary their heads, those with the heads of the other shapes only.
+
+    Where most shapes vary their heads (`matched`), all stay: what heads do is then part of the law's scatter.
+    """
+    shapes: dict[tuple[float, ...], list[int]] = {}
+    for i in members:
+        shapes.setdefault(tuple(float(cells.columns[name][i]) for name in ("n_layer", "n_embd")), []).append(i)
+    varied = [own for own in shapes.values() if len(own) > 1]
+    if not varied or 2 * len(varied) > len(shapes):
+        return list(members)
+    single = [own[0] for own in shapes.values() if len(own) == 1]
+    usual = {name: {float(cells.columns[name][i]) for i in single} for name in ("n_head", "head_dim")}
+    beside = {i for own in varied for i in own if not any(cells.columns[name][i] in usual[name] for name in usual)}
+    return [i for i in members if i not in beside]
 
 
 def lines(cells: Configurations, members: Sequence[int], factor: str, aspect: float | None = None) -> list[Line]:

@@ -186,8 +186,8 @@ def _worth(difference: Estimate, doubling: Estimate | Refusal) -> Estimate | Ref
     if difference.low is None or difference.high is None or difference.low <= 0:
         return Refusal(Code.WIDE_INTERVAL, "a difference that is not clear of noise has no worth in parameters")
     low, value, high = difference.low / doubling.high, difference.value / doubling.value, difference.high / doubling.low
-    if 2**value > WORTH_AT_MOST:
-        reason = f"the difference is worth more than {WORTH_AT_MOST:.0f} times the parameters, beyond the sizes that were trained"
+    if 2**high > WORTH_AT_MOST:
+        reason = f"the difference may be worth more than {WORTH_AT_MOST:.0f} times the parameters, beyond the sizes that were trained"
         return Refusal(Code.EXTRAPOLATION, reason)
     return Estimate(2**value, 2**low, 2**high, "times the parameters", difference.n, f"difference over {doubling.method}")
 
@@ -212,7 +212,7 @@ def trust(table: Table, trials: pd.DataFrame, study: Study, levers: Sequence[Lev
         "epochs": float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None,
         "still_falling": falling.to_dict(),
         "falls_fast": _fast(falling, study.noise),
-        "misfit": laws[-1].residual_sd if laws else misfit,
+        "misfit": laws[-1].residual_sd if laws else misfit if any(lever.source == "law" for lever in levers) else None,
         "noise_sd": None if isinstance(study.noise, Refusal) else study.noise.seed_sd,
         "detectable": None if isinstance(study.noise, Refusal) else study.noise.detectable,
         "outliers": [outlier.to_dict() for law in laws for outlier in law.outliers],

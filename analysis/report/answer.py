@@ -21,7 +21,7 @@ MOST_STEPS = 4
 ALONG = {"n_embd": "width", "n_layer": "layers", "n_head": "heads"}
 RULES = {
     "one": "one learning rate for all sizes",
-    "by_size": "one learning-rate rule",
+    "by_size": "one learning-rate rule for all shapes",
     "mup": "one learning rate under muP",
     "searched": "learning rates searched",
 }
@@ -88,8 +88,8 @@ def recommendation(tree: Tree) -> str:
     parts += [] if parts or "params" not in rows else [_measured(rows["params"])]
     text = rows.get("n_tokens")
     if text:
-        until = f" up to {text_length(text['n_tokens'])}" if text["n_tokens"] else ""
-        parts.append(f"text buys {change(text['gain_per_doubling'])} per doubling{until}")
+        until = f" to {text_length(text['n_tokens'])}" if text["n_tokens"] else ""
+        parts.append(f"twice the text{until}: {change(text['gain_per_doubling'])}")
     best = part_of(tree, "best")
     return sentence(f"{_advice(tree, rows)}{': ' if parts else ''}{'; '.join(parts)}{_best(best) if best else ''}")
 
@@ -148,10 +148,10 @@ def _advice(tree: Tree, rows: Mapping[str, Tree]) -> str:
         return f"{at}grow both and keep width over depth near {interval(optimum)}"
     known = [name for name, paid in pays.items() if paid]
     if len(known) == 2:
-        return f"{at}both width and depth pay, and which is worth more per parameter is not told"
+        return f"{at}both width and depth pay, and which is worth more per parameter is unclear"
     if known:
         other = {"n_embd": "depth", "n_layer": "width"}[known[0]]
-        tail = f"what {other} does is not told" if len(pays) == 2 else f"{other} was not varied by itself"
+        tail = f"what {other} does is unclear" if len(pays) == 2 else f"{other} was not varied by itself"
         return f"{at}{ALONG[known[0]].replace('layers', 'depth')} pays; {tail}"
     others = [
         word for name, word in (("params", "more parameters"), ("n_tokens", "more text")) if rows.get(name, {}).get("verdict") == "gain"
@@ -162,25 +162,21 @@ def _advice(tree: Tree, rows: Mapping[str, Tree]) -> str:
 
 
 def _measured(row: Tree) -> str:
-    """'width 16 to 32 −0.27, 32 to 64 −0.20 nats [−0.22, −0.18]', or the law's doubling where no pair says it."""
+    """'width 16 to 32: −0.27, 32 to 64: −0.20 nats [−0.22, −0.18]', or the law's doubling where no pair says it."""
     name = {"n_embd": "width", "n_layer": "depth", "params": "parameters"}.get(str(row["factor"]), str(row["factor"]))
     steps: Sequence[Tree] = row.get("steps") or []
     if row["source"] == "law" or not steps:
         how = " by the law" if row["source"] == "law" else ""
-        return f"{name} {change(row['gain_per_doubling'])} per doubling{how}{_unless_told(row)}"
+        return f"twice the {name}{how}: {change(row['gain_per_doubling'])}{_unless_told(row)}"
     shown = steps[-MOST_STEPS:]
-    walk = [f"{plain(int(s['from']))} to {plain(int(s['to']))} {change(_bare(s['gain']), '')}" for s in shown[:-1]]
-    last = f"{plain(int(shown[-1]['from']))} to {plain(int(shown[-1]['to']))} {change(shown[-1]['gain'])}"
+    walk = [f"{plain(int(s['from']))} to {plain(int(s['to']))}: {change(s['gain'], '', ends=False)}" for s in shown[:-1]]
+    last = f"{plain(int(shown[-1]['from']))} to {plain(int(shown[-1]['to']))}: {change(shown[-1]['gain'])}"
     return f"{ALONG.get(str(row['factor']), name)} {', '.join([*walk, last])}{_unless_told(row)}"
 
 
 def _unless_told(row: Tree) -> str:
     """What a lever that does not pay does."""
-    return {"gain": "", "loss": ", no gain yet"}.get(str(row["verdict"]), ", not told from none")
-
-
-def _bare(gain: Tree) -> dict[str, Any]:
-    return {"value": gain["value"]}
+    return {"gain": "", "loss": ", no gain yet"}.get(str(row["verdict"]), ", unclear")
 
 
 # ---- 2: which shape wins ----
@@ -245,7 +241,8 @@ def trust(tree: Tree) -> str:
     if falling:
         how = "loss still falls" if falling.get("method") == "lengths" else "every curve still falls"
         steep = f"{how} by {interval(falling)} nats per doubling of text"
-        steep += ": longer training may change the ranking" if told.get("falls_fast") else ""
+        asked = (part_of(tree, "next") or {}).get("why") == "longer"
+        steep += ": longer training may change the ranking" if told.get("falls_fast") and not asked else ""
     misfit = f"the law misses by {plain(100 * told['misfit'], 2)} %" if told.get("misfit") else ""
     clauses = [", ".join(parts), steep, misfit, _outliers(tree, told), _next(tree)]
     return sentence("; ".join(clause for clause in clauses if clause))
@@ -260,7 +257,7 @@ def _outliers(tree: Tree, told: Tree) -> str:
     name = short_shape(shape) if shape else "one configuration"
     what = f"seed {row['seed']} of {name}" if row.get("seed") is not None else name
     more = f", and {in_words(len(rows) - 1)} more" if len(rows) > 1 else ""
-    return f"{what} lies {abs(100 * row['deviation']):.0f} % {'above' if row['deviation'] > 0 else 'below'} what the rest says{more}"
+    return f"{what} lies {abs(100 * row['deviation']):.0f} % {'above' if row['deviation'] > 0 else 'below'} what all others predict{more}"
 
 
 def scored(forecasts: Sequence[Tree]) -> str:
@@ -273,8 +270,8 @@ def scored(forecasts: Sequence[Tree]) -> str:
 NEXT = {
     "seeds": "more seeds would tell noise from effect",
     "equal_size": "shapes of equal size would tell shape from size",
-    "longer": "longer training asks whether this holds",
-    "next_size": "the next size asks whether this holds",
+    "longer": "longer training may change the ranking",
+    "next_size": "the next size would show whether this holds",
 }
 """Why a step is the next one."""
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from analysis.estimate import is_refused, part_of, reason_of, value_of
+from analysis.figures.laws import levers_over_length
 from analysis.figures.loss import HEAD_MARKERS, law_of, panels
 from analysis.figures.study import tried_rates
 from analysis.figures.sweeps import slugs
@@ -66,10 +67,10 @@ def lead_picture(evidence: Evidence) -> Picture:
     trials = evidence.trials
     lengths = panels(trials)
     lawful = any(law_of(evidence.fits, n) for n in lengths)
-    lines = "the law in depth and width, dashed beyond its points" if lawful else "straight lines between means"
+    lines = "the law fitted in depth and width, dashed beyond its points" if lawful else "models of one depth joined"
     heads = "; markers: heads" if 1 < len({t["n_head"] for t in trials}) <= len(HEAD_MARKERS) else ""
     panel = " One panel per training length." if len(lengths) > 1 else ""
-    caption = f"One line per depth: {lines}. Open markers: configurations; dots: seeds{heads}.{panel}"
+    caption = f"Lines: {lines}. Open markers: configurations; dots: seeds{heads}.{panel}"
     depths, seeds = len({t["n_layer"] for t in trials}), len(trials)
     said = visible((evidence.fits.get("answer") or [""])[0])
     alt = f"Loss against parameters on logarithmic axes, {several(depths, 'depth')}, {several(seeds, 'trial')}. {said}"
@@ -114,6 +115,9 @@ def length_section(evidence: Evidence) -> Section:
     """What text and length do: levers of every length, learning curves."""
     several_lengths = len({row["n_tokens"] for row in evidence.fits.get("levers") or [] if row["n_tokens"]}) > 1
     pictures = []
+    if levers_over_length(evidence.fits):
+        caption = "What a doubling of each lever buys at the centre of the study, by training length, with 95 % bands."
+        pictures.append(Picture("levers", caption, "Nats gained per doubling of each lever against training tokens"))
     if evidence.curves:
         caption = "Validation loss during training, from small models (light) to large ones."
         pictures.append(Picture("learning_curves", caption, "Learning curves of all trials"))

@@ -48,9 +48,15 @@ LEVER = [
     Column("bits per token", "bits", lambda bits: fixed(-bits, 2, "+")),
     Column("of reducible loss", "of_reducible", lambda share: _percent(-share, "+")),
     VERDICT,
-    Column("from", "source", lambda source: {"contrast": "pairs", "law": "the law"}.get(source, visible(source))),
+    Column("read from", "source", lambda source: {"contrast": "pairs", "law": "law"}.get(source, visible(source))),
     Column("time per step", "time_per_step", lambda ratio: f"× {plain(ratio, 3)}"),
 ]
+
+
+NOTE = (
+    "Negative is better; 95 % intervals. Pays: the interval is clear of zero. Centre: the middle of the study's shapes. Pairs: models that "
+    "differ in that alone, parameters at equal width over depth; law: fitted to all shapes. 2x64: 2 layers, 64 channels."
+)
 
 
 def levers_listing(fits: Fits, everything: bool = False) -> Listing:
@@ -64,7 +70,7 @@ def levers_listing(fits: Fits, everything: bool = False) -> Listing:
         if everything
         else f"What each lever buys{f' at {text_length(n_tokens)}' if n_tokens else ''}"
     )
-    note = "Less loss is better; 95 % intervals. Pays: the interval is clear of no gain. Pairs: configurations that differ in that alone."
+    note = NOTE
     name = "levers_by_length" if everything else "levers"
     return listing(name, title if chosen else "", chosen, "/levers", columns, note if chosen and not everything else "", 120)
 
