@@ -39,9 +39,9 @@ from analysis.report import terminal as summary
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table import runs_file
+from models.home import expanded
 from study.console import until_closed
 from study.data.corpus import default_cache_dir
-from study.files import expanded
 from study.results import object_store as stores
 from study.results import store_sync as mirror
 

@@ -24,6 +24,7 @@ import torch
 
 from benchmarks.machine import write_csv
 from models.config import Shape
+from models.transformer import Transformer
 from study.data import corpus as data
 from study.spec import DataConfig, Study, Trial, changed
 from study.train.bundle import Bundle
@@ -47,7 +48,7 @@ def family(parametrization: str, base: Shape, n_steps: int, **change: int) -> Tr
 
 
 def base_shape(**size: int) -> Shape:
-    return Shape(**{"n_layer": 2, "n_embd": 64, "n_head": 4, "block_size": 64} | size)
+    return replace(Shape(n_layer=2, n_embd=64, n_head=4, block_size=64), **size)  # type: ignore[arg-type]  # whole numbers
 
 
 def coordinates(corpus: data.Corpus, trial: Trial, seeds: Sequence[int], n_steps: int, lr: float) -> dict[str, float]:
@@ -65,6 +66,7 @@ def coordinates(corpus: data.Corpus, trial: Trial, seeds: Sequence[int], n_steps
 def read(bundle: Bundle, tokens: torch.Tensor) -> dict[str, torch.Tensor]:
     """Logits, the residual stream before the final norm, and what the last block's MLP gives before it is scaled."""
     model, given = bundle.model, list[torch.Tensor]()
+    assert isinstance(model, Transformer)
     attention, mlp = model.attention, model.mlp
 
     def heard(branch: Callable[..., torch.Tensor], *arguments: Any) -> torch.Tensor:

@@ -16,7 +16,14 @@ Results = Annotated[str, tyro.conf.Positional]
 
 
 def generate(
-    results: Results, prompt: str = "", trial: str = "best", tokens: int = 256, temperature: float = 0.8, seed: int = 0, device: str = "cpu"
+    results: Results,
+    prompt: str = "",
+    trial: str = "best",
+    tokens: int = 256,
+    temperature: float = 0.8,
+    seed: int = 0,
+    device: str = "cpu",
+    module: str = "",
 ) -> None:
     """Let a trained model continue a prompt.
 
@@ -28,11 +35,12 @@ def generate(
         temperature: 0 takes the likeliest token each time, 1 samples as the model predicts.
         seed: of the sampling.
         device: cpu, cuda or mps.
+        module: FILE:CLASS, where it is a model of your own.
     """
-    print(prompt + load(results, trial, device).generate(prompt, tokens, temperature, seed))
+    print(prompt + load(results, trial, device, module).generate(prompt, tokens, temperature, seed))
 
 
-def score(results: Results, text: Path, trial: str = "best", device: str = "cpu") -> None:
+def score(results: Results, text: Path, trial: str = "best", device: str = "cpu", module: str = "") -> None:
     """Loss of a trained model on a text, with its standard error.
 
     Args:
@@ -40,12 +48,13 @@ def score(results: Results, text: Path, trial: str = "best", device: str = "cpu"
         text: a UTF-8 text file.
         trial: the beginning of a trial's id; best is the one with the lowest validation loss.
         device: cpu, cuda or mps.
+        module: FILE:CLASS, where it is a model of your own.
     """
     try:
         content = text.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{text} cannot be read as UTF-8 text ({error}); give a text file") from error
-    model = load(results, trial, device)
+    model = load(results, trial, device, module)
     print(f"{model.trial_id}: {model.score(content)}")
 
 

@@ -5,18 +5,26 @@ Reads nothing, writes nothing, imports neither torch nor ray, so that a study ca
     ModelConfig(n_layer=6, n_head=8, n_embd=256, block_size=256, vocab_size=228).params_total   # 4_845_824
 """
 
+import json
 import math
 from dataclasses import dataclass, fields
+from typing import Any
+
+from models import module_file
 
 BASE = ("base_width", "base_head_dim", "base_depth")
 """Fields of the shape at which a parametrization equals the standard one; 0 is the standard one itself."""
+Extra = tuple[tuple[str, float], ...]
+COUNTS = ("params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a study chooses: a nanoGPT-style decoder (pre-norm, learned positions, GELU, no bias, tied head, d_ff = 4 n_embd).
+    """What a study chooses: a nanoGPT-style decoder (pre-norm, learned positions, GELU, no bias, tied head, d_ff = 4 n_embd), or a module
+    of the user's own.
 
-    Counts are exact integers. L = n_layer, d = n_embd, T = block_size; V = vocab_size comes with the data, see `ModelConfig`.
+    Counts are exact integers; those of a user's module are counted, see `models.module_file`.
+    L = n_layer, d = n_embd, T = block_size; V = vocab_size comes with the data, see `ModelConfig`.
     """
 
     n_layer: int = 4
@@ -33,10 +41,19 @@ class Shape:
     """muP: head width at which attention is scaled as usual; 0 scales it as usual at every head width"""
     base_depth: int = 0
     """CompleteP (Dey et al. 2025): muP that follows the depth, too, and equals the standard parametrization at this one; 0 does not"""
+    module: str = ""
+    """FILE:CLASS, a torch module of your own, built from ModelConfig, with forward(tokens) -> logits (B, T, vocab_size); empty: built in"""
+    extra: Extra = ()
+    """numbers of your own for it, each as --model.extra.NAME VALUE; dict(config.extra) there, extra.NAME in sweeps"""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "extra", tuple(sorted((str(name), value) for name, value in self.extra)))  # lists where JSON held it
+        if self.extra and not self.module:
+            raise ValueError(f"model.extra.{self.extra[0][0]} belongs to a model of your own; give --model.module FILE:CLASS too")
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in ("module", "extra"):
+                continue
             if field.name in BASE and value == 0 and not isinstance(value, bool):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -83,19 +100,26 @@ class Shape:
         """Width over depth, the aspect ratio of Kaplan et al. 2020, section 3.1."""
         return self.n_embd / self.n_layer
 
+    def _counts(self) -> module_file.Counts:
+        """Of a user's module."""
+        return module_file.count(self if isinstance(self, ModelConfig) else ModelConfig(**vars(self)))
+
     @property
     def params_position(self) -> int:
         """Learned position embedding T d."""
-        return self.block_size * self.n_embd
+        return self._counts().position if self.module else self.block_size * self.n_embd
 
     @property
     def params_blocks(self) -> int:
         """All blocks without the final norm: L (12 d^2 + 2 d): attention 4 d^2, MLP 8 d^2, two norm scales."""
-        return self.n_layer * (12 * self.n_embd**2 + 2 * self.n_embd)
+        return self._counts().blocks if self.module else self.n_layer * (12 * self.n_embd**2 + 2 * self.n_embd)
 
     @property
     def params_non_embedding(self) -> int:
         """Total less token and position embeddings (N of Kaplan et al. 2020)."""
+        if self.module:
+            counts = self._counts()
+            return counts.total - counts.embedding - counts.position
         return self.params_blocks + self.n_embd
 
 
@@ -109,7 +133,7 @@ class ModelConfig(Shape):
     @property
     def params_embedding(self) -> int:
         """Token embedding V d, shared with the output head and counted once."""
-        return self.vocab_size * self.n_embd
+        return self._counts().embedding if self.module else self.vocab_size * self.n_embd
 
     @property
     def params_total(self) -> int:
@@ -123,9 +147,22 @@ class ModelConfig(Shape):
         2 FLOPs per multiply-add: blocks 2 * 12 L d^2, attention scores and weighted values 2 * 2 L T d (the full T x T square,
         as Kaplan et al. 2020, table 1, and PaLM's appendix B count it; a causal kernel may skip half), head 2 V d.
         """
+        if self.module:
+            return round(self._counts().forward_flops / self.block_size)
         return 2 * (12 * self.n_layer * self.n_embd**2 + 2 * self.n_layer * self.block_size * self.n_embd + self.vocab_size * self.n_embd)
+
+    @property
+    def saved_bytes(self) -> int:
+        """Activations in float32 that a user's module keeps of one sequence for the backward pass."""
+        return self._counts().saved_bytes
 
     @property
     def flops_per_token(self) -> int:
         """Forward plus backward: the backward pass costs twice the forward one (Kaplan et al. 2020, section 2.1)."""
         return 3 * self.forward_flops_per_token
+
+    def columns(self) -> dict[str, Any]:
+        """Shape and counts as columns of the table `trials`."""
+        own = {"module": module_file.without_folder(self.module) or None, "extra": json.dumps(dict(self.extra)) if self.extra else None}
+        shape = {f.name: getattr(self, f.name) for f in fields(self)}
+        return shape | own | {"d_ff": None if self.module else self.d_ff} | {name: getattr(self, name) for name in COUNTS}

@@ -9,12 +9,12 @@ half a context at a time costs one pass per T/2 characters instead of one per ch
 import torch
 from torch import Tensor
 
-from models.transformer import Cache, Transformer
+from models.transformer import Cache, Network
 
 
 @torch.inference_mode()
 def generate(
-    model: Transformer,
+    model: Network,
     prompts: Tensor,
     n_tokens: int,
     temperature: Tensor,

@@ -17,8 +17,9 @@ from safetensors.torch import save_file
 
 from models import weights
 from models.generate import generate
+from models.home import expanded
 from models.tokenizer import END_OF_TEXT, UNKNOWN, Tokenizer
-from models.transformer import Transformer
+from models.transformer import Network, Transformer
 
 BATCH_TOKENS = 16_384
 
@@ -58,7 +59,7 @@ class Trained:
     """One trial's model (of one replica) with its tokenizer."""
 
     trial_id: str
-    model: Transformer
+    model: Network
     tokenizer: Tokenizer
 
     def generate(self, prompt: str = "", n_tokens: int = 256, temperature: float = 0.8, seed: int = 0) -> str:
@@ -107,7 +108,9 @@ class Trained:
         """
         if to != "gpt2":
             raise ValueError(f"to={to!r} is no format to export to; choose gpt2")
-        place = Path(folder).expanduser()
+        if not isinstance(self.model, Transformer):
+            raise ValueError(f"trial {self.trial_id} is a model of your own, which has no form of GPT-2; export built-in models")
+        place = expanded(folder, "folder")
         place.mkdir(parents=True, exist_ok=True)
         save_file(gpt2_tensors(self.model), place / "model.safetensors", {"format": "pt"})
         (place / "config.json").write_text(json.dumps(_gpt2_config(self.model, self.tokenizer.end_id), indent=1), encoding="utf-8")
@@ -117,24 +120,25 @@ class Trained:
         return place
 
 
-def load(results: str | Path, trial: str = "best", device: str = "cpu") -> Trained:
+def load(results: str | Path, trial: str = "best", device: str = "cpu", module: str = "") -> Trained:
     """A trained model of a results folder, or of one weights file.
 
     Args:
         trial: the beginning of its id; "best" is the one with the lowest validation loss.
+        module: FILE:CLASS, where it is a model of your own.
 
     Raises:
         ValueError: it is not there, damaged, or was kept without its tokenizer.
     """
-    path = weights.find(Path(results).expanduser(), trial)
-    model, facts = weights.read(path, device)
+    path = weights.find(expanded(results, "RESULTS"), trial)
+    model, facts = weights.read(path, device, module)
     if "tokenizer" not in facts:
         raise ValueError(f"{path} was kept without its tokenizer (arrays of token ids have none); train that trial again on a text")
     return Trained(facts["trial_id"], model, Tokenizer.load(facts["tokenizer"]))
 
 
 @torch.inference_mode()
-def token_losses(model: Transformer, ids: np.ndarray) -> np.ndarray:
+def token_losses(model: Network, ids: np.ndarray) -> np.ndarray:
     """Loss in nats of each token of a text but its first, (n - 1,).
 
     Windows of block_size overlap by half; a window's first half counts only at the beginning of the text.

@@ -41,7 +41,41 @@ class Cache:
     length: int = 0
 
 
-class Transformer(nn.Module):
+class Network(nn.Module):
+    """What training, generation and weights files know of a model: K replicas whose parameters are views of one buffer."""
+
+    config: ModelConfig
+    replicas: int
+    precision: Precision
+    flat: Tensor  # (K, P)
+    flat_grad: Tensor  # (K, P)
+    decayed: int
+    """elements of a row of `flat` that take weight decay: its matrices, which come first"""
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy of each replica in nats per token, (K,). Their sum's gradient is each replica's own gradient."""
+        losses = self.token_losses(tokens, targets)
+        return losses.mean(dim=(1, 2))
+
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of every token, (K, B, T)."""
+        logits = self(tokens)
+        return F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
+
+    def new_cache(self, B: int) -> Cache | None:
+        """An empty cache for B sequences per replica, or None where the whole context is read for every token."""
+        return None
+
+    def tensors(self, replica: int) -> dict[str, Tensor]:
+        """All that a replica is made of, by name."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """What training changes beside the parameters, or may change: buffers."""
+        return {name: buffer for name, buffer in self.named_buffers() if not buffer.is_complex()}
+
+
+class Transformer(Network):
     """K replicas of a pre-norm decoder with learned positions, GELU, no bias and a tied head.
 
     Args:
@@ -58,7 +92,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig, seeds: Sequence[int] = (0,), dropout: float = 0.0, device: str = "cpu") -> None:
         super().__init__()
         self.config, self.replicas, self.dropout = config, len(seeds), dropout
-        self.precision: Precision = "float32"
+        self.precision, self.decayed = "float32", count_decayed(config)
         shapes = parameter_shapes(config)
         self.names = list(shapes)
         sizes = [math.prod(shape) for shape in shapes.values()]
@@ -158,15 +192,9 @@ class Transformer(nn.Module):
         """Dropout where the recipe has any."""
         return F.dropout(x, self.dropout, self.training) if self.dropout else x
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy of each replica in nats per token, (K,). Their sum's gradient is each replica's own gradient."""
-        losses = self.token_losses(tokens, targets)
-        return losses.mean(dim=(1, 2))
-
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Cross-entropy of every token, (K, B, T)."""
-        logits = self(tokens)
-        return F.cross_entropy(logits.flatten(0, 2), targets.flatten(), reduction="none").view_as(targets)
+    def tensors(self, replica: int) -> dict[str, Tensor]:
+        """Parameters by the names of `parameter_shapes`."""
+        return {name: getattr(self, name)[replica] for name in self.names}
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -10,28 +10,30 @@ import math
 import os
 import uuid
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from models import module_file
 from models.config import ModelConfig
-from models.transformer import Transformer, parameter_shapes
+from models.own import OwnModel
+from models.transformer import Network, Transformer
 
 FORMAT = "scaling-study weights 1"
 
 
-def save(folder: Path, trial_id: str, model: Transformer, replica: int, facts: Mapping[str, str]) -> None:
-    """Write one replica's weights in float32, by the names of `models.transformer.parameter_shapes`, atomically.
+def save(folder: Path, trial_id: str, model: Network, replica: int, facts: Mapping[str, str]) -> None:
+    """Write one replica's weights in float32, by the names of `Network.tensors`, atomically.
 
     Args:
         facts: kept beside the shape: `tokenizer` (its dump), `recipe_version`, `val_loss`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     scratch = folder / f".{trial_id}.{uuid.uuid4().hex[:8]}"
-    tensors = {name: getattr(model, name)[replica].detach().cpu().contiguous() for name in model.names}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.tensors(replica).items()}
     try:
         save_file(tensors, scratch, {**facts, "format": FORMAT, "trial_id": trial_id, "model": json.dumps(asdict(model.config))})
         os.replace(scratch, folder / f"{trial_id}.safetensors")
@@ -39,27 +41,38 @@ def save(folder: Path, trial_id: str, model: Transformer, replica: int, facts: M
         scratch.unlink(missing_ok=True)
 
 
-def read(path: Path, device: str = "cpu") -> tuple[Transformer, dict[str, str]]:
+def read(path: Path, device: str = "cpu", module: str = "") -> tuple[Network, dict[str, str]]:
     """A model (of one replica, in evaluation mode) and its facts from a file that `save` wrote.
 
+    Args:
+        module: FILE:CLASS of a model of the user's own. Its file has to be named: reading weights runs no code that they bring along.
+
     Raises:
-        ValueError: the file is missing, damaged or something else.
+        ValueError: the file is missing, damaged or something else, or its model's own file is.
     """
     try:
         with safe_open(path, framework="pt") as file:
             facts = _facts(path, file.metadata())
-            config = ModelConfig(**json.loads(facts["model"]))
-            expected = parameter_shapes(config)
+            model = _empty(path, ModelConfig(**json.loads(facts["model"])), device, module)
+            tensors = model.tensors(0)
             names: list[str] = list(file.keys())
-            if {name: tuple(file.get_slice(name).get_shape()) for name in names} != expected:
+            if {n: tuple(file.get_slice(n).get_shape()) for n in names} != {n: tuple(t.shape) for n, t in tensors.items()}:
                 raise ValueError(f"{path} does not hold the tensors of the shape that it names")
-            model = Transformer(config, device=device)
             with torch.no_grad():
-                for name in expected:
-                    getattr(model, name)[0].copy_(file.get_tensor(name))
+                for name, tensor in tensors.items():
+                    tensor.copy_(file.get_tensor(name))
     except (OSError, SafetensorError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read as weights ({error}); train that trial again for them") from error
     return model.eval(), facts
+
+
+def _empty(path: Path, config: ModelConfig, device: str, module: str) -> Network:
+    if not config.module:
+        return Transformer(config, device=device)
+    name, _, digest = config.module.partition("@")
+    if not module:
+        raise ValueError(f"{path} is of your own model {module_file.without_folder(name)}; name its file: --module FILE:CLASS")
+    return OwnModel(replace(config, module=module_file.resolve(f"{module}@{digest}")), device=device)
 
 
 def find(results: Path, trial: str = "best") -> Path:

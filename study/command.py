@@ -8,14 +8,17 @@ line, whose flags come after it and win. Imports neither torch nor ray, so that 
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from study.files import expanded, is_file_name
+from models.config import Extra
+from models.home import expanded
+from models.module_file import resolve
+from study.files import is_file_name
 from study.options import Options
 from study.results.default_place import default_place, safe_name
 from study.results.object_store import is_address, staging
@@ -24,6 +27,7 @@ from study.study_file import GROUPS, preset_names, study_flags
 from study.sweeps import number
 
 DEFAULT_STUDY = "quick"
+EXTRA = "--model.extra."
 
 
 @dataclass(frozen=True)
@@ -68,14 +72,23 @@ def parse(argv: Sequence[str]) -> Command:
 def _parse_with(name: str, first: Sequence[str], rest: Sequence[str]) -> Command:
     check_flags(own := study_flags(name))
     check_flags(rest)
-    return tyro.cli(
+    command = tyro.cli(
         Command,
         registry=NUMBERS,
         prog="python -m study.run",
-        args=[*first, *own, *rest],
+        args=[*first, *_gather_extra([*own, *rest])],
         description=f"{Command.__doc__} Presets: {', '.join(preset_names())}. "
         "Example: python -m study.run quick --train.lr 2e-3 --seeds 1 2 --dry-run",
     )
+    return _with_hash(command)
+
+
+def _with_hash(command: Command) -> Command:
+    """The command with the text of a model of the user's own read, and its hash in the place where a trial's identity takes it from."""
+    model = command.study.model
+    if not model.module:
+        return command
+    return replace(command, study=replace(command.study, model=replace(model, module=resolve(model.module))))
 
 
 # ---- what tyro does not do ----
@@ -100,6 +113,33 @@ def _numbers(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[float] | None:
     return PrimitiveConstructorSpec(1, kind.__name__.upper(), read, lambda value: isinstance(value, kind), lambda value: [f"{value}"])
 
 
+@NUMBERS.primitive_rule
+def _extra(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Extra] | None:
+    if info.type != Extra:
+        return None
+
+    def read(words: list[str]) -> Extra:
+        pairs = [(name, number(value)) for name, _, value in (word.partition("=") for word in words[0].split(","))]
+        for name, value in pairs:
+            if not name.isidentifier() or not isinstance(value, (int, float)):
+                raise ValueError(f"model.extra.{name}={value} is no name with a number; write it as --model.extra.n_kv_heads 2")
+        return tuple(pairs)
+
+    return PrimitiveConstructorSpec(1, "NAME=NUMBER,...", read, lambda value: True, lambda value: [",".join(f"{n}={v}" for n, v in value)])
+
+
+def _gather_extra(words: Sequence[str]) -> list[str]:
+    """`--model.extra.NAME VALUE`, whose names are the user's own, as one flag; the last of each name wins."""
+    found, others, rest = dict[str, str](), list[str](), iter(words)
+    for word in rest:
+        name, equals, value = word.removeprefix(EXTRA).partition("=")
+        if not word.startswith(EXTRA):
+            others.append(word)
+        else:
+            found[name.replace("-", "_")] = value if equals else next(rest, "")
+    return [f"--model.extra={','.join(f'{n}={v}' for n, v in found.items())}", *others] if found else others
+
+
 def check_flags(words: Sequence[str]) -> None:
     """Refuse a flag that does not exist, with the nearest that does: `--n_layer` is `--model.n_layer`.
 
@@ -109,7 +149,7 @@ def check_flags(words: Sequence[str]) -> None:
     known = {name.replace("_", "-") for name in _flag_names()} | {"help"}
     for word in words:
         name = word[2:].partition("=")[0].replace("_", "-")
-        if word.startswith("--") and name not in known and not name.startswith("tyro-"):
+        if word.startswith("--") and name not in known and not name.startswith(("tyro-", EXTRA[2:])):
             last = name.rpartition(".")[2]
             near = [n for n in known if n.rpartition(".")[2] == last] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             near = near or [

@@ -1,4 +1,4 @@
-"""Files as a person names them, and files that are replaced whole. Standard library only.
+"""Files that are replaced whole, and what a person means by a name. Standard library only.
 
 with replaced(path) as file: file.write(b"...")   # a reader sees the old file or the whole new one
 """
@@ -10,21 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
-
-
-def expanded(text: str | Path, what: str) -> Path:
-    """A path in which `~` is the home folder that it names.
-
-    Args:
-        what: the flag or variable that gave it, for the message.
-
-    Raises:
-        ValueError: there is no such home.
-    """
-    try:
-        return Path(text).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{what}={text} begins with a home folder that cannot be found; write the folder out, from / on") from None
 
 
 def is_file_name(name: str) -> bool:

@@ -11,10 +11,11 @@ import json
 import math
 import re
 import unicodedata
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
+from models import module_file
 from models.config import BASE, ModelConfig, Shape
 from study.sweeps import Sweep, parse_sweep
 
@@ -23,7 +24,13 @@ RECIPE_VERSION = 1
 
 PARAMETRIZATIONS = ("standard", "mup", "completep")
 
-_ADDED_LATER: dict[str, Any] = {f"shape.{name}": 0 for name in BASE} | {"column": "text", "tokenizer": "char", "vocab_size": 0}
+_ADDED_LATER: dict[str, Any] = {f"shape.{name}": 0 for name in BASE} | {
+    "shape.module": "",
+    "shape.extra": {},
+    "column": "text",
+    "tokenizer": "char",
+    "vocab_size": 0,
+}
 """Fields added after the first release with the value that means "as before": left out of the identity when they have it,
 so that adding a field does not re-address every stored trial."""
 
@@ -37,33 +44,33 @@ class TrainConfig:
     """The recipe: how one model is trained. AdamW on matrices with decay, gradient clipping, warm-up, then a schedule."""
 
     batch_size: int = 8
-    """sequences per optimizer step"""
+    """sequences per optimizer step: larger ones are smoother steps, and fewer for a text"""
     n_steps: int = 2000
-    """optimizer steps"""
+    """optimizer steps: with batch_size and block_size the training length; n_tokens in a sweep sets them"""
     lr: float = 4e-3
-    """peak learning rate"""
+    """peak learning rate, at the centre where lr_exponent is not 0"""
     min_lr_ratio: float = 0.1
-    """final learning rate over the peak"""
+    """final learning rate over the peak: a small end settles the weights"""
     warmup_steps: int = 100
-    """steps of linear warm-up"""
+    """steps of linear warm-up, before which AdamW's moments know too little for the full rate"""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
-    """cosine decay; warm-up, stable, linear decay (WSD); or constant after warm-up"""
+    """cosine decay; warm-up, stable, linear decay (WSD), whose lengths share one run; or constant after warm-up"""
     decay_fraction: float = 0.2
     """share of the steps in which WSD decays"""
     weight_decay: float = 0.1
     """AdamW decay of matrices (never of norms)"""
     beta1: float = 0.9
-    """AdamW first moment"""
+    """AdamW first moment: memory of the gradient"""
     beta2: float = 0.99
-    """AdamW second moment"""
+    """AdamW second moment: memory of its square"""
     grad_clip: float = 1.0
     """largest global gradient norm; 0 turns clipping off"""
     dropout: float = 0.0
-    """dropout probability"""
+    """dropout probability, for text that is seen many times"""
     unique_tokens: int = 0
     """train on the first so many tokens only, again and again; 0 uses all"""
     eval_interval: int = 250
-    """steps between evaluations"""
+    """steps between evaluations: the points of a curve, and where lengths under WSD part"""
     eval_windows: int = 256
     """fixed validation windows of block_size tokens, the same for every trial"""
 
@@ -113,11 +120,11 @@ class DataConfig:
     tokenizer: str = "char"
     """char; bytes; bpe:SIZE, learned from the training text; or a tokenizer.json"""
     vocab_size: int = 0
-    """of arrays of token ids"""
+    """number of token ids in arrays of them, which do not say it themselves; 0 for texts"""
     train_chars: int = 4_000_000
     """stories: characters of training text"""
     seed: int = 0
-    """stories: seed of the corpus"""
+    """stories: seed of the corpus; another one is another text of the same kind"""
     train_bytes: int = 0
     """tinystories: use a prefix of so many bytes of the training file; 0 uses all"""
 
@@ -168,7 +175,7 @@ class Trial:
 
     def model(self, vocab_size: int) -> ModelConfig:
         """The network of this trial for data with so many distinct tokens."""
-        return ModelConfig(**asdict(self.shape), vocab_size=vocab_size)
+        return ModelConfig(**vars(self.shape), vocab_size=vocab_size)
 
     @property
     def n_tokens(self) -> int:
@@ -180,14 +187,16 @@ class Trial:
         """Trials may share a bundle where this is equal: one shape, one batch, one length, one evaluation rhythm.
 
         Seeds, learning rates, weight decay, betas, clipping, schedules and the share of unique data may differ. Dropout draws from one
-        stream per process, so a trial with dropout is bundled with none but itself.
+        stream per process, so a trial with dropout is bundled with none but itself, and so is a model of the user's own.
         """
         train = self.train
-        return self.shape, train.batch_size, train.n_steps, train.eval_interval, train.eval_windows, self.trial_id if train.dropout else ""
+        alone = self.trial_id if train.dropout or self.shape.module else ""
+        return self.shape, train.batch_size, train.n_steps, train.eval_interval, train.eval_windows, alone
 
     def _identity(self) -> dict[str, Any]:
         parts: dict[str, Shape | TrainConfig] = {"shape": self.shape, "train": self.train}
         flat = {f"{group}.{f.name}": getattr(value, f.name) for group, value in parts.items() for f in fields(value)}
+        flat |= {"shape.module": module_file.identity(self.shape.module), "shape.extra": dict(self.shape.extra)}
         kept = {key: value for key, value in flat.items() if not (key in _ADDED_LATER and _ADDED_LATER[key] == value)}
         data = self.data_key or {key: value for key, value in vars(self.data).items() if _ADDED_LATER.get(key) != value}
         return {**kept, "data": data, "recipe_version": RECIPE_VERSION}
@@ -224,7 +233,7 @@ class Study:
         if self.parametrization != "standard":
             model = self.model
             width = model.base_width or model.n_embd
-            base = {"base_width": width, "base_head_dim": model.base_head_dim or max(1, width // model.n_head)}
+            base: dict[str, Any] = {"base_width": width, "base_head_dim": model.base_head_dim or max(1, width // model.n_head)}
             if self.parametrization == "completep":
                 base["base_depth"] = model.base_depth or model.n_layer
             object.__setattr__(self, "model", replace(model, **base))
@@ -233,6 +242,8 @@ class Study:
         _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
         names = [sweep.name for sweep in self.parsed_sweeps]
         _require(len(set(names)) == len(names), f"sweeps {names} share a name; give each its own")
+        matched = self.model.module and [sweep.name for sweep in self.parsed_sweeps if sweep.kind == "matched"]
+        _require(not matched, f"sweep {matched} is matched by the built-in model's parameters; with model.module list shapes (kind=grid)")
         _require(abs(self.lr_exponent) <= 5, f"lr_exponent={self.lr_exponent} must lie between -5 and 5; -0.15 is usual, 0 turns it off")
         _require(self.lr_reference >= 0, f"lr_reference={self.lr_reference} must be 0 (the centre's) or a number of parameters")
 
@@ -251,6 +262,10 @@ class Study:
         _require(
             name == "completep" or not self.model.base_depth,
             f"model.base_depth={self.model.base_depth} belongs to CompleteP; give --parametrization completep too, or leave it out",
+        )
+        _require(
+            name == "standard" or not self.model.module,
+            f"parametrization={name} knows only the built-in model; leave it out with model.module, and search learning rates instead",
         )
         _require(
             name == "standard" or not self.lr_exponent,
@@ -282,10 +297,10 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
 
 def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, TrainConfig]:
     """The centre with some fields changed; tokens become sequences and steps, lr follows the study's rule unless it is changed."""
-    kinds = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)}
-    for name in BASE:  # of the whole study: what muP and CompleteP compare with
+    kinds: dict[str, Any] = {f.name: type(getattr(config, f.name)) for config in (study.model, study.train) for f in fields(config)}
+    for name in (*BASE, "module", "extra"):  # of the whole study: what muP and CompleteP compare with, and whose model it is
         del kinds[name]
-    kinds |= dict.fromkeys(("n_tokens", *_SEQUENCES_OF), int)
+    kinds |= dict.fromkeys(("n_tokens", *_SEQUENCES_OF), int) | {f"extra.{name}": lambda value: value for name, _ in study.model.extra}
     unknown = set(change) - set(kinds)
     _require(not unknown, f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(kinds)}")
     try:
@@ -293,10 +308,14 @@ def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, Tr
         n_tokens = given.pop("n_tokens", None)
         _require(n_tokens is None or n_tokens >= 1, f"n_tokens={n_tokens} must be at least 1")
         given |= _sequences(given, study.model.block_size)
-        shape = replace(study.model, **{name: value for name, value in given.items() if hasattr(study.model, name)})
+        extra = {name: given.pop(f"extra.{name}", value) for name, value in study.model.extra}
+        shape = replace(study.model, **{n: v for n, v in given.items() if hasattr(study.model, n)}, extra=tuple(extra.items()))
         train = replace(study.train, **{name: value for name, value in given.items() if not hasattr(study.model, name)})
     except ValueError as error:
         raise ValueError(f"sweep {sweep!r}: {error}") from None
+    _require(
+        not (shape.module and train.dropout), f"train.dropout={train.dropout} belongs to the built-in model; give yours a number of its own"
+    )
     if n_tokens is not None:
         train = replace(train, n_steps=max(1, round(n_tokens / (train.batch_size * shape.block_size))))
     if study.lr_exponent and "lr" not in change:
@@ -324,7 +343,7 @@ def _sequences(given: dict[str, Any], block_size: int) -> dict[str, int]:
     return found
 
 
-def _as_kind(kind: type, name: str, value: Any) -> Any:
+def _as_kind(kind: Any, name: str, value: Any) -> Any:
     """A sweep's value with the type of the field it replaces.
 
     Raises:

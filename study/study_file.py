@@ -7,13 +7,16 @@ million, as in YAML 1.2 (yaml.org/spec/1.2.2, chapter 10) and unlike PyYAML's ow
 """
 
 import difflib
+import re
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from study.files import expanded, is_file_name
+from models.home import expanded
+from study.files import is_file_name
 from study.options import Options
 from study.spec import Study
 from study.sweeps import format_sweep
@@ -27,6 +30,15 @@ NOTHING = ("", "~", "null", "Null", "NULL")
 def preset_names() -> list[str]:
     """Names of the studies that come with the program."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def presets() -> Iterator[str]:
+    """Name, cost and question of each preset; the cost was measured and stands as a comment above the question."""
+    for name in preset_names():
+        text = (PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+        found = re.search(r"^# Costs: (.+)\nquestion: (.+)$", text, re.M)
+        assert found
+        yield f"{name:18} {found[1]:36} {found[2]}"
 
 
 def find_study(name: str) -> Path:
@@ -95,7 +107,7 @@ def _content(node: yaml.Node, depth: int = 0) -> Any:
 
 
 def study_flags(name: str) -> list[str]:
-    """A study file as command-line flags. A relative data.path is taken from the file's own folder."""
+    """A study file as command-line flags. A relative data.path or model.module is taken from the file's own folder."""
     path = find_study(name)
     body = load_yaml(path)
     flags: list[str] = []
@@ -110,6 +122,8 @@ def study_flags(name: str) -> list[str]:
         elif key not in GROUPS:
             flags.append(f"--{key}={value}")
         elif isinstance(value, dict):
+            extra = value.pop("extra", None) or {}
+            value |= {f"extra.{inner}": item for inner, item in extra.items()} if isinstance(extra, dict) else {"extra": extra}
             flags += [f"--{key}.{inner}={_text(path, key, inner, item)}" for inner, item in value.items() if item is not None]
         else:
             raise ValueError(f"{path}: {key} should be a mapping of fields to values, for example {key}: {{{GROUPS[key]}}}")
@@ -125,6 +139,6 @@ def _sweep_lines(path: Path, value: Any) -> list[str]:
 
 
 def _text(path: Path, group: str, name: str, value: Any) -> str:
-    if (group, name) == ("data", "path") and value:
-        return str(path.parent / expanded(str(value), "data.path"))
+    if (group, name) in (("data", "path"), ("model", "module")) and value:
+        return str(path.parent / expanded(str(value), f"{group}.{name}"))
     return str(value)

@@ -111,6 +111,8 @@ def test_the_commands_answer_and_mistakes_are_one_sentence(tmp_path: Path, capsy
     text.write_bytes(b"\xff")
     for line in (
         ["generate", str(tmp_path / "nowhere")],
+        ["generate", "~nosuchuser/results"],
+        ["export", str(results), "--out", "~nosuchuser/gpt2"],
         ["score", str(results), "--text", str(text)],
         ["export", str(results), "--to", "onnx"],
     ):

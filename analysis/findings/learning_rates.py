@@ -202,6 +202,8 @@ def own_rate(study: Mapping[str, Any], size: float) -> float | None:
     stated = study.get("study")
     try:
         train, model = stated["train"], stated["model"]  # type: ignore[index]
+        if model.get("module"):  # whose sizes only its own code can count
+            return None
         center = model["n_layer"] * (12 * model["n_embd"] ** 2 + 2 * model["n_embd"]) + model["n_embd"]
         reference = float(stated.get("lr_reference") or center)  # type: ignore[union-attr]
         return float(train["lr"]) * (size / reference) ** float(stated.get("lr_exponent") or 0.0)  # type: ignore[union-attr]

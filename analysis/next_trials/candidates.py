@@ -206,6 +206,8 @@ class Clock:
 
     @staticmethod
     def of(rows: pd.DataFrame, cpus_per_trial: float) -> Clock:
+        if "module" in rows and rows["module"].notna().any():
+            raise ValueError("what is suggested has sizes of the built-in model; with a model of your own list more shapes in its sweeps")
         timed = rows.dropna(subset=["ms_per_step", "n_tokens", "n_steps", "flops_per_token", "vocab_size"])
         timed = timed[(timed["ms_per_step"] > 0) & (timed["n_steps"] > 0)]
         if timed.empty:

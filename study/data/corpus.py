@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from models.home import expanded
 from models.tokenizer import BYTES, Tokenizer
 from study.data import sources
 from study.data import tokens as text_tokens
-from study.files import expanded
 
 if TYPE_CHECKING:
     from study.spec import DataConfig

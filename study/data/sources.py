@@ -17,8 +17,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from models.home import expanded
 from study.data.tokens import END_OF_TEXT, check_text_file
-from study.files import expanded
 from study.stories import generator as stories
 
 if TYPE_CHECKING:

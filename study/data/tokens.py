@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
+from models.home import expanded
 from models.tokenizer import BYTES, END_OF_TEXT, UNKNOWN, Tokenizer, read_file, train_bpe
-from study.files import expanded
 
 END_ID = 0
 UNKNOWN_ID = 1

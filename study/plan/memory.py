@@ -31,6 +31,8 @@ def activation_bytes(model: ModelConfig, batch_size: int, precision: str) -> int
     Per token and layer in float32: block and norm inputs, norms, qkv, attention, MLP (4 C before and after GELU): about 19 C values; bf16
     operands halve most of them (compare Korthikanti et al. 2022, eq. 2). Fused attention keeps no T x T matrix, so T enters linearly.
     """
+    if model.module:
+        return batch_size * model.saved_bytes
     tokens = batch_size * model.block_size
     per_layer = (19 * 4 if precision == "float32" else 14 * 4 + 10) * model.n_embd
     return tokens * (model.n_layer * per_layer + 3 * 4 * model.vocab_size + 12 * model.n_embd)

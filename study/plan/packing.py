@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.module_file import identity
 from study.branches import Family, bundle_key, families, own_costs
 from study.files import write_json
 from study.options import Options
@@ -75,7 +76,8 @@ SPEEDS_VERSION = 2
 def speed_key(trial: Trial, bundle: int = 1) -> str:
     """What a step's time depends on, apart from the device."""
     shape = trial.shape
-    return f"{shape.n_layer}x{shape.n_embd}h{shape.n_head}t{shape.block_size}b{trial.train.batch_size}k{bundle}"
+    own = f" {identity(shape.module)} {dict(shape.extra)}" if shape.module else ""
+    return f"{shape.n_layer}x{shape.n_embd}h{shape.n_head}t{shape.block_size}b{trial.train.batch_size}k{bundle}{own}"
 
 
 @dataclass

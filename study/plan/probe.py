@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models import module_file
 from models.config import Shape
 from study.plan.packing import step_flops
 from study.spec import DataConfig, TrainConfig, Trial
@@ -60,6 +61,7 @@ def ask(
     request = {
         "trials": [{"shape": dataclasses.asdict(t.shape), "train": dataclasses.asdict(t.train)} for t in trials],
         "vocab_size": vocab_size,
+        "modules": module_file.texts,
         "execution": {"device": device, "precision": precision, "n_threads": n_threads},
     }
     path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
@@ -123,6 +125,7 @@ def main() -> None:
     from study.train.device import BF16_FROM_WIDTH, Execution, choose_device, choose_precision, device_name
 
     request = json.load(sys.stdin)
+    module_file.texts.update(request["modules"])
     execution = Execution(**request["execution"])
     try:
         device = choose_device(execution.device)

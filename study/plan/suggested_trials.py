@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from models.home import expanded
 from study import suggestion
 from study.command import DEFAULT_STUDY, Command, parse
-from study.files import expanded, read_json
+from study.files import read_json
 from study.plan.budget import choose
 from study.plan.packing import Plan
 from study.plan.quote import Quote, requote

@@ -15,7 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from study.files import expanded, is_file_name, read_json
+from models.home import expanded
+from study.files import is_file_name, read_json
 from study.spec import DataConfig
 
 MOST_BYTES = 80

@@ -9,7 +9,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -106,14 +106,11 @@ class Recorder:
     def _facts(self, trial_id: str) -> dict[str, Any]:
         """Columns that follow from the trial itself."""
         trial = self.trials[trial_id]
-        model = trial.model(self.vocab_size)
-        counts = ("d_ff", "params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token")
         recipe = ("batch_size", "lr", "weight_decay", "warmup_steps", "dropout", "schedule")
         unique = trial.train.unique_tokens or self.columns["unique_tokens"]
         return {
             **self.columns,
-            **asdict(model),
-            **{name: getattr(model, name) for name in counts},
+            **trial.model(self.vocab_size).columns(),
             **{name: getattr(trial.train, name) for name in recipe},
             "trial_id": trial_id,
             "config_id": trial.config_id,

@@ -23,8 +23,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from models.own import OwnModel
 from models.tokenizer import Tokenizer
-from models.transformer import Transformer
+from models.transformer import Network, Transformer
 from study.data import corpus as data
 from study.spec import Trial
 from study.train import checkpoint, device_steps
@@ -85,10 +86,13 @@ class Bundle:
         prepare_process(execution, self.device)
         self.tokenizer, self.vocab_size, self.val_tokens = tokenizer, vocab_size, val_tokens
         self.train_tokens = [data.first_tokens(train_tokens, trial.train.unique_tokens) for trial in trials]
-        self.model = Transformer(trials[0].model(vocab_size), [t.seed for t in trials], self.recipe.dropout, str(self.device))
+        config, seeds = trials[0].model(vocab_size), [t.seed for t in trials]
+        self.model: Network = (
+            OwnModel(config, seeds, str(self.device)) if shape.module else Transformer(config, seeds, self.recipe.dropout, str(self.device))
+        )
         self.model.precision = choose_precision(execution.precision, self.device, shape.n_embd)
         recipes = [trial.train for trial in trials]
-        resident = device_steps.fits(train_tokens, self.recipe.dropout, room_bytes(execution, self.device))
+        resident = not shape.module and device_steps.fits(train_tokens, self.recipe.dropout, room_bytes(execution, self.device))
         self.optimizer = make_optimizer(self.model, recipes, resident)
         self.device_steps = DeviceSteps(self.model, self.optimizer, trials, train_tokens) if resident else None
         self.norm_limits = norm_limits(recipes, self.device)
@@ -177,7 +181,7 @@ class Bundle:
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step of every replica; returns losses and gradient norms before clipping, (K,) each."""
         tokens, targets = self._batch()
-        if self.recipe.dropout:
+        if self.recipe.dropout or self.model.config.module:
             torch.manual_seed(DROPOUT_STREAM + (self.replicas[0].trial.seed << 32) + self.step)
         self.model.flat_grad.zero_()
         losses = self.model.loss(tokens, targets)
@@ -346,7 +350,7 @@ class Bundle:
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """Views of everything that one replica's future depends on."""
-        state = {"weights": self.model.flat[index]}
+        state = {"weights": self.model.flat[index]} | {f"buffer.{name}": buffer for name, buffer in self.model.state().items()}
         for group in groups_by_replica(self.optimizer)[index]:
             for moment in ("exp_avg", "exp_avg_sq"):
                 state[f"{group['name']}.{moment}"] = self.optimizer.state[group["params"][0]][moment]

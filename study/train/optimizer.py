@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.config import ModelConfig
-from models.transformer import Transformer, count_decayed, count_embeddings
+from models.transformer import Network, count_embeddings
 from study.spec import TrainConfig
 
 # A bundle's gradients are rows of one buffer on purpose; torch remarks once on their strides.
@@ -40,7 +39,7 @@ class _Part:
     epsilon: float = 1.0
 
 
-def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device: bool = False) -> torch.optim.AdamW:
+def make_optimizer(model: Network, recipes: Sequence[TrainConfig], on_device: bool = False) -> torch.optim.AdamW:
     """Fused AdamW. Each group has, beside torch's entries, a `name` and its `rate`: its learning rate over that of the recipe.
 
     Args:
@@ -49,7 +48,7 @@ def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device
         on_device: keep learning rates and step counters in tensors beside the weights, so that a step needs nothing from the host.
     """
     device = model.flat.device
-    parts = _parts(model.config)
+    parts = _parts(model)
     groups: list[Groups] = []
     for index, recipe in enumerate(recipes):
         tensors = {part.rate: torch.full((), recipe.lr * part.rate, device=device) for part in parts}
@@ -68,11 +67,12 @@ def make_optimizer(model: Transformer, recipes: Sequence[TrainConfig], on_device
     return optimizer
 
 
-def _parts(config: ModelConfig) -> list[_Part]:
+def _parts(model: Network) -> list[_Part]:
     """The parameter groups of a replica; those of norm scales come last."""
-    embeddings, decayed, width = count_embeddings(config), count_decayed(config), config.width_ratio
+    config, decayed = model.config, model.decayed
     if not config.base_width:
         return [_Part("matrices", slice(0, decayed), decays=True), _Part("scales", slice(decayed, None))]
+    embeddings, width = count_embeddings(config), config.width_ratio
     outer = _Part("embeddings", slice(0, embeddings), decays=True)
     if not config.base_depth:
         return [outer, _Part("hidden", slice(embeddings, decayed), 1 / width, decays=True), _Part("scales", slice(decayed, None))]

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-from models.config import BASE
 from study.spec import RECIPE_VERSION, Trial
 
 
@@ -55,8 +54,6 @@ def finished_row(replica: Replica, ran: Ran, vocab_size: int, unique_tokens: int
     steps = replica.diverged_at if replica.diverged_at is not None else ran.step
     n_tokens = steps * trial.train.batch_size * trial.shape.block_size
     last = {} if diverged else curve[-1]
-    counts = ("params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token", "d_ff")
-    shape = ("n_layer", "n_embd", "n_head", "block_size", *BASE, "vocab_size")
     recipe = ("batch_size", "lr", "weight_decay", "dropout", "schedule")
     how = (
         "ms_per_step", "cpu_ms_per_step", "device", "precision", "peak_memory_bytes", "train_s", "eval_s", "wall_s", "restarts",
@@ -69,7 +66,7 @@ def finished_row(replica: Replica, ran: Ran, vocab_size: int, unique_tokens: int
         "sweeps": list(trial.sweeps),
         "lr_status": trial.lr_status,
         "recipe_version": RECIPE_VERSION,
-        **{name: getattr(model, name) for name in counts + shape},
+        **model.columns(),
         **{name: getattr(trial.train, name) for name in recipe},
         **{name: getattr(ran, name) for name in how},
         "status": "DIVERGED" if diverged else "COMPLETED",

@@ -10,7 +10,7 @@ import torch
 
 from models.generate import generate
 from models.tokenizer import Tokenizer
-from models.transformer import Transformer
+from models.transformer import Network
 from study.spec import TrainConfig
 
 PROMPT_TOKENS = 24
@@ -36,7 +36,7 @@ def sample_steps(recipe: TrainConfig) -> set[int]:
 
 
 def draw_samples(
-    model: Transformer,
+    model: Network,
     val_tokens: np.ndarray,
     tokenizer: Tokenizer,
     n_prompts: int = 8,

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from safetensors import SafetensorError
 
-from study.plan.memory import memory_cap
+from models import module_file
+from study.plan.memory import SIGNS, memory_cap
 from study.results.object_store import Store, get_checkpoints, put_checkpoints, reason
 from study.tune import ray_internals
 from study.tune.worker_input import Bundled, Work, bundle_of
@@ -36,6 +37,7 @@ class BundleTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # Ray Tune passes `with_parameters`
         """Open the data and begin the bundle that `config` names."""
         self.work = work
+        module_file.texts.update(work.modules)
         self.tokens = work.train.open(), work.val.open()
         self._begin(config)
 
@@ -69,9 +71,9 @@ class BundleTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation; a result that ends trials carries their outcomes."""
+        rows = self._advance()
         if self.bundle is None:
             return {"refused": self.refused, "done": True}
-        rows = [] if self.bundle.done else self.bundle.advance()
         notes = self.bundle.take_notes()
         result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done, "earlier": self.earlier}
         self.earlier = []
@@ -87,6 +89,17 @@ class BundleTrainable(tune.Trainable):
                 self._with_store(put_checkpoints, "put into")
             self.saved_at = time.monotonic()
         return result
+
+    def _advance(self) -> list[dict[str, Any]]:
+        """Rows of the next evaluation; a bundle whose model raises is let go: trying again would help only where it lacked memory."""
+        try:
+            return [] if self.bundle is None or self.bundle.done else self.bundle.advance()
+        except ValueError as error:
+            if any(sign in str(error) for sign in SIGNS):
+                raise
+            self.refused = str(error)
+            self._let_go()
+            return []
 
     def _share(self, bundled: Bundled) -> float:
         """The part of a GPU that this process holds: what was planned, or more after it was too little."""

@@ -11,6 +11,7 @@ import numpy as np
 import ray
 from ray import tune
 
+from models import module_file
 from models.tokenizer import Tokenizer
 from study.branches import lengths
 from study.results.object_store import Store
@@ -71,6 +72,8 @@ class Work:
     """object store that results go to: workers elsewhere put their checkpoints there"""
     marker: str = "study.json"
     """a file that stands in the driver's results folder: who sees it shares that folder"""
+    modules: dict[str, str] = field(default_factory=lambda: dict(module_file.texts))
+    """the files of models of the user's own, which lie on the driver's machine"""
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     """names this run of the study"""
 
