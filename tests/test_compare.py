@@ -66,6 +66,21 @@ def test_the_page_of_a_comparison_is_whole_and_traceable(tmp_path: Path) -> None
     assert found["sentence"].split(",")[0] in (path.parent / "comparison.md").read_text(encoding="utf-8").replace("\\", "")
 
 
+def test_other_tokens_are_compared_in_bits_per_byte(tmp_path: Path) -> None:
+    """Nats per token of longer tokens are more; here their bits per byte are fewer, by a tenth."""
+    for name, scale, bits in (("char", 1.0, 2.0), ("bpe:512", 2.2, 1.8)):
+        rng = np.random.default_rng(5)
+        rows = [synthetic_row(shape, seed, rng) | {"tokenizer": name, "data_sha256": name} for shape in SHAPES for seed in range(3)]
+        rows = [row | {"val_bpb": bits * row["val_loss"], "val_loss": scale * row["val_loss"]} for row in rows]
+        records.write(tmp_path / name / "trials.parquet", "trials", rows)
+    page = compare_page.build(tmp_path / "char", tmp_path / "bpe:512", ({}, {}))
+    found = json.loads((page.parent / "comparison.json").read_text())
+    assert [row["second"] / row["first"] for row in found["pairs"]] == pytest.approx([0.9] * len(SHAPES))
+    assert "is lower than" in found["sentence"]
+    assert "bits per byte on average over" in found["sentence"]
+    assert "(bpe:512) (bits per byte)" in (page.parent / "comparison.md").read_text()
+
+
 def test_studies_without_a_common_shape_say_so(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     found = compare.compare(study(tmp_path, "a", 0, SHAPES[:1], rng), study(tmp_path, "b", 0, SHAPES[1:2], rng))

@@ -26,6 +26,10 @@ from analysis.table.load import Table, load
 from analysis.wording import CONVENTIONS, plain, shape_name, short_count, spanned, visible
 
 OTHER_TEXT = "The studies were scored on different texts, so a difference of loss mixes the text with everything else."
+OTHER_TOKENS = (
+    "The studies split their text into different tokens: losses are in bits per byte, and equal lengths are equal numbers of tokens, "
+    "so the study of longer tokens has read more text and looks back further."
+)
 SHOWN = 60
 """Rows of the table of pairs; all are in comparison.json."""
 
@@ -42,10 +46,11 @@ def build(first: Path, second: Path, fits: tuple[Mapping[str, Any], Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     found = compare(*studies, fits)
     found |= {"studies": [visible(name) for name in found["studies"]]}
-    found |= {"caution": "" if found["same_text"] else OTHER_TEXT}
+    in_nats = found["unit"] == "nats"
+    found |= {"caution": OTHER_TOKENS if not in_nats else "" if found["same_text"] else OTHER_TEXT}
     found["sentence"] = sentence(found)
     (folder / "comparison.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    drawn = {"both": style.save(draw_both(studies, fits).get_figure(root=True), folder / "figures", "both")}  # type: ignore[arg-type]
+    drawn = {"both": style.save(draw_both(studies, fits, in_nats).get_figure(root=True), folder / "figures", "both")}  # type: ignore[arg-type]
     if found["pairs"]:
         drawn["differences"] = style.save(draw_differences(found).get_figure(root=True), folder / "figures", "differences")  # type: ignore[arg-type]
     told = (" and ".join(found["studies"]), f"How does {found['studies'][1]} differ from {found['studies'][0]}?")
@@ -72,7 +77,7 @@ def sentence(found: Mapping[str, Any]) -> str:
     verdict = {"gain": "lower than", "loss": "higher than"}.get(overall["verdict"], "not distinguishable from")
     numbers = spanned(overall["value"], overall["low"], overall["high"])
     where = f"on average over {len(found['pairs'])} shapes, paired by seed"
-    return f"The loss of {b} is {verdict} that of {a}: {numbers} nats {where}. {found['caution']}".strip()
+    return f"The loss of {b} is {verdict} that of {a}: {numbers} {found['unit']} {where}. {found['caution']}".strip()
 
 
 def judgement_text(found: Judgement) -> str:
@@ -112,7 +117,9 @@ def pairs_listing(found: Mapping[str, Any]) -> Listing:
         ends = [Cell(plain(r["n_pairs"]), f"{here}/n_pairs", numeric=True), Cell(r["verdict"], f"{here}/verdict")]
         rows.append([Cell(shape_name(r), here), size, *losses, span_cell(r, ("difference", "low", "high"), here), *ends])
     a, b = found["studies"]
-    return Listing("pairs", "", ["shape", "parameters", f"{a} (nats)", f"{b} (nats)", "difference (nats)", "pairs", "verdict"], rows)
+    return Listing(
+        "pairs", "", ["shape", "parameters", *(f"{name} ({found['unit']})" for name in (a, b, "difference")), "pairs", "verdict"], rows
+    )
 
 
 def laws_listing(found: Mapping[str, Any]) -> Listing:
@@ -124,19 +131,22 @@ def laws_listing(found: Mapping[str, Any]) -> Listing:
     return Listing("laws", "", ["study", "exponent α", "slope d ln L / d ln N", "configurations"], rows)
 
 
-def draw_both(studies: tuple[Table, Table], fits: tuple[Mapping[str, Any], Mapping[str, Any]], ax: Axes | None = None) -> Axes:
-    """Every seed of both studies against parameters, with the fit of each."""
+def draw_both(
+    studies: tuple[Table, Table], fits: tuple[Mapping[str, Any], Mapping[str, Any]], in_nats: bool = True, ax: Axes | None = None
+) -> Axes:
+    """Every seed of both studies against parameters, with the fit of each, which is in nats per token."""
+    column, label = ("val_loss", LOSS) if in_nats else ("val_bpb", "validation loss (bits per byte)")
     with style.look():
         ax = ax or style.new_axes()
         drawn: list[tuple[float, float]] = []
         for name, study, own, color, marker in zip(names(*studies), studies, fits, (BLUE, VERMILLION), "os", strict=True):
-            points = list(zip(study.trials["params_non_embedding"].astype(float), study.trials["val_loss"].astype(float), strict=True))
+            points = list(zip(study.trials["params_non_embedding"].astype(float), study.trials[column].astype(float), strict=True))
             ax.scatter(
                 [n for n, _ in points], [v for _, v in points], s=18, marker=marker, facecolor="none", edgecolor=color, lw=1, label=name
             )
             fit = part_of(own.get("fits"), str(own.get("primary_fit"))) or {}
             curve = fit.get("curve") or {}
-            if curve.get("x") and fit.get("convention") == "params_non_embedding":
+            if in_nats and curve.get("x") and fit.get("convention") == "params_non_embedding":
                 inside = np.array(curve["inside"], bool)
                 ax.plot(np.array(curve["x"])[inside], np.array(curve["y"])[inside], color=color, lw=1.4, label=f"{name}, fit")
             drawn += points
@@ -145,7 +155,7 @@ def draw_both(studies: tuple[Table, Table], fits: tuple[Mapping[str, Any], Mappi
         style.log_axis(ax, "x", counts=True)
         style.log_axis(ax, "y")
         ax.set_xlabel(CONVENTIONS["params_non_embedding"])
-        ax.set_ylabel(LOSS)
+        ax.set_ylabel(label)
         ax.legend(handles=[h for h in ax.collections if not str(h.get_label()).startswith("_")])
     return ax
 
@@ -169,5 +179,5 @@ def draw_differences(found: Mapping[str, Any], ax: Axes | None = None) -> Axes:
         ax.set_xlim(style.pad_limits([float(r["params_non_embedding"]) for r in rows], 0.1))
         style.log_axis(ax, "x", counts=True)
         ax.set_xlabel(CONVENTIONS["params_non_embedding"])
-        ax.set_ylabel("difference (nats)")
+        ax.set_ylabel(f"difference ({found['unit']})")
     return ax

@@ -27,7 +27,7 @@ FEWEST_SHAPES = 3
 """Shapes of one seed each that are needed for an interval over shapes."""
 RECIPE = (
     "data_name", "data_sha256", "n_steps", "batch_size", "block_size", "base_width", "base_head_dim", "base_depth", "vocab_size", "lr",
-    "weight_decay", "dropout", "schedule", "recipe_version", "precision", "device", "loss_floor",
+    "weight_decay", "dropout", "schedule", "recipe_version", "precision", "device", "loss_floor", "tokenizer", "module", "extra",
 )  # fmt: skip
 """Columns in which two studies can differ apart from shapes and lengths."""
 
@@ -109,19 +109,32 @@ def against(results: Table, baseline: Table) -> Judgement:
 
 
 def compare(first: Table, second: Table, fits: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})) -> dict[str, Any]:
-    """Paired differences (second less first) by shape and over all, and what else differs; JSON-ready."""
-    paired = Paired.of(first.trials, second.trials)
+    """Paired differences (second less first) by shape and over all, and what else differs; JSON-ready.
+
+    Losses are in nats per token, or in bits per byte where the studies split their text into different tokens.
+    """
+    trials = [first.trials, second.trials]
+    if in_bits := _same(first.trials, second.trials, "tokenizer") is False and all(own["val_bpb"].notna().all() for own in trials):
+        trials = [own.assign(val_loss=own["val_bpb"]) for own in trials]
+    paired = Paired.of(*trials)
     family = Family.of(paired.cells, paired.pairs)
     overall = paired.overall()
     return {
         "studies": names(first, second),
         "pairs": [_row(paired.cells, family, pair) for pair in paired.pairs],
         "overall": (overall if isinstance(overall, Refusal) else _turned(overall)).to_dict(),
-        "same_text": set(first.trials["data_sha256"]) == set(second.trials["data_sha256"]),
+        "same_text": _same(first.trials, second.trials, "data_sha256"),
+        "unit": "bits per byte" if in_bits else "nats",
         "laws": [_law(name, own) for name, own in zip(names(first, second), fits, strict=True)],
         "recipe": _recipe(first.trials, second.trials),
         "unpaired": list(paired.lone),
     }
+
+
+def _same(first: pd.DataFrame, second: pd.DataFrame, column: str) -> bool | None:
+    """Whether both have the same values in a column; None where one has none."""
+    values = [set(own[column].dropna()) if column in own else set() for own in (first, second)]
+    return values[0] == values[1] if all(values) else None
 
 
 def names(first: Table, second: Table) -> list[str]:
