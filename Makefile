@@ -51,6 +51,9 @@ check: $(VENV)/.installed-dev  ## format, lint and types
 format: $(VENV)/.installed-dev  ## rewrite the code in the house format
 	@$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
+reference: $(VENV)/.installed-dev  ## write docs/reference.md: every field and flag, from the code
+	@$(BIN)/python -m docs.reference > docs/reference.new && mv docs/reference.new docs/reference.md
+
 lock: $(VENV)/.installed-dev  ## write constraints.txt from what is installed (without local version parts, which pip freeze would add)
 	@$(BIN)/python -m pip list --format=json --exclude-editable | $(BIN)/python -c 'import json, sys; print("\n".join(sorted("%s==%s" % (p["name"].lower(), p["version"].split("+")[0]) for p in json.load(sys.stdin) if p["name"].lower() not in ("pip", "setuptools", "wheel", "scaling-study"))))' > constraints.new
 	@mv constraints.new constraints.txt && echo "wrote constraints.txt"
@@ -101,4 +104,4 @@ audit:  ## look the pinned dependencies up in the database of known weaknesses (
 	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit 2>/dev/null || { echo "make audit needs a package index with pip-audit, which cannot be reached from here; run it where there is one"; exit 1; }
 	@$(VENV)/audit/bin/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS) || { echo "make audit: a dependency has a known weakness or was not found in the database (both are named above); behind an index that holds no such database nothing was looked up"; exit 1; }
 
-.PHONY: help run report notebook board test test-slow test-cluster check format lock bench-fits bench-laws bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-parametrization bench-study bench-bundle bench-pack bench-original bench-gpu
+.PHONY: help reference run report notebook board test test-slow test-cluster check format lock bench-fits bench-laws bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-parametrization bench-study bench-bundle bench-pack bench-original bench-gpu

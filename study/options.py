@@ -105,6 +105,8 @@ class Options:
 
     dry_run: bool = False
     """show the trials and what they cost, run nothing"""
+    presets: bool = False
+    """list the studies that come with the program, with question and cost, run nothing"""
     out: str = ""
     """results folder, s3://BUCKET/PATH or gs://BUCKET/PATH; default results/<study>"""
     address: str = ""

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import study.entry  # noqa: F401
 from study.command import parse
 from study.console import complain, how_to_continue, until_closed
+from study.study_file import presets
 from study.tune.signals import Interrupted, Interrupts
 
 
@@ -22,6 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with Interrupts() as interrupts:
         try:
             command = parse(argv)
+            if command.options.presets:
+                print(*presets(), sep="\n")
+                return 0
             from study import course  # the one border: what lies behind it takes a second to load, and --help needs none of it
 
             command = course.checked(command)

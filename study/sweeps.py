@@ -25,17 +25,19 @@ logarithm) between aspects a factor of 4 apart, so that no shape stands for two 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Changes to a study's centre. `factors` maps a field of the model or of the recipe to its values."""
+    """Changes to a study's centre."""
 
     name: str
     kind: str = "one_factor"
+    """one_factor: each field alone, around the centre; grid: every combination; matched: shapes of equal size; search: the best values"""
     factors: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """values of a field of model or train, or of n_tokens (training length), tokens_per_step, tokens_per_evaluation, extra.NAME"""
     params: tuple[float, ...] = ()
-    """matched: targets of params_non_embedding"""
+    """matched: targets of params_non_embedding, met within 2 %"""
     aspects: tuple[float, ...] = ()
-    """matched: n_embd / n_layer"""
+    """matched: small ones are deep, large ones wide"""
     head_dims: tuple[int, ...] = ()
-    """matched: n_embd / n_head"""
+    """matched: width of one head, so that n_head follows from n_embd"""
     search: SearchSettings | ShapeSettings | None = None
     """search: what is searched at each size; `factors` then spans the sizes"""
 
