@@ -1,4 +1,4 @@
-"""The command `scaling-study run|report`, and what every command begins with: a look whether Python found our own packages.
+"""The command `scaling-study run|report|generate|score|export`, and a look whether Python found our own packages, with which all begin.
 
 `python -m` looks for packages in the working directory first, where a person may keep a models.py; `scaling-study` does not look there.
 Imported before anything else of ours (see isort's settings in pyproject.toml), for what comes next may already be somebody else's.
@@ -10,7 +10,7 @@ import runpy
 import sys
 from pathlib import Path
 
-COMMANDS = {"run": "study.run", "report": "analysis"}
+COMMANDS = {"run": "study.run", "report": "analysis", "generate": "models", "score": "models", "export": "models"}
 HOME = Path(__file__).resolve().parents[1]
 
 
@@ -33,13 +33,15 @@ def main() -> None:
     if len(sys.argv) < 2 or sys.argv[1] not in COMMANDS:
         wanted_help = sys.argv[1:2] in (["--help"], ["-h"])
         print(
-            "usage: scaling-study run [STUDY] [flags] | scaling-study report RESULTS [flags]",
+            "usage: scaling-study run [STUDY] | report RESULTS | generate RESULTS | score RESULTS | export RESULTS, each with its flags",
             file=sys.stdout if wanted_help else sys.stderr,
         )
         raise SystemExit(0 if wanted_help else 2)
     os.environ["PYTHONSAFEPATH"] = "1"  # for the processes that a run starts
-    del sys.argv[0]
-    runpy.run_module(COMMANDS[sys.argv[0]], run_name="__main__", alter_sys=True)
+    module = COMMANDS[sys.argv[1]]
+    if module != "models":  # whose own commands have these names
+        del sys.argv[0]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 if problem := hidden_package():

@@ -382,5 +382,6 @@ def test_the_console_command_does_not_look_into_the_working_directory(here: Path
     assert "to run" in command("run", "smoke", "--dry-run").stdout
     done = command("report", str(synthetic_results), "--no-report", "--bootstrap", "0", "--out", "r")
     assert (done.returncode, Path("r/fits.json").exists()) == (0, True), done.stderr
+    assert "holds no weights" in command("score", str(synthetic_results), "--text", "models.py").stderr
     assert command().returncode == 2
     assert "scaling-study run" in command("--help").stdout
