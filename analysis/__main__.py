@@ -63,7 +63,9 @@ def parser() -> argparse.ArgumentParser:
         nargs="+",
         help="results folder of a study, its s3:// or gs:// address, or a table of runs (.csv, .tsv, .jsonl, .parquet); two are compared",
     )
-    line.add_argument("--out", type=Path, help="folder for the report and fits.json (default: RESULTS/report, or report/ beside a table)")
+    line.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="where all that is written goes (default: RESULTS/report, or report/ beside a table)"
+    )
     line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     line.add_argument(
@@ -112,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = line.parse_args(arguments)
     if given.bootstrap < 0:
         line.error(f"--bootstrap={given.bootstrap} must be 0 or more")
-    if len(given.results) > 1 and (given.out or given.forecast):
-        line.error("--out and --forecast go with one results folder; run the others separately")
+    if given.forecast and (given.out or len(given.results) > 1):
+        line.error("--forecast puts a forecast on record in one results folder; give it without --out, and one folder")
+    if given.out and len(given.results) > 2:
+        line.error("--out goes with one results folder, or with two that are compared; run the others separately")
     if len(given.results) > 1 and (given.columns or given.export):
         line.error("--columns and --export go with one table of runs; run the others separately")
     if given.delta is not None and not given.delta > 0:
@@ -130,19 +134,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        place = error.filename or "a file"
-        print(f"error: {place} cannot be read or written ({error.strerror or error}); give --out a folder that can", file=sys.stderr)
+        print(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror or error}){advice(given)}", file=sys.stderr)
         return 1
+
+
+def advice(given: argparse.Namespace) -> str:
+    """What may help where a file cannot be read or written."""
+    if given.out or given.export:
+        return "; name another place"
+    return "; work on a copy of the results" if given.forecast else "; give --out a folder that can be written"
 
 
 def _do(given: argparse.Namespace) -> int:
     """What the flags ask for; returns the exit code."""
-    folders = [_folder(place) for place in given.results]
+    folders, out = [_folder(place) for place in given.results], given.out and expanded(given.out, "out")
     if given.against:
         return judge(folders[0], _folder(given.against))
     if given.suggest is not None or given.next_size:
         for results in folders:
-            print(suggested(results, given.aim or "slope", given.suggest) if given.suggest is not None else next_size(results))
+            print(suggested(results, given.aim or "slope", given.suggest, out) if given.suggest is not None else next_size(results, out))
         return 0
     if given.export:
         path = expanded(given.export, "export")
@@ -157,12 +167,12 @@ def _do(given: argparse.Namespace) -> int:
         trees = [conclusions.conclude(tables.load(results), options) for results in folders]
         from analysis.compare import page as compare_page  # matplotlib loads with it
 
-        print(f"comparison: {compare_page.build(folders[0], folders[1], (trees[0], trees[1]))}")
+        print(f"comparison: {compare_page.build(folders[0], folders[1], (trees[0], trees[1]), out)}")
         return 0
     for results in folders:
         for target in given.forecast:
             print(record_forecast(results, target))
-        analyze(results, given.out and expanded(given.out, "out"), options, not given.no_report, given.columns)
+        analyze(results, out, options, not given.no_report, given.columns)
     return 0
 
 
@@ -175,12 +185,13 @@ def judge(results: Path, baseline: Path) -> int:
     return int(found.outcome)
 
 
-def next_size(results: Path) -> str:
-    """Name and quote the trials that tell whether a win holds at the next size: writes report/suggestion.json; returns the text."""
+def next_size(results: Path, out: Path | None = None) -> str:
+    """Name and quote the trials that tell whether a win holds at the next size: writes suggestion.json; returns the text."""
     made = next_trials.next_size(tables.load(results))
-    suggestions.write(results, made)
+    path = suggestions.write(out or results / "report", made)
     rows = [f"  {t['label']:<12} seed {t['seed']}  {t['params_non_embedding']:>12,} parameters" for t in made["trials"]]
-    cost = f"together about {made['device_hours']:.2g} core- or GPU-hours; train them with: python -m study.run --from-suggestion {results}"
+    told = f"python -m study.run --from-suggestion {path if out else results}"
+    cost = f"together about {made['device_hours']:.2g} core- or GPU-hours; train them with: {told}"
     return "\n".join(["the best shape of equal size against the one least like it, one size up:", "", *rows, "", cost])
 
 
@@ -191,13 +202,17 @@ def analyze(
     report: bool = True,
     columns: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions."""
+    """Analyze one results folder: writes fits.json, prints the summary, builds the report; returns the conclusions.
+
+    With `out` everything is written there, and nothing into the results.
+    """
     folder = out or (results if results.is_dir() else results.parent) / "report"
     with current(folder):
         tree = answers.answered(conclusions.conclude(tables.load(results, columns), options))
         conclusions.write(folder / "fits.json", tree)
         conclusions.write(folder / "answer.json", answers.answer(tree))
-        forecasts.record_outcomes(results / "forecasts.json", tree["forecasts"])
+        if out is None:
+            forecasts.record_outcomes(results / "forecasts.json", tree["forecasts"])
         print(summary.text(tree))
         if report:
             from analysis.report.build import build  # matplotlib loads with it
@@ -241,13 +256,13 @@ def current(folder: Path) -> Iterator[None]:
         raise
 
 
-def suggested(results: Path, aim: str, n: int) -> str:
-    """Suggest the next n trials for a quantity: writes report/suggestion.json; returns what a person reads."""
+def suggested(results: Path, aim: str, n: int, out: Path | None = None) -> str:
+    """Suggest the next n trials for a quantity: writes suggestion.json; returns what a person reads."""
     if not results.is_dir():
         raise ValueError(f"suggestions are kept in a results folder, and {results} is a file; give the folder")
     made = suggestions.suggest(tables.load(results), aim, n)
-    path = suggestions.write(results, made)
-    return f"{suggestions.text(made)}\n\nwritten to {path}; to train them: python -m study.run --from-suggestion {results}"
+    path = suggestions.write(out or results / "report", made)
+    return f"{suggestions.text(made)}\n\nwritten to {path}; to train them: python -m study.run --from-suggestion {path if out else results}"
 
 
 def record_forecast(results: Path, text: str) -> str:

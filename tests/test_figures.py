@@ -115,7 +115,7 @@ def test_functions_take_and_return_an_ax(study: Evidence) -> None:
 def test_a_persons_matplotlib_settings_and_signs_of_mathematics_change_nothing(study: Evidence, tmp_path: Path) -> None:
     fits = {**study.fits, "sweeps": [{**study.fits["sweeps"][1], "name": "$x^{$ \x1b", "factor": "size"}]}
     plain = style.save(sweeps.draw_sweep(fits, "$x^{$ \x1b").figure, tmp_path, "plain")  # type: ignore[arg-type]
-    with mpl.rc_context({"axes.grid": True, "font.size": 20, "text.usetex": True, "text.parse_math": True}):
+    with mpl.rc_context({"axes.grid": True, "font.size": 20, "lines.marker": "x", "text.usetex": True, "text.parse_math": True}):
         own = style.save(sweeps.draw_sweep(fits, "$x^{$ \x1b").figure, tmp_path, "own")  # type: ignore[arg-type]
     assert own == plain
 

@@ -32,8 +32,17 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def executed(moved: Path) -> dict[str, Any]:
-    assert notebook.main([str(moved)]) == 0
+def executed(moved: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Run under a person's own settings: LaTeX in figures, a start-up file that ends the kernel, a temporary folder of a long name."""
+    home = tmp_path_factory.mktemp("x" * 98)
+    (home / "matplotlibrc").write_text("text.usetex: True\nlines.marker: x\n")
+    (home / "profile_default" / "startup").mkdir(parents=True)
+    (home / "profile_default" / "startup" / "first.py").write_text("import os; os._exit(3)")
+    with pytest.MonkeyPatch.context() as there:
+        there.setenv("MPLCONFIGDIR", str(home))
+        there.setenv("IPYTHONDIR", str(home))
+        there.setattr("tempfile.tempdir", str(home))
+        assert notebook.main([str(moved)]) == 0
     return json.loads((moved / "report" / "report.ipynb").read_text(encoding="utf-8"))
 
 

@@ -180,7 +180,7 @@ def test_branches_of_shared_runs_are_suggested_to_by_the_fit_of_one_length(tmp_p
 
 def test_suggested_trials_are_trials_of_the_study_that_have_not_run(results: Path) -> None:
     made = suggest.suggest(tables.load(results), "slope:width", 5)
-    suggest.write(results, made)
+    suggest.write(results / "report", made)
     back = suggestion.read(results)
     assert (back.study, back.results, back.name) == (STUDY, results.resolve(), "known")
     trials = suggestion.accepted(back.study, back.trials, "key")

@@ -140,6 +140,7 @@ def draw_both(
         ax = ax or style.new_axes()
         drawn: list[tuple[float, float]] = []
         for name, study, own, color, marker in zip(names(*studies), studies, fits, (BLUE, VERMILLION), "os", strict=True):
+            name = style.shown(name)
             points = list(zip(study.trials["params_non_embedding"].astype(float), study.trials[column].astype(float), strict=True))
             ax.scatter(
                 [n for n, _ in points], [v for _, v in points], s=18, marker=marker, facecolor="none", edgecolor=color, lw=1, label=name

@@ -33,12 +33,11 @@ def is_timed(sweep: Row) -> bool:
 
 
 def slugs(fits: Fits) -> dict[str, str]:
-    """Sweep name -> its part of file names: readable, at most 40 signs, and no two alike."""
+    """Name of a sweep or search -> its part of file names: readable, at most 40 signs, no two alike even where case does not count."""
     found: dict[str, str] = {}
-    for sweep in fits.get("sweeps") or []:
-        name = str(sweep["name"])
+    for name in dict.fromkeys(str(block["name"]) for part in ("sweeps", "fronts") for block in fits.get(part) or []):
         short = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:40]
-        n = sum(known == short or known.startswith(f"{short}~") for known in found.values())
+        n = sum(known.casefold().partition("~")[0] == short.casefold() for known in found.values())
         found[name] = f"{short}~{n + 1}" if n else short
     return found
 

@@ -1,6 +1,6 @@
 """Whether a win at equal size holds at the next size: the trials that tell, and what they cost.
 
-made = next_size(table.load(results)); suggest.write(results, made)     # python -m study.run --from-suggestion RESULTS trains them
+made = next_size(table.load(results)); suggest.write(results / "report", made)  # python -m study.run --from-suggestion RESULTS trains them
 """
 
 from __future__ import annotations

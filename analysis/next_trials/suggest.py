@@ -251,10 +251,10 @@ def _entry(candidate: Candidate, number: int, chosen: Ranked) -> dict[str, Any]:
 # ---- what a person sees ----
 
 
-def write(results: Path, made: Mapping[str, Any]) -> Path:
-    """Write report/suggestion.json; returns its path."""
-    conclusions.write(results / FILE, made)
-    return results / FILE
+def write(folder: Path, made: Mapping[str, Any]) -> Path:
+    """Write suggestion.json; returns its path."""
+    conclusions.write(folder / FILE.name, made)
+    return folder / FILE.name
 
 
 def text(made: Mapping[str, Any]) -> str:

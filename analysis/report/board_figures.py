@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from analysis.figures.study import study_figures
+from analysis.figures.style import look
 from analysis.findings.conclude import conclude
 from analysis.findings.fit_summary import Options
 from analysis.table import evidence
@@ -24,10 +25,11 @@ def draw(results: Path) -> dict[str, bytes]:
     """
     found = evidence.load(results, conclude(table.load(results), Options(n_bootstrap=0)))
     images = {}
-    for name, figure in study_figures(found.fits, found.trials, found.curves).items():
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=110)
-        images[name] = file.getvalue()
+    with look():
+        for name, figure in study_figures(found.fits, found.trials, found.curves).items():
+            file = io.BytesIO()
+            figure.savefig(file, format="png", dpi=110)
+            images[name] = file.getvalue()
     return images
 
 

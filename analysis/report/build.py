@@ -1,9 +1,9 @@
 """Build the report of a study: figures, one HTML page, Markdown, notebook, tables for a paper.
 
 Reads a results folder and its conclusions; writes `figures/*.{svg,pdf,png,csv}`, `tables/*.{tex,csv}`, `report.html`, `report.md` and
-`report.ipynb` into `report/`. Written files are equal, byte for byte, for equal inputs.
+`report.ipynb`. Written files are equal, byte for byte, for equal inputs.
 
-    path = build(Path("results/quick"), fits)
+    path = build(Path("results/quick"), fits, Path("results/quick/report"))
 """
 
 from collections.abc import Mapping
@@ -17,14 +17,12 @@ from analysis.report import text_formats as markdown
 from analysis.table.evidence import Evidence, load
 
 
-def build(results: Path, fits: Mapping[str, Any], out: Path | None = None) -> Path:
-    """Write everything under `report/` and return the path of `report.html`.
+def build(results: Path, fits: Mapping[str, Any], folder: Path) -> Path:
+    """Write everything into `folder` and return the path of `report.html`.
 
     Args:
         fits: the conclusions with their answer, as `analysis.report.answer.answered` makes them.
-        out: another folder to write to instead of `<results>/report`.
     """
-    folder = out or results / "report"
     folder.mkdir(parents=True, exist_ok=True)
     evidence = load(results, fits)
     drawn, path = save_figures(evidence, folder / "figures"), folder / "report.html"

@@ -19,8 +19,12 @@ _SIGNS = str.maketrans({
 
 
 def write_tables(listings: Sequence[Listing], folder: Path) -> list[str]:
-    """Write every listing that has rows; returns their names."""
+    """Write every listing that has rows; returns their names. Tables of an earlier report, which are pairs of files, go."""
     folder.mkdir(parents=True, exist_ok=True)
+    names = {table.name for table in listings}
+    for path in folder.glob("*.tex"):
+        if path.stem not in names and (other := path.with_suffix(".csv")).exists():
+            path.unlink(), other.unlink()
     for table in listings:
         (folder / f"{table.name}.csv").write_text(as_csv(table), encoding="utf-8")
         (folder / f"{table.name}.tex").write_text(as_latex(table), encoding="utf-8")

@@ -6,6 +6,7 @@ Reads an `Evidence`; writes `report.ipynb` without outputs. `python -m analysis.
 """
 
 import argparse
+import atexit
 import os
 import sys
 import tempfile
@@ -20,6 +21,7 @@ from nbformat import v4
 from analysis.report import sections
 from analysis.report import text_formats as markdown
 from analysis.table.evidence import Evidence, load
+from study.files import expanded
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = "python3"
@@ -27,12 +29,14 @@ KERNEL = "python3"
 SETUP = """%matplotlib inline
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pandas as pd
 
 from analysis.figures.loss import draw_loss
 from analysis.report import notebook
 from analysis.table import evidence
 
+plt.style.use("default")  # leave this out to draw by your own matplotlibrc
 study = evidence.load(Path({folder}))
 fits = study.fits
 trials, curves, samples = map(pd.DataFrame, (study.trials, study.curves, study.samples))
@@ -108,7 +112,10 @@ def execute(made: nbformat.NotebookNode, folder: Path, limit_s: int = 120) -> st
     from nbclient import NotebookClient
 
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
-    with tempfile.TemporaryDirectory(prefix="nb-") as private:
+    # A socket's path may have 107 bytes (unix(7)); the kernel's is 16 longer than the folder that it lies in.
+    long = len(os.fsencode(tempfile.gettempdir())) > 90
+    with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp" if long else None) as private:
+        environment["IPYTHONDIR"] = private  # a person's start-up files are for what that person types
         # Unix sockets in a private folder where there are any: nobody else on the machine can talk to the kernel.
         places = {"transport": "ipc", "ip": f"{private}/k"} if os.name == "posix" else {}
         manager = AsyncKernelManager(kernel_name=KERNEL, connection_file=f"{private}/kernel.json", **places)
@@ -117,6 +124,8 @@ def execute(made: nbformat.NotebookNode, folder: Path, limit_s: int = 120) -> st
             client.execute(env=environment, cleanup_kc=True)
         except Exception as error:  # whatever keeps a kernel from running, the notebook is there
             return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
+        finally:
+            atexit.unregister(client._cleanup_kernel)  # nbclient leaves it where a kernel did not start, and it ends in a traceback
     return ""
 
 
@@ -126,16 +135,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m analysis.report.notebook", description="Run the notebook of a results folder and save it."
     )
     parser.add_argument("results", type=Path, help="folder that a study wrote, with its report")
-    results = parser.parse_args(arguments).results
+    given = parser.parse_args(arguments)
     try:
-        evidence = load(results)
-    except ValueError as error:
+        results = expanded(given.results, "RESULTS")
+        path = results / "report" / "report.ipynb"
+        made = write(load(results), path)
+        problem = execute(made, path.parent)
+        nbformat.write(made, path)
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    path = results / "report" / "report.ipynb"
-    made = write(evidence, path)
-    problem = execute(made, path.parent)
-    nbformat.write(made, path)
     print(f"notebook: {path}" + (f" (without all outputs: {problem})" if problem else ""))
     return 1 if problem else 0
 

@@ -92,7 +92,7 @@ def sweeps_section(fits: Fits) -> Section:
         listings += tables.axis_listings(sweep, source, file) if sweep.get("axis") else [tables.sweep_listing(sweep, source, file)]
     fronts = fits.get("fronts") or []
     for i, block in enumerate(fronts):
-        listings.append(tables.front_listing(block, f"/fronts/{i}", COSTS[block["against"]]))
+        listings.append(tables.front_listing(block, f"/fronts/{i}", COSTS[block["against"]], files[str(block["name"])]))
     return Section("sweeps", "Sweeps", (), pictures, listings)
 
 

@@ -287,7 +287,7 @@ def slopes_listing(slopes: Mapping[str, Any]) -> Listing:
     return Listing(made.name, made.title, ["factor", *made.columns], [[Cell(n), *r] for n, r in zip(rows, made.rows, strict=True)])
 
 
-def front_listing(block: Mapping[str, Any], source: str, word: str) -> Listing:
+def front_listing(block: Mapping[str, Any], source: str, word: str, file: str) -> Listing:
     """Runs of a search over shapes by their cost."""
     columns = [
         SHAPE,
@@ -296,7 +296,7 @@ def front_listing(block: Mapping[str, Any], source: str, word: str) -> Listing:
         Column("rate", "lr", lambda v: plain(v, 3)),
         Column("", "verdict", visible),
     ]
-    return listing(f"front_{visible(block['name'])}", f"Search {visible(block['name'])}", block["rows"], f"{source}/rows", columns, "", 80)
+    return listing(f"front_{file}", f"Search {visible(block['name'])}", block["rows"], f"{source}/rows", columns, "", 80)
 
 
 def timing_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
