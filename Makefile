@@ -34,8 +34,8 @@ notebook: $(VENV)/.installed  ## run the notebook of RESULTS and say where it is
 board: $(VENV)/.installed  ## open TensorBoard on RESULTS
 	@$(BIN)/tensorboard --logdir "$(RESULTS)/tensorboard" --load_fast=false
 
-test: $(VENV)/.installed-dev  ## the tests that take seconds each
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed-dev  ## the tests that take seconds each, two at a time
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)

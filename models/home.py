@@ -16,3 +16,11 @@ def expanded(text: str | Path, what: str) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise ValueError(f"{what}={text} begins with a home folder that cannot be found; write the folder out, from / on") from None
+
+
+def home() -> Path:
+    """The home folder; the root for an account without one, as many containers have."""
+    try:
+        return Path.home()
+    except RuntimeError:
+        return Path("/")

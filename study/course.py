@@ -28,6 +28,7 @@ from study.options import Options
 from study.plan import exclusive_timing, suggested_trials
 from study.plan.cautions import cautions
 from study.plan.limits import check_memory
+from study.plan.machine import processors
 from study.plan.probe import ProbeError
 from study.plan.quote import Quote, duration, learn, make_quote
 from study.results import folder, store_sync
@@ -37,7 +38,7 @@ from study.results.provenance import Provenance, provenance
 from study.search import search_state
 from study.search.search_state import Searches
 from study.spec import RECIPE_VERSION, Trial, expand
-from study.tune.environment import check_address, set_ray_environment
+from study.tune.environment import check_address, check_address_space, set_ray_environment
 from study.tune.signals import Interrupts
 
 
@@ -85,7 +86,7 @@ def run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         ready = _prepare(command, trials, corpus, vocab_size, start_ray)
         about, searches, found, quoted, trials = ready.about, ready.searches, ready.found, ready.quoted, ready.about.trials
         print(ready.text, flush=True)
-        origin = provenance()
+        origin = provenance(processors())
         facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
         facts["suggested"] = about.suggested
         write_json(out / "study.json", facts)
@@ -134,6 +135,7 @@ class _Trained:
 
 def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
     """Join the cluster, or start Ray on this machine: it mostly waits for its own processes, and so does a driver who times steps."""
+    check_address_space()
     from study.tune import cluster  # Ray reads its environment as it is imported
 
     if joined := until.enter_context(cluster.ray_session(options)):

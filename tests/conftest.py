@@ -119,6 +119,18 @@ def synthetic_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- a real local Ray ----
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All that needs Ray comes first, on one worker of pytest-xdist with one Ray and one tiny study; every other file stays whole."""
+
+    def group(item: pytest.Item) -> str:
+        return "ray" if item.get_closest_marker("ray") or "local_ray" in getattr(item, "fixturenames", ()) else item.location[0]
+
+    items.sort(key=lambda item: group(item) != "ray")
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(group(item)))
+
+
 @pytest.fixture(scope="session")
 def story_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache folder of this test session; programs started by tests use it too."""

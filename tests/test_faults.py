@@ -86,6 +86,7 @@ def test_a_signal_while_the_report_is_built_ends_what_builds_it_and_the_same_com
     assert (out / "report" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_ray_that_was_started_beside_the_quote_is_gone_where_nothing_is_to_be_trained(tmp_path: Path) -> None:
     program = f"""
 import sys
@@ -167,7 +168,7 @@ def test_a_trial_without_enough_memory_fails_with_its_reason_one_that_explodes_d
     assert ends[2**20, 0.01]["status"] == "FAILED"
     assert "allocate" in ends[2**20, 0.01]["reason"]
     assert "2 of 4 trials are completed" in capsys.readouterr().out
-    assert run.main(command) == 1
+    assert run.main([*command, "--dry-run"]) == 0
     assert "3 done, 1 to run (1 of them again)" in capsys.readouterr().out
 
 

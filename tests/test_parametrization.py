@@ -103,7 +103,10 @@ def test_completep_has_the_factors_of_the_paper_s_table() -> None:
 @pytest.mark.parametrize("name", ["mup", "completep"])
 def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path: Path, name: str) -> None:
     trial = family(name, base_shape(n_embd=BASE, n_layer=1), 20, n_embd=2 * BASE, n_layer=2)
-    trials = [replace(trial, seed=seed, train=replace(trial.train, eval_interval=10, lr=lr)) for seed, lr in ((1, 2e-3), (2, 8e-3))]
+    trials = [
+        replace(trial, seed=seed, train=replace(trial.train, eval_interval=10, eval_windows=64, lr=lr))
+        for seed, lr in ((1, 2e-3), (2, 8e-3))
+    ]
     together = curve(corpus, *trials)
     with float64():
         bundled, alone = curve(corpus, *trials), curve(corpus, trials[0]) + curve(corpus, trials[1])

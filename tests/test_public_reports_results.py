@@ -1,6 +1,8 @@
 """Faults that people reported of programs like this one, tried on this one: what is made of results. Each case in our own words."""
 
+import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,10 @@ from analysis.__main__ import main as analysis
 from analysis.figures.sweeps import slugs
 from analysis.report import exports
 from analysis.report.document import Cell, Listing
+from study.command import parse
+from study.files import read_json, write_json
 from tests.running import write_study
-from tests.test_public_reports_files import as_somebody_else, names, place  # noqa: F401
+from tests.test_public_reports_files import names
 
 # ---- names that become equal files ----
 
@@ -34,24 +38,20 @@ def test_no_table_of_an_earlier_report_stays_and_every_table_of_a_person_s_own_d
 # ---- results that cannot be written ----
 
 
-@pytest.fixture(scope="module")
-def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Results of a colleague's."""
-    results = tmp_path_factory.mktemp("theirs") / "theirs"
-    write_study(results, "smoke", lambda trial: 1 + trial.shape.params_non_embedding**-0.2)
-    (results / "forecasts.json").write_text('{"schema_version": "1.0", "forecasts": []}')
-    return results
-
-
 @pytest.fixture
-def read_only(place: Path, theirs: Path) -> Iterator[Path]:  # noqa: F811
-    """The same in a folder that this account may read but not write."""
-    results = theirs.rename(place / "theirs")
-    before = names(results)
-    with as_somebody_else():
-        yield results
-    assert names(results) == before
-    results.rename(theirs)
+def read_only(tmp_path: Path) -> Iterator[Path]:
+    """Results on a disk that cannot be written."""
+    results = tmp_path / "theirs"
+    write_study(results, "smoke", lambda trial: 1 + trial.shape.params_non_embedding**-0.2)
+    facts = read_json(results / "study.json")
+    write_json(results / "study.json", facts | {"study": asdict(parse(["smoke"]).study)})
+    (results / "forecasts.json").write_text('{"schema_version": "1.0", "forecasts": []}')
+    frozen = f"mount --bind {results} {results} && mount -o remount,ro,bind {results}"
+    done = subprocess.run(frozen, shell=True, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"this system does not let a test mount a file system: {done.stderr.strip()}")
+    yield results
+    subprocess.run(["umount", "-l", results], check=True)
 
 
 @pytest.mark.parametrize(
@@ -66,15 +66,22 @@ def read_only(place: Path, theirs: Path) -> Iterator[Path]:  # noqa: F811
     ],
 )
 def test_all_that_is_written_goes_where_out_says(read_only: Path, flags: str, files: set[str], capsys: pytest.CaptureFixture[str]) -> None:
-    line = [str(read_only), *flags.format(read_only).split()]
-    assert analysis(line) == 1
-    assert capsys.readouterr().err.endswith("cannot be read or written (Permission denied); give --out a folder that can be written\n")
     out = read_only.parent / "elsewhere"
-    assert analysis([*line, "--out", str(out)]) == 0
+    assert analysis([str(read_only), *flags.format(read_only).split(), "--out", str(out)]) == 0
     assert files <= names(out)
     assert str(out) in capsys.readouterr().out
 
 
-def test_a_forecast_that_cannot_go_on_record_names_what_would_help(read_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert analysis([str(read_only), "--forecast", "3x64h4", "--bootstrap", "0"]) == 1
-    assert "work on a copy of the results" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("flags", "advice"),
+    [
+        ("--suggest 2", "give --out a folder that can be written"),
+        ("--forecast 3x32h4", "work on a copy of the results"),
+        ("--export {}/a.csv", "name another place"),
+    ],
+)
+def test_where_nothing_can_be_written_what_is_advised_helps(
+    read_only: Path, flags: str, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analysis([str(read_only), *flags.format(read_only).split()]) == 1
+    assert capsys.readouterr().err.endswith(f"cannot be read or written (Read-only file system); {advice}\n")

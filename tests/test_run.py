@@ -26,8 +26,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story_cache: Path) -> None:
-    """Each test has a working folder of its own, so that nothing lands in the repository."""
+    """Each test has a working folder of its own, so that nothing lands in the repository; no steps are timed for a quote."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as on a cluster
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:

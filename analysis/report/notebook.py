@@ -21,7 +21,7 @@ from nbformat import v4
 from analysis.report import sections
 from analysis.report import text_formats as markdown
 from analysis.table.evidence import Evidence, load
-from study.files import expanded
+from models.home import expanded
 
 ROOT = Path(__file__).resolve().parents[2]
 KERNEL = "python3"

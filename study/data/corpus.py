@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.home import expanded
+from models.home import expanded, home
 from models.tokenizer import BYTES, Tokenizer
 from study.data import sources
 from study.data import tokens as text_tokens
@@ -151,7 +151,7 @@ def default_cache_dir() -> Path:
     """The cache folder: $SCALING_STUDY_CACHE, else ~/.cache/scaling-study, else (in a home that cannot be written) a temporary folder."""
     if named := os.environ.get("SCALING_STUDY_CACHE"):
         return expanded(named, "SCALING_STUDY_CACHE")
-    at_home = Path.home() / ".cache" / "scaling-study"
+    at_home = home() / ".cache" / "scaling-study"
     existing = next(folder for folder in (at_home, *at_home.parents) if folder.exists())
     return at_home if os.access(existing, os.W_OK | os.X_OK) else Path(tempfile.gettempdir()) / f"scaling-study-{os.getuid()}"
 

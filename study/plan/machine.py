@@ -31,6 +31,13 @@ def memory() -> int:
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
+def address_space() -> int | None:
+    """Bytes that the addresses of one process may span (`ulimit -v`); None where nothing limits them."""
+    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
+        return None
+    return limit
+
+
 def processes_left() -> int | None:
     """Processes and threads that may still be started; None where nothing limits them."""
     left = [most - max(_numbers("pids", "pids.current", group), default=0) for group in _folders("pids") for most in _limit(group)]

@@ -1,6 +1,6 @@
 """Where a result came from: versions, git state, machine. Standard library only.
 
-facts = provenance()   # {"versions": {...}, "git_commit": ..., "git_dirty": ..., "machine": {...}}
+facts = provenance(cpus=2)   # {"versions": {...}, "git_commit": ..., "git_dirty": ..., "machine": {...}}
 """
 
 import os
@@ -32,15 +32,19 @@ class Provenance:
         return self.git_commit[:12] + ("+dirty" if self.git_dirty else "")
 
 
-def provenance() -> Provenance:
-    """Collect the facts; what cannot be found is empty, never an error."""
+def provenance(cpus: int) -> Provenance:
+    """Collect the facts; what cannot be found is empty, never an error.
+
+    Args:
+        cpus: processors that this process may use.
+    """
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("scaling-study", *PACKAGES)}}
     commit = _git("rev-parse", "HEAD")
     dirty = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None
     machine: dict[str, str | int] = {
         "platform": platform.platform(),
         "processor": _processor(),
-        "cpus": n_cpus(),
+        "cpus": cpus,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     return Provenance(versions, commit, dirty, platform.node(), machine)
@@ -52,11 +56,6 @@ def version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def n_cpus() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _git(*arguments: str) -> str:

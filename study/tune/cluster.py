@@ -15,6 +15,7 @@ import ray
 import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from models.home import home
 from study.options import Options
 from study.results.provenance import version
 from study.tune import head, local_ray, ray_internals
@@ -117,7 +118,7 @@ def gpus_per_trial(options: Options) -> float:
         return options.gpus_per_trial
     if options.device not in ("auto", "cuda"):
         return 0.0
-    comes = options.on_cluster and (options.device == "cuda" or brings_gpus(Path.home() / LAUNCHED))
+    comes = options.on_cluster and (options.device == "cuda" or brings_gpus(home() / LAUNCHED))
     return 1.0 if comes or ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
 
 

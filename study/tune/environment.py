@@ -7,7 +7,9 @@ import os
 import secrets
 from pathlib import Path
 
+from models.home import home
 from study.options import Options
+from study.plan import machine
 
 SETTINGS = {
     # No boxes on the terminal, no log files of its own, no phoning home.
@@ -35,6 +37,8 @@ LONGEST_FOLDER = 39
 """Bytes: a socket's path may have 107 (unix(7)), and `/ray/session_<date>_<time>_<microseconds>_<pid>/sockets/plasma_store` takes 68."""
 FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 """Where a Ray of this machine keeps its session if $TMPDIR cannot hold it."""
+LEAST_ADDRESSES = 3_400 << 20
+"""On two processors a study ran with 3,418 MiB, and Ray 2.60 ended its driver with 2,441."""
 TOKEN = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 """What a person may have said about Ray's token: whether it is wanted, the token, the file that holds it."""
 
@@ -44,7 +48,7 @@ def set_ray_environment(on_cluster: bool = False) -> None:
     for name, value in (SETTINGS if on_cluster else SETTINGS | LOCAL_SETTINGS).items():
         os.environ.setdefault(name, value)
     if on_cluster:
-        if not any(os.environ.get(name) for name in TOKEN) and (Path.home() / ".ray" / "auth_token").exists():
+        if not any(os.environ.get(name) for name in TOKEN) and (home() / ".ray" / "auth_token").exists():
             os.environ["RAY_AUTH_MODE"] = "token"  # a cluster that asks for none takes it, too
         return
     if not any(os.environ.get(name) for name in TOKEN[1:]):  # else Ray writes one into the home folder, readable for everyone
@@ -65,6 +69,20 @@ def why_not(folder: Path) -> str:
         return f"its path has {length} bytes, and the sockets in it leave room for {LONGEST_FOLDER}"
     existing = next((parent for parent in (folder, *folder.parents) if parent.exists()), folder)
     return "" if os.access(existing, os.W_OK | os.X_OK) else "it cannot be written"
+
+
+def check_address_space() -> None:
+    """Refuse where a process may span too few addresses: Ray then cannot be imported, or ends this very process without a word.
+
+    Raises:
+        ValueError: the limit is too low.
+    """
+    allowed = machine.address_space()
+    if allowed is not None and allowed < LEAST_ADDRESSES:
+        raise ValueError(
+            f"a process of this account may span {allowed >> 20:,} MiB of addresses and Ray takes about {LEAST_ADDRESSES >> 20:,}; "
+            "raise the limit (ulimit -v)"
+        )
 
 
 def check_address(options: Options) -> None:
