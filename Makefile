@@ -35,7 +35,7 @@ board: $(VENV)/.installed  ## open TensorBoard on RESULTS
 	@$(BIN)/tensorboard --logdir "$(RESULTS)/tensorboard" --load_fast=false
 
 test: $(VENV)/.installed-dev  ## the tests that take seconds each, two at a time
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer
 	@$(BIN)/python -m pytest -m slow $(ARGS)

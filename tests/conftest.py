@@ -6,7 +6,9 @@ a known law with seed noise. No training happens; the tables are written by `stu
 
 import json
 import os
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -119,16 +121,29 @@ def synthetic_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ---- a real local Ray ----
 
 
-@pytest.hookimpl(tryfirst=True)
+@cache
+def needs_ray(file: str) -> bool:
+    """Whether tests of a file start or use a Ray."""
+    return re.search(r"\bmark\.ray\b|\blocal_ray: None", (Path(__file__).parent / Path(file).name).read_text(encoding="utf-8")) is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All that needs Ray comes first, on one worker of pytest-xdist with one Ray and one tiny study; every other file stays whole."""
+    """The tests that take longest come first."""
+    items.sort(key=lambda item: not needs_ray(item.location[0]))
 
-    def group(item: pytest.Item) -> str:
-        return "ray" if item.get_closest_marker("ray") or "local_ray" in getattr(item, "fixturenames", ()) else item.location[0]
 
-    items.sort(key=lambda item: group(item) != "ray")
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(group(item)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Files stay whole, and all that need Ray stay on one worker, which starts one Ray and one tiny study."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if needs_ray(file) else file
+
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
