@@ -15,8 +15,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from study.data.corpus import default_cache_dir
 from models.home import expanded
+from study.data.corpus import default_cache_dir
 from study.options import Options
 from study.plan import machine
 from study.tune import cluster, environment, local_ray
