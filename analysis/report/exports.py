@@ -24,7 +24,8 @@ def write_tables(listings: Sequence[Listing], folder: Path) -> list[str]:
     names = {table.name for table in listings}
     for path in folder.glob("*.tex"):
         if path.stem not in names and (other := path.with_suffix(".csv")).exists():
-            path.unlink(), other.unlink()
+            path.unlink()
+            other.unlink()
     for table in listings:
         (folder / f"{table.name}.csv").write_text(as_csv(table), encoding="utf-8")
         (folder / f"{table.name}.tex").write_text(as_latex(table), encoding="utf-8")
