@@ -30,8 +30,7 @@ from analysis.estimate import Code, Refusal
 from analysis.findings import conclude as conclusions
 from analysis.findings import forecasts
 from analysis.findings.fit_summary import Options
-from analysis.findings.size_law import Fitted
-from analysis.fits import law_selection as selection
+from analysis.findings.size_law import Fitted, all_fits
 from analysis.next_trials import next_size as next_trials
 from analysis.next_trials import suggest as suggestions
 from analysis.report import answer as answers
@@ -39,6 +38,7 @@ from analysis.report import terminal as summary
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table import runs_file
+from analysis.table.recipe import one_recipe
 from models.home import expanded
 from study.console import until_closed
 from study.data.corpus import default_cache_dir
@@ -66,7 +66,9 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument(
         "--out", type=Path, metavar="FOLDER", help="where all that is written goes (default: RESULTS/report, or report/ beside a table)"
     )
-    line.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates (default 1000; 0 leaves them out)")
+    line.add_argument(
+        "--bootstrap", type=int, default=1000, metavar="N", help="bootstrap replicates behind the intervals of --delta (default 1000)"
+    )
     line.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default 0)")
     line.add_argument(
         "--columns",
@@ -276,13 +278,13 @@ def record_forecast(results: Path, text: str) -> str:
     trials = tables.load(results).trials
     if trials.empty:
         raise ValueError(f"{results} holds no usable trial to forecast from; run some first")
-    cells = replicates.average(trials[selection.one_recipe(trials)])
+    cells = replicates.average(trials[one_recipe(trials)])
     target = forecasts.parse(text, cells)
     commits, texts = (sorted(str(value) for value in trials[name].dropna().unique()) for name in ("git_commit", "data_sha256"))
     source = forecasts.Source(commits[-1] if commits else None, datetime.now(UTC), texts[0] if texts else None)
     made = forecasts.by_shape(cells, target, source)
     if isinstance(made, Refusal) and made.code != Code.EXTRAPOLATION:  # the law of shapes is not determined: that of size alone
-        fitted = next((f for f in conclusions.all_fits(cells) if isinstance(f, Fitted)), None)
+        fitted = next((f for f in all_fits(cells) if isinstance(f, Fitted)), None)
         if fitted is None:
             raise ValueError("all configurations have one size, which allows no forecast; add a second size")
         made = forecasts.make(fitted, target, source)

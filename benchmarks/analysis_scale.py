@@ -25,12 +25,11 @@ import json, os, resource, sys, time
 from pathlib import Path
 from analysis.findings import conclude as conclusions
 from analysis.table import load as table
-from analysis.findings.fit_summary import Options
 start = time.perf_counter()
 loaded = table.load(Path(sys.argv[1]))
 evaluations = len(loaded.curves)
 read = time.perf_counter() - start
-tree = conclusions.conclude(loaded, Options(n_bootstrap=1000))
+tree = conclusions.conclude(loaded)
 total = time.perf_counter() - start
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 fit = tree["fits"]["joint"]

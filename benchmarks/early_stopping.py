@@ -24,14 +24,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.findings import conclude as conclusions
-from analysis.findings.size_law import Fitted, observations
+from analysis.findings.size_law import Fitted, all_fits, observations
 from analysis.fits import intervals
-from analysis.fits import law_selection as selection
 from analysis.fits.quantities import Slope
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table.load import SAME_SIZE
+from analysis.table.recipe import one_recipe
 
 SIZE = "params_non_embedding"
 
@@ -160,8 +159,8 @@ class Answer:
 def answer(trials: pd.DataFrame, at: dict[str, float] | None) -> tuple[Answer, dict[str, float]]:
     """Slope of the joint fit at the given columns (None: at its own reference, which is returned), with its profile interval."""
     n_sizes = tables_sizes(trials)
-    cells = replicates.average(trials[selection.one_recipe(trials)])
-    fitted = next((f for f in conclusions.all_fits(cells) if isinstance(f, Fitted)), None)
+    cells = replicates.average(trials[one_recipe(trials)])
+    fitted = next((f for f in all_fits(cells) if isinstance(f, Fitted)), None)
     if fitted is None or fitted.df < 1:
         return Answer(math.nan, math.nan, math.nan, n_sizes, f"{len(cells)} configurations of {n_sizes} sizes allow no interval"), at or {}
     place = at or dict(fitted.result.reference)

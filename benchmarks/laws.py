@@ -23,7 +23,6 @@ import pandas as pd
 from analysis.estimate import Estimate
 from analysis.fits import fit as fits
 from analysis.fits import forecast_law, shape_law
-from analysis.fits.law_selection import aicc
 from analysis.fits.laws import (
     POWER,
     POWER_FLOOR,
@@ -45,6 +44,15 @@ REFERENCE = Path(os.environ.get("REFERENCE", "../shared/reference"))
 SHAPE_LAWS = (POWER, POWER_FLOOR, with_aspect(POWER_FLOOR), SEPARABLE, SHAPE, SHAPE_CROSSED)
 TOKEN_LAWS = (POWER_FLOOR_DATA, POWER_FLOOR_CROSSED)
 Predict = Callable[[dict[str, Floats]], Floats]
+
+
+def aicc(result: fits.FitResult) -> float:
+    """n ln(RSS/n) + 2k + 2k(k+1)/(n-k-1) of log residuals, k counting the variance (Hurvich and Tsai 1989); n = configurations."""
+    n, k = result.n_points, len(result.params) + 1
+    if n <= k + 1:
+        return float("inf")
+    rss = max(float(np.sum(result.residuals**2)), 1e-300)
+    return float(n * np.log(rss / n) + 2 * k + 2 * k * (k + 1) / (n - k - 1))
 
 
 # ---- tables ----

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from analysis.figures import laws, loss, style, sweeps, training
 from analysis.figures import study as figures
 from analysis.findings import conclude as conclusions
-from analysis.findings.fit_summary import Options
 from analysis.table import evidence
 from analysis.table import load as table
 from analysis.table.evidence import Evidence
@@ -25,7 +24,7 @@ from analysis.table.evidence import Evidence
 @pytest.fixture(scope="module")
 def study(synthetic_results: Path) -> Evidence:
     """The synthetic study with its real conclusions."""
-    return evidence.load(synthetic_results, conclusions.conclude(table.load(synthetic_results), Options(n_bootstrap=50)))
+    return evidence.load(synthetic_results, conclusions.conclude(table.load(synthetic_results)))
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +137,7 @@ def test_saved_files_have_reproducible_bytes(study: Evidence, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "fits", [{}, {"sweeps": [], "fits": {}}, {"primary_fit": None, "structure": {"refused": {"code": "x", "reason": "y"}}}]
+    "fits", [{}, {"sweeps": [], "fits": {}}, {"primary_fit": None, "timing": {"refused": {"code": "x", "reason": "y"}}}]
 )
 def test_an_empty_study_draws_nothing_and_does_not_fail(fits: dict[str, Any]) -> None:
     assert figures.study_figures(fits) == {}

@@ -16,7 +16,6 @@ from analysis.estimate import Estimate, Refusal, Verdict
 from analysis.findings import conclude as conclusions
 from analysis.findings import verdict
 from analysis.findings.contrast import Family
-from analysis.findings.fit_summary import Options
 from analysis.findings.levers import Lever, Study, levers
 from analysis.findings.lines import at_length, lines
 from analysis.fits.shape_law import fit_shape_law
@@ -282,7 +281,7 @@ PLANTED: dict[str, Loss] = {
 @pytest.mark.parametrize("name", PLANTED)
 def test_no_two_verdicts_of_a_report_disagree(name: str, tmp_path: Path) -> None:
     records.write_table(tmp_path / "trials.parquet", pa.Table.from_pandas(trials(loss=PLANTED[name], sd=0.006, shared=0.004)))
-    tree = conclusions.conclude(tables.load(tmp_path / "trials.parquet"), Options(n_bootstrap=0, profile=False))
+    tree = conclusions.conclude(tables.load(tmp_path / "trials.parquet"))
     for place, own in estimates({key: tree[key] for key in ("levers", "shape", "trust")}):
         if own["verdict"]:
             sure = {"gain": own["low"] is not None and own["low"] > 0, "loss": own["high"] is not None and own["high"] < 0}

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 
 from analysis.__main__ import analyze
-from analysis.findings.fit_summary import Options
 from analysis.report import notebook
 from analysis.table import evidence
 from tests.conftest import write_synthetic
@@ -25,7 +24,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_synthetic(first, seeds=2, sweeps=("width", "depth"))
     facts = json.loads((first / "study.json").read_text())
     (first / "study.json").write_text(json.dumps({**facts, "question": HOSTILE}))
-    analyze(first, options=Options(n_bootstrap=0))
+    analyze(first)
     place = tmp_path_factory.mktemp("moved") / "else'where"
     shutil.move(first, place)
     return place

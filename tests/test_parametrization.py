@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from analysis.findings import conclude as conclusions
-from analysis.findings.fit_summary import Options
-from analysis.fits import law_selection as selection
 from analysis.table import load as table
+from analysis.table.recipe import one_recipe
 from benchmarks.parametrization import base_shape, best_rate, coordinates, family, growth, losses
 from models.config import ModelConfig, Shape
 from models.transformer import Transformer, count_decayed, count_embeddings
@@ -175,7 +174,7 @@ def test_the_report_says_what_one_rate_under_mup_does_not_settle(tmp_path: Path)
         return 0.5 + (trial.shape.params_non_embedding / 1e4) ** -0.2
 
     trial = next(iter(write_study(tmp_path, "quick", loss, parametrization=["mup"], lr_exponent=["0"]).values()))
-    rates = conclusions.conclude(table.load(tmp_path), Options(n_bootstrap=0))["learning_rates"]
+    rates = conclusions.conclude(table.load(tmp_path))["learning_rates"]
     stated = f"at one learning rate ({trial.train.lr:g}) under muP (base width {trial.shape.base_width})"
     assert stated in rates["refused"]["reason"]
     assert "may still be confounded" in rates["refused"]["reason"]
@@ -185,8 +184,8 @@ def test_rows_of_before_are_of_the_standard_parametrization_and_are_fitted_with_
     old = table.load(Path(__file__).parent.parent / "benchmarks" / "results" / "study_matched.parquet")  # written without the columns
     assert (old.rows[["base_width", "base_head_dim", "base_depth"]] == 0).all(axis=None)
     now = old.trials.assign(seed=old.trials["seed"] + 10, base_width=0, base_head_dim=0, base_depth=0)
-    assert selection.one_recipe(pd.concat([old.trials, now], ignore_index=True)).all()
-    assert not selection.one_recipe(pd.concat([old.trials, now.assign(base_width=64)], ignore_index=True)).all()
+    assert one_recipe(pd.concat([old.trials, now], ignore_index=True)).all()
+    assert not one_recipe(pd.concat([old.trials, now.assign(base_width=64)], ignore_index=True)).all()
 
 
 def test_identities_of_trials_without_it_are_what_they_were() -> None:

@@ -16,7 +16,6 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from analysis.__main__ import analyze, main
-from analysis.findings.fit_summary import Options
 from analysis.report import document as content
 from analysis.report import exports, sections, terminal
 from analysis.report import html as page
@@ -60,7 +59,7 @@ class Page(HTMLParser):
 
 def build(results: Path) -> tuple[dict[str, Any], Path]:
     """Conclude and report as `python -m analysis` does; returns fits.json as written and the path of the page."""
-    analyze(results, options=Options(n_bootstrap=50))
+    analyze(results)
     folder = results / "report"
     return json.loads((folder / "fits.json").read_text()), folder / "report.html"
 
@@ -329,7 +328,7 @@ def test_a_report_that_cannot_be_built_leaves_no_old_one_that_looks_current(comp
 
 
 def test_the_conclusions_are_the_same_file_with_and_without_the_report(complete: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    analyze(complete[1].parents[1], tmp_path, Options(n_bootstrap=50), report=False)
+    analyze(complete[1].parents[1], tmp_path, report=False)
     assert json.loads((tmp_path / "fits.json").read_text()) == complete[0]
 
 

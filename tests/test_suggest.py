@@ -10,13 +10,13 @@ import pytest
 
 from analysis import __main__ as command
 from analysis.fits import intervals
-from analysis.fits import law_selection as selection
 from analysis.fits.laws import POWER_FLOOR, SIZE
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
 from analysis.next_trials import candidates, suggest
 from analysis.next_trials import optimal_design as optimal
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
+from analysis.table.recipe import one_recipe
 from study import records, suggestion
 from study.spec import Study, TrainConfig, Trial, expand
 from tests.conftest import synthetic_row
@@ -116,7 +116,7 @@ def test_a_contrast_shrinks_as_its_standard_error_and_only_by_seeds_of_its_ends(
 def test_noise_is_split_into_lack_of_fit_and_seeds_as_it_was_made(tmp_path: Path) -> None:
     study = Study(sweeps=("width:n_embd=" + ",".join(str(16 * i) for i in range(1, 41)),), seeds=(1, 2, 3, 4))
     table = tables.load(write_study(tmp_path, expand(study), study))
-    fitted = next(f for f in suggest.conclusions.all_fits(replicates.average(table.trials)) if isinstance(f, suggest.Fitted))
+    fitted = next(f for f in suggest.all_fits(replicates.average(table.trials)) if isinstance(f, suggest.Fitted))
     rows = fitted.jacobian({name: fitted.cells.columns[name] for name in fitted.result.law.columns})
     lack, seeds = optimal.scatter(fitted, rows)
     assert np.sqrt(seeds) == pytest.approx(SEED_SD, rel=0.15)
@@ -137,7 +137,7 @@ def test_a_point_that_the_design_cannot_see_leaves_the_interval_unbounded() -> N
 def test_candidates_are_unrun_trials_further_seeds_and_new_sizes_of_the_studys_sweeps(tmp_path: Path) -> None:
     trials = [t for t in expand(STUDY) if t.shape.n_embd != 128 and (t.seed != 3 or t.shape.n_embd != 32)]
     table = tables.load(write_study(tmp_path, trials))
-    cells = replicates.average(table.trials[selection.one_recipe(table.trials)])
+    cells = replicates.average(table.trials[one_recipe(table.trials)])
     found = {c.label: c for c in candidates.find(STUDY, table.rows, cells)}
     assert found["4x128h4"].kind == candidates.UNRUN
     assert [found["4x128h4"].seed(i) for i in range(4)] == [1, 2, 3, 4]

@@ -18,9 +18,9 @@ import pandas as pd
 from analysis.estimate import Code, Estimate, Refusal, Verdict, judged, part_of
 from analysis.findings.contrast import Family, Pair
 from analysis.findings.lines import SIZE
-from analysis.fits import law_selection as selection
 from analysis.table.configurations import Configurations, average, t_quantile
 from analysis.table.load import Table
+from analysis.table.recipe import one_recipe
 
 KEY = ("n_layer", "n_embd", "n_head", "n_tokens")
 FEWEST_SHAPES = 3
@@ -58,7 +58,7 @@ class Paired:
     @staticmethod
     def of(first: pd.DataFrame, second: pd.DataFrame) -> Paired:
         """Match the trials of one recipe each."""
-        parts = [own[selection.one_recipe(own)] for own in (first, second)]
+        parts = [own[one_recipe(own)] for own in (first, second)]
         marked = [own.assign(config_id=prefix + own["config_id"].astype(str)) for prefix, own in zip("ab", parts, strict=True)]
         cells = average(pd.concat(marked, ignore_index=True))
         keys = list(zip(*(cells.columns[c].tolist() for c in KEY), strict=True))

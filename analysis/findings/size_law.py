@@ -1,4 +1,4 @@
-"""A fit of a size law together with the configurations behind it: what every finding about N starts from.
+"""Fits of the law of size alone, each with the configurations behind it: what every finding about N starts from.
 
 fitted = fit_size_law("joint", "All configurations", cells); fitted.slope(1e6); fitted.log_error(fitted.at(1e6), variance)
 """
@@ -14,27 +14,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimate import Code, Refusal
-from analysis.findings import refusal_rules as verdicts
+from analysis.findings.lines import at_length, training_lengths
+from analysis.findings.sweeps import find_sweeps
 from analysis.fits import fit as fits
 from analysis.fits import intervals
-from analysis.fits import law_selection as selection
 from analysis.fits.fit import FitResult
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, Law
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, Law
+from analysis.fits.resampling import distinct_points
 from analysis.fits.size_and_text import moving_together
-from analysis.table.configurations import Configurations, Noise, f_p_value, t_quantile
+from analysis.table.configurations import Configurations, Noise, f_p_value
+from analysis.table.load import distinct_sizes, size_labels
 
-SIZE = "params_non_embedding"
 CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")
 """The ways to count N under which the joint fit is repeated."""
 AT_LENGTH = "length:"
 """Begins the names of fits to trials of one number of training tokens."""
 BESIDE_STARTS = 4
 """Starts of the fits beside the primary one: four found the same optimum as twelve in 158 of 158 simulated fits of M1 and M2."""
+RUN = ("params_non_embedding", "n_layer", "n_embd", "n_head", "lr", "unique_tokens", "batch_size")
+"""What configurations share that are checkpoints or branches of one run."""
+MAX_LEFT_OUT = 200
+"""Sizes forecast from smaller ones at most, the largest of them: of thousands of sizes none matters by itself."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A fit with the configurations that it used: what structure, diagnostics and forecasts start from.
+    """A fit with the configurations that it used.
 
     Args:
         fit_id: key in fits.json.
@@ -78,26 +83,43 @@ class Fitted:
         half = len(theta)
         return ((values[:half] - values[half:]) / (2 * step)).T
 
-    def covariance(self) -> NDArray[np.float64]:
-        """Covariance of the coordinates for a residual variance of one (linearized fit), (parameters, parameters)."""
-        own = self.jacobian({name: self.cells.columns[name] for name in self.result.law.columns})
-        return np.asarray(np.linalg.pinv(own.T @ own, rcond=1e-12), dtype=float)
-
     def combination_error(self, direction: NDArray[np.float64], variance: float) -> float:
-        """Standard error of a function of the coordinates with this gradient (delta method)."""
-        return math.sqrt(max(float(direction @ self.covariance() @ direction), 0.0) * variance)
+        """Standard error of a function of the coordinates with this gradient (delta method), for a variance of configuration means."""
+        own = self.jacobian({name: self.cells.columns[name] for name in self.result.law.columns})
+        return math.sqrt(max(float(direction @ np.linalg.pinv(own.T @ own, rcond=1e-12) @ direction), 0.0) * variance)
 
-    def log_error(self, points: Mapping[str, NDArray[np.float64]], variance: float) -> NDArray[np.float64]:
-        """Standard error of ln L at points for a residual variance of configuration means (delta method)."""
-        free = self.jacobian(points)
-        return np.sqrt(np.maximum(np.einsum("ij,jk,ik->i", free, self.covariance(), free), 0) * variance)
+
+# ---- fits ----
+
+
+def all_fits(cells: Configurations, delta: float | None = None) -> list[Fitted | Refusal]:
+    """The joint fit under each way to count N, that with configurations of unvaried size, one per sweep, and one per training length."""
+    growing = [s for s in find_sweeps(cells) if distinct_sizes(cells.columns[SIZE][list(s.members)]) > 1]
+    members = sorted({i for s in growing for i in s.members})
+    sized = cells.take(members) if members else cells
+    title = "All configurations" if len(sized) == len(cells) else "All configurations of the sweeps in which size varies"
+    columns = [c for c in CONVENTIONS if np.isfinite(cells.columns[c]).all()]
+    tried = [fit_size_law("joint" if c == SIZE else f"joint@{c}", title, sized, c, delta=delta) for c in columns]
+    if 0 < len(sized) < len(cells):
+        tried.append(fit_size_law("joint:all", "All configurations, those of equal size included", cells, delta=delta))
+    for sweep in growing:
+        own = cells.take(list(sweep.members))
+        tried.append(fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name, delta=delta))
+    return tried + (_fits_of_one_length(sized) if runs_shared(sized) else [])
+
+
+def _fits_of_one_length(cells: Configurations) -> list[Fitted | Refusal]:
+    """A fit of L(N) for each number of training tokens: branches of one run share it, but those of one length are runs of their own."""
+    lengths = [cells.take(at_length(cells, n)) for n in training_lengths(cells)]
+    known = [own for own in lengths if distinct_sizes(own.columns[SIZE]) > 2]
+    return [fit_size_law(f"{AT_LENGTH}{(n := int(own.columns['n_tokens'][0]))}", f"Trained on {n:,} tokens", own) for own in known]
 
 
 def fit_size_law(
     fit_id: str, title: str, cells: Configurations, column: str = SIZE, sweep: str | None = None, delta: float | None = None
 ) -> Fitted | Refusal:
     """Fit L(N), or L(N, D) where training tokens vary too, to configuration means: by least squares, or Huber of width `delta`."""
-    if verdicts.sizes(cells, column) < 2:
+    if distinct_sizes(cells.columns[column]) < 2:
         return Refusal(
             Code.NO_VARIATION, f"{title}: N takes one value, so the data say nothing about what parameters buy; add a second size"
         )
@@ -113,13 +135,22 @@ def fit_size_law(
 
 
 def choose_size_law(cells: Configurations, column: str = SIZE) -> Law:
-    """M2 where the training tokens vary too, M1 from four sizes on, else M0.
-
-    A floor is part of the law by default, for the entropy of text is not zero; what AICc says of the alternatives stands in `selection`.
-    """
-    if selection.varies(cells, "n_tokens", 3) and len(cells) > len(POWER_FLOOR_DATA.parameters):
+    """M2 where the training tokens vary too, M1 from four sizes on, else M0: a floor is in the law, for the entropy of text is not zero."""
+    if len(np.unique(cells.columns["n_tokens"])) >= 3 and len(cells) > len(POWER_FLOOR_DATA.parameters):
         return POWER_FLOOR_DATA
-    return POWER_FLOOR if verdicts.sizes(cells, column) >= 4 else POWER
+    return POWER_FLOOR if distinct_sizes(cells.columns[column]) >= 4 else POWER
+
+
+# ---- what intervals rest on ----
+
+
+def runs_shared(cells: Configurations) -> int:
+    """Number of runs behind configurations that are checkpoints or branches of them; 0 where every configuration has its own run."""
+    if not len(cells) or not cells.columns["is_branch"].any():
+        return 0
+    recipe = np.stack([np.nan_to_num(cells.columns[c]) for c in RUN])
+    runs = np.unique(recipe, axis=1).shape[1]
+    return runs if runs < len(cells) else 0
 
 
 def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None, int]:
@@ -128,7 +159,7 @@ def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None,
     Residual scatter alone where the lack of fit exceeds the seeds' noise (F test at 5 %); otherwise residuals and seed noise pooled, which
     is what lets a four-level sweep with seeds say anything (Draper and Smith 1998, chapter 2).
     """
-    if verdicts.runs_shared(fitted.cells):
+    if runs_shared(fitted.cells):
         return None, 0  # branches of one run scatter together: their scatter says too little
     rss, df = float(np.sum(fitted.result.residuals**2)), fitted.df
     if isinstance(noise, Refusal):
@@ -146,81 +177,39 @@ def observations(fitted: Fitted, means: bool = False) -> intervals.Observations:
         means: give configuration means instead, one row each.
     """
     cells, law = fitted.cells, fitted.result.law
-    if means:
-        own = {name: cells.columns[name] for name in law.columns}
-        return intervals.Observations(law, own, cells.loss, np.arange(len(cells)), fitted.result.reference)
-    columns = {name: cells.columns[name][cells.cell_config] for name in law.columns}
-    return intervals.Observations(law, columns, cells.cell_loss, cells.cell_config, fitted.result.reference)
+    rows = np.arange(len(cells)) if means else cells.cell_config
+    columns = {name: cells.columns[name][rows] for name in law.columns}
+    return intervals.Observations(law, columns, cells.loss if means else cells.cell_loss, rows, fitted.result.reference)
 
 
-# ---- diminishing returns ----
+# ---- would it have been foretold? ----
 
 
-def diminishing(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any] | Refusal:
-    """Gain of the first and the last doubling inside the data, of the next one beyond, and the size from which it is below the noise.
+def leave_largest_out(fitted: Fitted) -> list[dict[str, Any]]:
+    """Each size predicted from the smaller ones only, rolling up to the largest: the error that an extrapolation would have made."""
+    cells, law = fitted.cells, fitted.result.law
+    sizes = cells.columns[fitted.column]
+    groups = size_labels(sizes)
+    targets = np.unique(groups)[1:][-MAX_LEFT_OUT:]
+    keep = groups[None, :] < targets[:, None]
+    points = {name: cells.columns[name] for name in law.columns}
+    enough = (targets >= 2 + int(law.has_floor)) & (distinct_points(points, keep.astype(float)) >= len(law.parameters))
+    if not enough.any():
+        return []
+    batch = fits.fit_batch(law, cells.columns, cells.loss, weights=keep[enough].astype(float), start=fitted.result)
+    predicted = np.log(batch.predict(cells.columns))  # (targets, configurations)
+    return [
+        _foretold(cells.loss[groups == n], sizes[groups == n], own[groups == n], n)
+        for n, own in zip(targets[enough], predicted, strict=True)
+    ]
 
-    All gains in nats with delta-method intervals; the size is refused where it lies beyond one observed log-range.
-    """
-    sizes = fitted.cells.columns[fitted.column]
-    low, high = float(sizes.min()), float(sizes.max())
-    if high < 2 * low:
-        return Refusal(Code.NARROW_RANGE, f"sizes span {high / low:.2f}-fold, less than one doubling; add a size twice as large")
-    block: dict[str, Any] = {
-        "smallest": gain_between(fitted, low, 2 * low, noise),
-        "largest": gain_between(fitted, high / 2, high, noise),
-        "next": gain_between(fitted, high, 2 * high, noise),
-        "per_million": {"at_smallest": _per_million(fitted, low), "at_largest": _per_million(fitted, high)},
+
+def _foretold(loss: Any, sizes: Any, predicted: Any, from_sizes: int) -> dict[str, Any]:
+    """One size against its prediction; the error is that of log loss, in percent, positive where the loss is higher than predicted."""
+    return {
+        "size": float(np.exp(np.mean(np.log(sizes)))),
+        "observed": float(np.mean(loss)),
+        "predicted": float(np.exp(np.mean(predicted))),
+        "error_percent": 100 * math.expm1(float(np.mean(np.log(loss) - predicted))),
+        "from_sizes": int(from_sizes),
     }
-    if isinstance(noise, Refusal):
-        return block | {"below_noise_from": None, "below_noise_reason": noise.reason}
-    return block | _below_noise(fitted, noise.detectable, low, high)
-
-
-def gain_between(fitted: Fitted, first: float, second: float, noise: Noise | Refusal) -> dict[str, Any]:
-    """L(first) - L(second) on the curve, nats, with its delta-method interval."""
-    points = fitted.at([first, second])
-    losses = fitted.result.predict(points)
-    cell: dict[str, Any] = {"from": first, "to": second, "gain": float(losses[0] - losses[1]), "low": None, "high": None}
-    variance, df = mean_variance(fitted, noise)
-    if variance is None:
-        return cell
-    slopes = fitted.jacobian(points) * losses[:, None]
-    half = t_quantile(df) * fitted.combination_error(slopes[0] - slopes[1], variance)
-    return cell | {"low": cell["gain"] - half, "high": cell["gain"] + half}
-
-
-def _per_million(fitted: Fitted, size: float) -> float:
-    """-dL/dN at a size, nats per million parameters."""
-    loss = float(fitted.result.predict(fitted.at(size))[0])
-    return -fitted.slope(size) * loss / size * 1e6
-
-
-def _below_noise(fitted: Fitted, detectable: float, low: float, high: float) -> dict[str, Any]:
-    """Smallest size from which the next doubling gains less than the noise floor, within one log-range beyond the data, or None."""
-    grid = np.geomspace(low, high * (high / low), 400)
-    gains = fitted.result.predict(fitted.at(grid)) - fitted.result.predict(fitted.at(2 * grid))
-    below = np.flatnonzero(gains < detectable)
-    if not len(below):
-        reason = f"up to {grid[-1]:,.0f} parameters, one observed log-range beyond the data, each doubling gains more than the noise floor"
-        return {"below_noise_from": None, "below_noise_reason": reason}
-    return {"below_noise_from": {"size": float(grid[below[0]]), "inside_data": bool(grid[below[0]] <= high), "noise": detectable}}
-
-
-def unit_below_noise(fitted: Fitted, sweep: dict[str, Any], noise: Noise | Refusal) -> dict[str, Any] | None:
-    """The value of a sweep's factor (layers, say) from which one more unit gains less than the noise floor, by the sweep's own curve.
-
-    None where units differ in their parameters (width), no noise is measured, or a unit still pays one log-range beyond the data.
-    """
-    per_unit = sweep["params_per_unit"]
-    if isinstance(noise, Refusal) or not per_unit:
-        return None
-    first, last = sweep["levels"][0], sweep["levels"][-1]
-    base = first["params_non_embedding"] - per_unit * first["value"]
-    end = last["params_non_embedding"] ** 2 / first["params_non_embedding"]
-    values = np.arange(first["value"], math.floor((end - base) / per_unit))
-    gains = fitted.result.predict(fitted.at(base + per_unit * values)) - fitted.result.predict(fitted.at(base + per_unit * (values + 1)))
-    below = np.flatnonzero(gains < noise.detectable)
-    if not len(below):
-        return None
-    value = int(values[below[0]])
-    return {"value": value, "gain": float(gains[below[0]]), "noise": noise.detectable, "inside_data": value <= last["value"]}

@@ -14,44 +14,27 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimate import Code, Refusal
-from analysis.findings.fit_summary import thinned
-from analysis.findings.one_factor import Sweep
+from analysis.findings.sweeps import SHAPE, SIZE, Sweep, thinned
 from analysis.fits import fit as fits
 from analysis.fits.laws import TIMING
 from analysis.table.configurations import Configurations, t_quantile, whole
 
-SIZE = "params_non_embedding"
 SHARED = "these trials shared their device or do not say that they had it alone; run them with exclusive timing to compare speeds"
 
 
-# ---- overfitting ----
-
-
 def overfitting(cells: Configurations) -> dict[str, Any]:
-    """Validation less training loss at the last step: mean over configurations, its t interval, and how it moves with size."""
+    """Validation less training loss at the last step: mean over configurations with its t interval, and the most epochs of any."""
     gap = cells.loss - cells.columns["train_loss"]
     known = np.isfinite(gap)
     if not known.any():
         return Refusal(Code.MISSING, "no trial recorded train_loss, so the gap to validation loss is not known").to_dict()
-    gap, size = gap[known], cells.columns[SIZE][known]
-    epochs = cells.columns["epochs"][known]
-    block: dict[str, Any] = {"gap": float(gap.mean()), "low": None, "high": None, "largest_model_gap": float(gap[np.argmax(size)])}
+    gap, epochs = gap[known], cells.columns["epochs"][known]
+    block: dict[str, Any] = {"gap": float(gap.mean()), "low": None, "high": None}
     block["epochs"] = float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None
     if len(gap) > 1:
         half = t_quantile(len(gap) - 1) * float(gap.std(ddof=1)) / np.sqrt(len(gap))
         block |= {"low": block["gap"] - half, "high": block["gap"] + half}
-    error = cells.columns["val_loss_se"][known]
-    noise = float(np.nanmedian(error)) if np.isfinite(error).any() else None
-    return block | _gap_verdict(block, noise)
-
-
-def _gap_verdict(block: dict[str, Any], evaluation_se: float | None) -> dict[str, Any]:
-    """A gap counts as overfitting where it exceeds what two evaluations of finite windows differ by."""
-    if evaluation_se is None:
-        return {"verdict": "not_told"}
-    floor = 1.96 * np.sqrt(2) * evaluation_se
-    small = abs(block["gap"]) <= floor
-    return {"verdict": "within_noise" if small else "overfits" if block["gap"] > 0 else "training_is_harder", "evaluation_noise": floor}
+    return block
 
 
 # ---- time per step ----
@@ -62,8 +45,7 @@ def timing(trials: pd.DataFrame, cells: Configurations, sweeps: Sequence[Sweep])
     alone = np.isfinite(cells.columns["ms_exclusive"])
     rows = [
         {
-            **{c: whole(cells.columns[c][i]) for c in ("n_layer", "n_embd", "n_head", "params_non_embedding")},
-            "config_id": str(cells.config_id[i]),
+            **{c: whole(cells.columns[c][i]) for c in (*SHAPE, SIZE)},
             "ms_per_step": cells.columns["ms_exclusive"][i] if alone[i] else cells.columns["ms_per_step"][i],
             "tokens_per_s": cells.columns["tokens_per_s"][i],
             "peak_memory_bytes": cells.columns["peak_memory_bytes"][i],
@@ -85,20 +67,20 @@ def _fit(cells: Configurations, alone: Any) -> dict[str, Any]:
     if not alone.any():
         return Refusal(Code.SHARED_DEVICE, f"no law of time per step: {SHARED}").to_dict()
     timed = cells.take(alone)
-    if any(len(np.unique(timed.columns[c])) < 3 for c in ("n_layer", "n_embd", "n_head")) or len(timed) < len(TIMING.parameters) + 2:
+    if any(len(np.unique(timed.columns[c])) < 3 for c in SHAPE) or len(timed) < len(TIMING.parameters) + 2:
         reason = f"the timing law needs {len(TIMING.parameters) + 2} exclusive configurations with three depths, widths and head counts"
         return Refusal(Code.TOO_FEW_DF, reason).to_dict()
     try:
         result = fits.fit(TIMING, timed.columns, timed.columns["ms_exclusive"])
     except fits.FitError as error:
         return Refusal(Code.TOO_FEW_DF, str(error)).to_dict()
-    card = result.to_dict()
-    keys = ("law", "equation", "source", "reference", "status", "gradient_norm", "starts_agreeing", "n_starts", "condition")
-    typical = float(np.median(np.abs(np.expm1(result.residuals))))
     return {
-        **{k: card[k] for k in keys},
+        "equation": TIMING.equation,
+        "source": TIMING.source,
+        "reference": dict(result.reference),
+        "status": result.status.name,
         "parameters": dict(result.params),
-        "median_relative_error": typical,
+        "median_relative_error": float(np.median(np.abs(np.expm1(result.residuals)))),
         "n_configurations": len(timed),
     }
 
@@ -109,12 +91,11 @@ def heads_slowdown(trials: pd.DataFrame, cells: Configurations, sweep: Sweep) ->
     if not np.isfinite(cells.columns["ms_exclusive"][ends]).all():
         return Refusal(Code.SHARED_DEVICE, f"no slow-down of heads: {SHARED}")
     ratio = float(cells.columns["ms_exclusive"][ends[1]] / cells.columns["ms_exclusive"][ends[0]])
-    few, many = (int(cells.columns["n_head"][i]) for i in ends)
     alone = trials[trials["exclusive_timing"].fillna(False).astype(bool)]
     logs = [np.log(alone.loc[alone["config_id"].astype(str) == str(cells.config_id[i]), "ms_per_step"].to_numpy(float)) for i in ends]
-    df = sum(len(x) - 1 for x in logs)
-    block: dict[str, Any] = {"ratio": ratio, "low": None, "high": None, "from": few, "to": many}
+    block: dict[str, Any] = {"ratio": ratio, "low": None, "high": None}
     if all(len(x) > 1 for x in logs):
+        df = sum(len(x) - 1 for x in logs)
         pooled = sum(float(np.sum((x - x.mean()) ** 2)) for x in logs) / df
         half = t_quantile(df) * float(np.sqrt(pooled * sum(1 / len(x) for x in logs)))
         block |= {"low": ratio * np.exp(-half), "high": ratio * np.exp(half)}

@@ -17,12 +17,9 @@ import numpy as np
 
 from analysis.estimate import Refusal
 from analysis.findings import conclude as conclusions
-from analysis.findings import one_factor as sweeps
-from analysis.findings import refusal_rules as verdicts
-from analysis.findings import shape_effects as structure
-from analysis.findings.size_law import AT_LENGTH, Fitted, observations
+from analysis.findings.size_law import AT_LENGTH, Fitted, all_fits, observations, runs_shared
+from analysis.findings.sweeps import find_sweeps
 from analysis.fits import intervals
-from analysis.fits import law_selection as selection
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope, read
 from analysis.next_trials import candidates
 from analysis.next_trials.candidates import Candidate
@@ -30,6 +27,7 @@ from analysis.next_trials.optimal_design import Aim, ContrastAim, Counts, CurveA
 from analysis.table import configurations as replicates
 from analysis.table.configurations import Configurations
 from analysis.table.load import Table
+from analysis.table.recipe import one_recipe
 from study.suggestion import FILE, KIND, study_of
 
 SCHEMA_VERSION = "1.0"
@@ -139,12 +137,12 @@ def setting(table: Table, asked: Asked, found: Sequence[Candidate], cells: Confi
     if asked.kind == "contrast":
         return _contrast_setting(asked, found, cells)
     wanted = f"sweep:{asked.sweep}" if asked.sweep else "joint"
-    fits = {f.fit_id: f for f in conclusions.all_fits(cells) if isinstance(f, Fitted)}
+    fits = {f.fit_id: f for f in all_fits(cells) if isinstance(f, Fitted)}
     if wanted not in fits:
         known = ", ".join(sorted(f.sweep for f in fits.values() if f.sweep)) or "none"
         raise ValueError(f"there is no fit to shrink {asked.text} of (sweeps with a fit: {known}); run sizes of the study first")
     fitted = fits[wanted]
-    if verdicts.runs_shared(fitted.cells):  # branches of one run scatter together: those of one length have runs of their own
+    if runs_shared(fitted.cells):  # branches of one run scatter together: those of one length have runs of their own
         lengths = [f for f in fits.values() if f.fit_id.startswith(AT_LENGTH)]
         if asked.sweep or not lengths:
             raise ValueError(f"{asked.text}: its trials are branches of shared runs, which leave no interval that could shrink")
@@ -183,7 +181,7 @@ def _contrast_setting(asked: Asked, found: Sequence[Candidate], cells: Configura
     noise = replicates.measure_noise(cells)
     if isinstance(noise, Refusal):
         raise ValueError(f"{asked.text} has no interval that could shrink: {noise.reason}")
-    named = {sweep.name: sweep for sweep in sweeps.find_sweeps(cells)}
+    named = {sweep.name: sweep for sweep in find_sweeps(cells)}
     if asked.sweep not in named or len(named[asked.sweep].members) < 2:
         raise ValueError(f"there is no sweep {asked.sweep!r} of two or more levels to contrast; there are {', '.join(named)}")
     members = named[asked.sweep].members
@@ -195,9 +193,16 @@ def _contrast_setting(asked: Asked, found: Sequence[Candidate], cells: Configura
     aim = ContrastAim(ends, noise.difference_sd, noise.difference_df, cells.n_seeds)
     point = float(cells.loss[ends[1]] - cells.loss[ends[0]])
     half = aim.half_width(cells.n_seeds)
-    title = f"mean loss of {' less that of '.join(structure.shape_label(cells, i) for i in reversed(ends))}"
+    title = f"mean loss of {' less that of '.join(_label(cells, i) for i in reversed(ends))}"
     now = {"low": point - half, "high": point + half, "point": point, "status": "closed", "fit": title}
     return Setting(aim, options, cells.n_seeds.astype(np.int64), now)
+
+
+def _label(cells: Configurations, i: int) -> str:
+    """Depth x width, with the heads where the study varies them at that depth and width: 12x256, 2x64h8."""
+    depth, width, heads = (cells.columns[name] for name in ("n_layer", "n_embd", "n_head"))
+    same = (depth == depth[i]) & (width == width[i])
+    return f"{int(depth[i])}x{int(width[i])}" + (f"h{int(heads[i])}" if len(np.unique(heads[same])) > 1 else "")
 
 
 def suggest(table: Table, wanted: str, n: int) -> dict[str, Any]:
@@ -214,7 +219,7 @@ def suggest(table: Table, wanted: str, n: int) -> dict[str, Any]:
     if table.trials.empty:
         raise ValueError(f"{table.path} holds no usable trial to suggest from; run some of the study first")
     study = study_of(table.study["study"], table.path / "study.json")
-    cells = replicates.average(table.trials[selection.one_recipe(table.trials)])
+    cells = replicates.average(table.trials[one_recipe(table.trials)])
     held = table.study.get("options")
     cpus = float(held.get("cpus_per_trial") or 1.0) if isinstance(held, Mapping) else 1.0
     place = setting(table, asked, candidates.find(study, table.rows, cells, cpus), cells)

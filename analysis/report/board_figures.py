@@ -1,6 +1,6 @@
 """A running study's figures on its board: `python -m analysis.report.board_figures RESULTS`, started by the board at low priority.
 
-Reads the tables as they are; writes one event file into `tensorboard/_study`. Without intervals (no bootstrap), which the report has.
+Reads the tables as they are; writes one event file into `tensorboard/_study`.
 """
 
 import io
@@ -11,7 +11,6 @@ from pathlib import Path
 from analysis.figures.study import study_figures
 from analysis.figures.style import look
 from analysis.findings.conclude import conclude
-from analysis.findings.fit_summary import Options
 from analysis.table import evidence
 from analysis.table import load as table
 from study.display import tensorboard as board
@@ -23,7 +22,7 @@ def draw(results: Path) -> dict[str, bytes]:
     Raises:
         ValueError: there is nothing to draw yet.
     """
-    found = evidence.load(results, conclude(table.load(results), Options(n_bootstrap=0)))
+    found = evidence.load(results, conclude(table.load(results)))
     images = {}
     with look():
         for name, figure in study_figures(found.fits, found.trials, found.curves).items():

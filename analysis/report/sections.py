@@ -13,7 +13,7 @@ from analysis.figures.laws import levers_over_length
 from analysis.figures.loss import HEAD_MARKERS, law_of, panels
 from analysis.figures.study import tried_rates
 from analysis.figures.sweeps import slugs
-from analysis.findings.pareto_front import WORDS as COSTS
+from analysis.findings.searches import COSTS
 from analysis.report import document, tables
 from analysis.report.answer import scored
 from analysis.report.document import Cell, Listing, Picture, Section

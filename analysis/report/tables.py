@@ -352,8 +352,8 @@ def refusals_listing(refusals: Sequence[Mapping[str, Any]]) -> Listing:
 
 SUBJECTS = {
     "alpha": "α", "beta": "β", "kappa": "κ", "fit": "law of time per step", "heads_slowdown": "time per step of heads",
-    "law": "law in depth and width", "lack_of_fit": "test of the fit", "worth_in_parameters": "worth of a shape in parameters",
-    "equal_size": "comparison at equal size", "still_falling": "how steeply losses still fall", "irreducible_loss": "irreducible loss",
+    "law": "law in depth and width", "worth_in_parameters": "worth of a shape in parameters",
+    "equal_size": "comparison at equal size", "still_falling": "how steeply losses still fall",
     "compute_optimal": "compute-optimal size", "learning_rates": "learning rates", "stories": "generated text",
     "over_length": "levers over training length", "crossing": "length from which a lever pays", "lead_of_wide": "lead of wide shapes",
 }  # fmt: skip

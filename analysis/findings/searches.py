@@ -1,8 +1,8 @@
-"""Learning rates: the best one of each size with its bracket, and what tuning changes about depth, width and size.
+"""What searches found: the best learning rate of each size and what tuning changes, and which shapes buy a lower loss for what they cost.
 
 Everything comes from the tables: runs that a search gave up (STOPPED) bracket an optimum, but no loss of theirs is ever fitted.
 
-    found = rates.learning_rates(table, noise)
+    found = learning_rates(table, noise); blocks = fronts(table)   # [] where the study has no search over shapes
 """
 
 from __future__ import annotations
@@ -16,31 +16,27 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.estimate import Code, Refusal
-from analysis.fits import law_selection as selection
 from analysis.table.configurations import Noise, t_quantile
 from analysis.table.load import Table
+from analysis.table.recipe import TUNED
 from study.search.learning_rate import Probe, bracket, noise_of, optimum
 
 SHAPE = ("n_layer", "n_embd", "n_head")
 SIZE = "params_non_embedding"
-Floats = NDArray[np.float64]
+COSTS = {"params": "parameters", "flops": "training FLOPs", "memory": "bytes of memory", "ms_per_token": "milliseconds per token"}
+"""What shapes are searched against, in words."""
 
 
-def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any] | Refusal:
-    """The best learning rate found per shape with its bracket, the history of the runs, and slopes with and without tuning."""
+def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any]:
+    """The best learning rate found per shape with its bracket, and slopes with and without tuning; or a refusal."""
     known = table.completed[table.completed["lr"].notna() & (table.completed["lr"] > 0)]
     if known.empty:
-        return Refusal(Code.MISSING, "no trial recorded its learning rate")
+        return Refusal(Code.MISSING, "no trial recorded its learning rate").to_dict()
     chance = _chance(known, table.study, noise)
     rows = [row for key, own in known.groupby([*SHAPE, "n_tokens", SIZE]) if (row := _of_shape(table, key, own, chance))]
     if not rows:
-        return _untuned(known)
-    slopes = tuning_effect(known[known["lr_status"] != "searched"], table.study)
-    return {
-        "rows": rows,
-        "bracketed": all(r["bracketed"] for r in rows),
-        "slopes": slopes,
-    }
+        return _untuned(known).to_dict()
+    return {"rows": rows, "slopes": tuning_effect(known[known["lr_status"] != "searched"], table.study)}
 
 
 def _chance(known: pd.DataFrame, study: Mapping[str, Any], noise: Noise | Refusal) -> float | None:
@@ -80,10 +76,8 @@ def _of_shape(table: Table, key: Any, own: pd.DataFrame, chance: float | None) -
     if not done:
         return None
     best = min(done, key=lambda p: p.loss)
-    error = noise_of(probes) if chance is None else chance
-    below, above = bracket(best, probes, error)
-    means = own.astype({"lr": float}).groupby("lr")["val_loss"].agg(["mean", "size"])
-    chosen = own[own["lr_status"].isin(selection.TUNED)]
+    below, above = bracket(best, probes, noise_of(probes) if chance is None else chance)
+    chosen = own[own["lr_status"].isin(TUNED)]
     at_best = own[own["lr"] == best.lr]
     claimed = at_best[at_best["lr_status"] != "searched"]
     return {
@@ -92,15 +86,11 @@ def _of_shape(table: Table, key: Any, own: pd.DataFrame, chance: float | None) -
         "low": below.lr if below else None,
         "high": above.lr if above else None,
         "optimum": optimum(probes),
-        "bracketed": bool(below and above),
         "status": str(chosen["lr_status"].iloc[0]) if len(chosen) else "tried",
         "loss": float((claimed if len(claimed) else at_best)["val_loss"].mean()),
         "chosen_by_own_seeds": bool(set(paired["seed"]) & set(chosen["seed"])),
-        "noise": error,
         "n_runs": len(paired),
         "n_stopped": int((paired["status"] == "STOPPED").sum()),
-        "tried": [{"lr": lr, "loss": float(loss), "n": int(n)} for lr, loss, n in means.itertuples()],
-        "history": _history(paired),
     }
 
 
@@ -129,34 +119,7 @@ def _probe(lr: Any, part: pd.DataFrame, curves: pd.DataFrame) -> Probe:
     return Probe(float(lr), status, tuple(sorted(points.items())), float(errors.median()) if len(errors) else None)
 
 
-def _history(paired: pd.DataFrame) -> list[dict[str, Any]]:
-    """The runs in the order in which they began."""
-    ordered = paired.sort_values(["started_at", "lr"]) if paired["started_at"].notna().all() else paired.sort_values("lr")
-    columns = zip(ordered["lr"], ordered["val_loss"].astype(float), ordered["status"], ordered["n_steps"], ordered["seed"], strict=True)
-    return [
-        {"lr": float(lr), "loss": float(loss), "status": str(status), "step": None if pd.isna(step) else int(step), "seed": int(seed)}
-        for lr, loss, status, step, seed in columns
-    ]
-
-
 # ---- what tuning changes ----
-
-
-def regression(design: Floats, response: Any) -> list[dict[str, Any]]:
-    """Least-squares coefficients, each with its 95 % t interval (low and high are None without degrees of freedom)."""
-    y = np.asarray(response, dtype=float)
-    found, _, rank, _ = np.linalg.lstsq(design, y, rcond=None)
-    df = len(y) - int(rank)
-    cells: list[dict[str, Any]] = [
-        {"value": float(v), "low": None, "high": None, "method": f"least squares, t interval, {df} degrees of freedom"} for v in found
-    ]
-    if df < 1 or rank < design.shape[1]:
-        return cells
-    variance = float(np.sum((y - design @ found) ** 2)) / df
-    errors = np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
-    half = t_quantile(df) * errors
-    ends = [{"low": float(v - h), "high": float(v + h)} for v, h in zip(found, half, strict=True)]
-    return [cell | end for cell, end in zip(cells, ends, strict=True)]
 
 
 def tuning_effect(trials: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, Any]:
@@ -164,28 +127,34 @@ def tuning_effect(trials: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, A
     pairs = [
         (key, float(tuned["val_loss"].mean()), float(own["val_loss"].mean()))
         for key, part in trials.groupby([*SHAPE, "n_tokens", SIZE])
-        if len(tuned := part[part["lr_status"].isin(selection.TUNED)]) and len(own := _at_own_rate(part, study))
+        if len(tuned := part[part["lr_status"].isin(TUNED)]) and len(own := _at_own_rate(part, study))
     ]
     if len(pairs) < 3:
         reason = f"slopes with and without tuning need three shapes that ran both ways, there are {len(pairs)}"
         return Refusal(Code.TOO_FEW_SIZES, reason).to_dict()
     shapes = np.array([key for key, *_ in pairs], dtype=float)
     log_tuned, log_own = np.log([pair[1] for pair in pairs]), np.log([pair[2] for pair in pairs])
-    gains = np.exp(log_own) - np.exp(log_tuned)
-    effect: dict[str, Any] = {
-        "n_shapes": len(pairs),
-        "gain": {"mean": float(gains.mean()), "least": float(gains.min()), "most": float(gains.max())},
-    }
+    effect: dict[str, Any] = {}
     for names, columns in ((("depth", "width"), (0, 1)), (("size",), (4,))):
         logs = np.log(shapes[:, columns])
         varying = [i for i in range(len(columns)) if np.ptp(logs[:, i]) > 0]
         design = np.column_stack([np.ones(len(pairs)), logs[:, varying]])
         if np.linalg.matrix_rank(design) < design.shape[1] or len(pairs) <= design.shape[1]:
             continue
-        fitted = [regression(design, y)[1:] for y in (log_tuned, log_own, log_tuned - log_own)]
+        fitted = [_regression(design, y)[1:] for y in (log_tuned, log_own, log_tuned - log_own)]
         for position, i in enumerate(varying):
             effect[names[i]] = dict(zip(("tuned", "untuned", "change"), (cells[position] for cells in fitted), strict=True))
     return effect
+
+
+def _regression(design: NDArray[np.float64], y: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Least-squares coefficients, each with its 95 % t interval; the design has full rank and more rows than columns."""
+    found = np.linalg.lstsq(design, y, rcond=None)[0]
+    df = len(y) - design.shape[1]
+    variance = float(np.sum((y - design @ found) ** 2)) / df
+    half = t_quantile(df) * np.sqrt(variance * np.diag(np.linalg.inv(design.T @ design)))
+    method = f"least squares, t interval, {df} degrees of freedom"
+    return [{"value": float(v), "low": float(v - h), "high": float(v + h), "method": method} for v, h in zip(found, half, strict=True)]
 
 
 def _at_own_rate(part: pd.DataFrame, study: Mapping[str, Any]) -> pd.DataFrame:
@@ -193,7 +162,7 @@ def _at_own_rate(part: pd.DataFrame, study: Mapping[str, Any]) -> pd.DataFrame:
     rate = own_rate(study, float(part[SIZE].iloc[0]))
     if rate is not None:
         return part[np.isclose(part["lr"].astype(float), rate, rtol=6e-3)]
-    fixed = part[~part["lr_status"].isin(selection.TUNED)]
+    fixed = part[~part["lr_status"].isin(TUNED)]
     return fixed[fixed["lr"] == fixed["lr"].value_counts().idxmax()] if len(fixed) else fixed
 
 
@@ -209,3 +178,65 @@ def own_rate(study: Mapping[str, Any], size: float) -> float | None:
         return float(train["lr"]) * (size / reference) ** float(stated.get("lr_exponent") or 0.0)  # type: ignore[union-attr]
     except (TypeError, KeyError, AttributeError, ValueError):
         return None
+
+
+# ---- shapes against a cost ----
+
+
+def fronts(table: Table) -> list[dict[str, Any]]:
+    """The Pareto front of each search over shapes of the study."""
+    stated = table.study.get("study")
+    found = []
+    for line in stated.get("sweeps") or [] if isinstance(stated, Mapping) else []:
+        name, *parts = str(line).split(":")
+        given = dict(part.partition("=")[::2] for part in parts)
+        if given.get("kind") == "search" and given.get("against") in COSTS:
+            own = table.trials[[name in (sweeps if sweeps is not None else ()) for sweeps in table.trials["sweeps"]]]
+            limits = {key: _number(given[f"max_{key}"]) for key in COSTS if f"max_{key}" in given}
+            if len(own):
+                found.append(front(name, str(given["against"]), limits, own))
+    return found
+
+
+def _number(text: str) -> float:
+    scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 1.0)
+    return float(text[:-1] if scale > 1 else text) * scale
+
+
+def costs(trials: pd.DataFrame) -> pd.DataFrame:
+    """The four costs of each trial, one column each; missing where they were not measured."""
+    return pd.DataFrame({
+        "params": trials[SIZE].astype(float),
+        "flops": trials["flops"].astype(float),
+        "memory": trials["peak_memory_bytes"].astype(float),
+        "ms_per_token": trials["ms_per_step"].astype(float) / (trials["batch_size"] * trials["block_size"]).astype(float),
+    })  # fmt: skip
+
+
+def front(name: str, against: str, limits: Mapping[str, float], trials: pd.DataFrame) -> dict[str, Any]:
+    """Trials by cost, each on the front, dominated, or beyond a limit."""
+    known = costs(trials)
+    cost, loss = known[against].to_numpy(dtype=float), trials["val_loss"].to_numpy(dtype=float)
+    within = np.ones(len(trials), dtype=bool)
+    for key, limit in limits.items():
+        within &= ~(known[key].to_numpy(dtype=float) > limit)
+    on_front = undominated(cost, np.where(within, loss, np.inf))
+    rows = [
+        {
+            **{key: int(trials[key].iloc[i]) for key in (*SHAPE, SIZE)},
+            "lr": float(trials["lr"].iloc[i]),
+            "cost": float(cost[i]),
+            "loss": float(loss[i]),
+            "verdict": "beyond a limit" if not within[i] else "on the front" if on_front[i] else "dominated",
+        }
+        for i in np.lexsort((loss, cost))
+    ]
+    return {"name": name, "against": against, "rows": rows}
+
+
+def undominated(cost: Any, loss: Any) -> Any:
+    """Points to which no other is at most as costly and at most as bad, and better in one; boolean, shape (points,)."""
+    cost, loss = np.asarray(cost, dtype=float), np.asarray(loss, dtype=float)
+    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
+    better = (cost[:, None] < cost) | (loss[:, None] < loss)
+    return np.isfinite(cost) & np.isfinite(loss) & ~(no_worse & better).any(axis=0)

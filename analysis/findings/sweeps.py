@@ -1,0 +1,266 @@
+"""Sweeps as a reader sees them: levels with the gain of each step, shapes of equal size, a field of the recipe varied at fixed shapes.
+
+A sweep is a name that the study gave to a list of configurations; where a table names none, one-factor sweeps are found in its shapes.
+The factor is the one column that varies; a sweep in which several vary (a grid, matched shapes) is listed by size.
+
+    blocks = [describe(cells, sweep, noise) for sweep in find_sweeps(cells)]
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from analysis.estimate import Refusal, Verdict
+from analysis.table.configurations import Configurations, Floats, Noise, t_p_value, t_quantile, whole
+from analysis.table.load import SAME_SIZE
+
+SHAPE = ("n_layer", "n_embd", "n_head")
+RECIPE = ("lr", "n_tokens", "unique_tokens", "batch_size", "weight_decay", "dropout", "block_size")
+NAMES = {"n_layer": "depth", "n_embd": "width", "n_head": "heads"}
+AXES = {
+    "n_tokens": "training tokens", "unique_tokens": "unique tokens", "block_size": "context", "batch_size": "batch size",
+    "dropout": "dropout", "weight_decay": "weight decay",
+}  # fmt: skip
+"""Fields that can be an axis; where several vary (batch size follows a context at equal tokens per step) the first is meant."""
+SIZE = "params_non_embedding"
+SHOWN = 1000
+"""Rows listed at most: of thousands of configurations an even selection is shown."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A named list of configurations.
+
+    Args:
+        name: as the study named it, or depth, width, heads where it was found in the shapes.
+        factor: the column that varies, or "size" where several do.
+        members: indices into the configurations, in order of the factor.
+    """
+
+    name: str
+    factor: str
+    members: tuple[int, ...]
+
+
+def find_sweeps(cells: Configurations, chosen: Collection[str] | None = None) -> list[Sweep]:
+    """The study's sweeps, else one-factor sweeps found in the shapes; configurations in none of them follow as `other`.
+
+    Args:
+        chosen: configurations of the joint fit; where a shape was trained at several learning rates, a sweep over shapes shows only these.
+    """
+    names = list(dict.fromkeys(name for sweeps in cells.sweeps for name in sweeps))
+    found = [_sweep(cells, name, [i for i, own in enumerate(cells.sweeps) if name in own]) for name in sorted(names, key=_order)]
+    found = found or [s for factor in SHAPE if (s := _one_factor(cells, factor))]
+    found = [_without_trials(cells, sweep, chosen or ()) for sweep in found]
+    rest = sorted(set(range(len(cells))) - {i for sweep in found for i in sweep.members})
+    return found + ([_sweep(cells, "other" if found else "all", rest)] if rest else [])
+
+
+def _without_trials(cells: Configurations, sweep: Sweep, chosen: Collection[str]) -> Sweep:
+    """The sweep without the learning rates that were only tried, where its shapes repeat."""
+    kept = [i for i in sweep.members if cells.config_id[i] in chosen]
+    given = [_filled(cells, c) for c in (*SHAPE, *RECIPE) if c != "lr"]
+    shapes = {tuple(float(column[i]) for column in given) for i in sweep.members}
+    return _sweep(cells, sweep.name, kept) if kept and len(shapes) < len(sweep.members) and sweep.factor in (*SHAPE, "size") else sweep
+
+
+def _order(name: str) -> tuple[int, str]:
+    usual = list(NAMES.values())
+    return (usual.index(name) if name in usual else len(usual), name)
+
+
+def _sweep(cells: Configurations, name: str, members: list[int]) -> Sweep:
+    varying = [c for c in SHAPE + RECIPE if len(np.unique(_filled(cells, c)[members])) > 1]
+    shapes = [c for c in varying if c in SHAPE]
+    # Width sweeps may scale lr or heads with the size by rule: the factor is the shape column, and what follows it is no second factor.
+    distinct = bool(shapes) and len(np.unique(cells.columns[shapes[0]][members])) == len(members)
+    by_rule = len(shapes) == 1 and set(varying) == {shapes[0], "lr"} and distinct
+    factor = varying[0] if len(varying) == 1 else (shapes[0] if by_rule else "size")
+    key = cells.columns[SIZE if factor == "size" else factor]
+    return Sweep(name, factor, tuple(sorted(members, key=lambda i: (float(key[i]), i))))
+
+
+def _filled(cells: Configurations, column: str) -> Any:
+    return np.nan_to_num(cells.columns[column], nan=-1.0)
+
+
+def _one_factor(cells: Configurations, factor: str) -> Sweep | None:
+    """The largest set of at least three configurations that differ in one shape column only."""
+    others = np.stack([_filled(cells, c) for c in (*SHAPE, *RECIPE) if c != factor])
+    group = np.unique(others, axis=1, return_inverse=True)[1].ravel()
+    groups = [np.flatnonzero(group == g) for g in np.unique(group)]
+    best = max(groups, key=lambda g: len(np.unique(cells.columns[factor][g])), default=np.array([], dtype=int))
+    if len(np.unique(cells.columns[factor][best])) < 3:
+        return None
+    return _sweep(cells, NAMES[factor], [int(i) for i in best])
+
+
+# ---- levels ----
+
+
+def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dict[str, Any]:
+    """Levels with means, intervals and the gain of each step; `shapes` of equal size and the `axis`, where it is such a sweep."""
+    levels = [_level(cells, sweep.members[i], sweep.factor, noise) for i in thinned(len(sweep.members))]
+    for previous, level in pairwise(levels):
+        level |= _gain(previous, level, noise)
+    shapes, axis = equal_sizes(cells, sweep, noise), along_axis(cells, sweep)
+    return {"name": sweep.name, "factor": sweep.factor, "levels": levels, "axis": axis, "shapes": shapes}
+
+
+def thinned(n: int) -> list[int]:
+    """Indices of at most SHOWN items, evenly spread: what a person can look at of thousands."""
+    return [int(i) for i in (np.arange(n) if n <= SHOWN else np.unique(np.linspace(0, n - 1, SHOWN).round()))]
+
+
+def _mean(cells: Configurations, i: int, noise: Noise | Refusal) -> dict[str, Any]:
+    """Shape of a configuration, its losses, and their mean with its interval."""
+    mean = float(cells.loss[i])
+    half = None if isinstance(noise, Refusal) else noise.half_width(int(cells.n_seeds[i]))
+    ends = {"low": None, "high": None} if half is None else {"low": mean - half, "high": mean + half}
+    shape = {name: whole(cells.columns[name][i]) for name in (*SHAPE, SIZE)}
+    return {"config_id": str(cells.config_id[i]), **shape, "mean": mean, **ends, "losses": cells.losses(i)}
+
+
+def _level(cells: Configurations, i: int, factor: str, noise: Noise | Refusal) -> dict[str, Any]:
+    alone, ms = (float(cells.columns[name][i]) for name in ("ms_exclusive", "ms_per_step"))
+    return {
+        "value": _number(cells.columns[SIZE if factor == "size" else factor][i]),
+        **_mean(cells, i, noise),
+        "n": int(cells.n_seeds[i]),
+        "ms_per_step": _number(alone if np.isfinite(alone) else ms),
+        "exclusive_timing": bool(np.isfinite(alone)),
+        "gain": None,
+        "gain_low": None,
+        "gain_high": None,
+        "verdict": Verdict.NONE,
+    }
+
+
+def _number(value: float) -> float | int | None:
+    """A finite value, as an integer where it is one."""
+    return None if not np.isfinite(value) else int(value) if value == int(value) else float(value)
+
+
+def _gain(previous: dict[str, Any], level: dict[str, Any], noise: Noise | Refusal) -> dict[str, Any]:
+    """What the step from the previous level bought, nats, with its interval."""
+    bought = previous["mean"] - level["mean"]
+    if isinstance(noise, Refusal):
+        return {"gain": bought, "verdict": Verdict.NOT_TOLD}
+    half, p = noise.half_width(previous["n"], level["n"]), noise.p_value(bought, previous["n"], level["n"])
+    return {"gain": bought, "gain_low": bought - half, "gain_high": bought + half, "verdict": _verdict(bought, p)}
+
+
+def _verdict(gain: float, p: float, level: float = 0.05) -> Verdict:
+    """The verdict on a gain of two configurations (positive: lower loss)."""
+    return Verdict.WITHIN_NOISE if p > level else Verdict.GAIN if gain > 0 else Verdict.LOSS
+
+
+# ---- shapes of equal size ----
+
+
+def equal_sizes(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dict[str, Any] | None:
+    """Shapes by size, the widest for its depth first; each with its loss and how far it is behind the best of its size.
+
+    Returns:
+        None where fewer than two sizes have several shapes, or where a field of the recipe varies beside the shapes (lr may follow them).
+    """
+    varies = any(len(np.unique(_filled(cells, c)[list(sweep.members)])) > 1 for c in RECIPE if c != "lr")
+    if sweep.name == "other" or sweep.factor != "size" or varies:
+        return None
+    groups: list[list[int]] = []
+    for i in sorted(sweep.members, key=lambda i: float(cells.columns[SIZE][i])):
+        near = groups and cells.columns[SIZE][i] <= cells.columns[SIZE][groups[-1][0]] * (1 + SAME_SIZE)
+        groups[-1].append(i) if near else groups.append([i])
+    if sum(len(group) > 1 for group in groups) < 2 or len(sweep.members) < 2 * len(groups):
+        return None
+    return {"sizes": [_one_size(cells, group, noise) for group in groups]}
+
+
+def _one_size(cells: Configurations, group: list[int], noise: Noise | Refusal) -> dict[str, Any]:
+    best = min(group, key=lambda i: float(cells.loss[i]))
+    by_aspect = sorted(group, key=lambda i: (-float(cells.columns["aspect"][i]), float(cells.columns["head_dim"][i])))
+    middle = math.exp(float(np.mean(np.log(cells.columns[SIZE][by_aspect]))))
+    return {"params_non_embedding": round(middle), "shapes": [_shape(cells, i, best, noise) for i in by_aspect]}
+
+
+def _shape(cells: Configurations, i: int, best: int, noise: Noise | Refusal) -> dict[str, Any]:
+    behind = float(cells.loss[i] - cells.loss[best])
+    row = _mean(cells, i, noise) | {"aspect": float(cells.columns["aspect"][i]), "behind": behind, "behind_low": None, "behind_high": None}
+    if i == best or isinstance(noise, Refusal):
+        return row | {"verdict": Verdict.NONE if i == best else Verdict.NOT_TOLD}
+    pair = int(cells.n_seeds[i]), int(cells.n_seeds[best])
+    half = noise.half_width(*pair)
+    return row | {"behind_low": behind - half, "behind_high": behind + half, "verdict": _verdict(-behind, noise.p_value(behind, *pair))}
+
+
+# ---- a field of the recipe at fixed shapes ----
+
+
+def along_axis(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
+    """More training text, the same text again, a longer context: the effect of each step at fixed shapes, in nats, positive for lower loss.
+
+    It is the mean, over shapes, of differences between trials of one shape and one seed. Such pairs may share most of their run (branches
+    of one trunk) and still be compared: what they share cancels, and seeds are the replicates.
+
+    Returns:
+        None where no field of the recipe varies at a fixed shape.
+    """
+    shapes = _by_shape(cells, sweep.members) if sweep.name != "other" else []
+    column = next((c for c in AXES if any(len(np.unique(cells.columns[c][own])) > 1 for own in shapes)), None)
+    if column is None:
+        return None
+    table = [{float(cells.columns[column][i]): i for i in own} for own in shapes]
+    values = sorted({value for own in table for value in own})
+    # Repetition is told as a cost against the freshest text, the rest as a gain of each step.
+    pairs = [(values[-1], v) for v in values[-2::-1]] if column == "unique_tokens" else list(pairwise(values))
+    steps = [found for a, b in pairs if (found := _step(cells, table, a, b))]
+    if not steps:
+        return None
+    epochs = {float(cells.columns["unique_tokens"][i]): float(cells.columns["epochs"][i]) for i in sweep.members}
+    for step in steps if column == "unique_tokens" else []:
+        step["epochs"] = epochs[step["to"]]
+    rows = [_losses_at(cells, own, values) for own in table]
+    return {"column": column, "word": AXES[column], "values": values, "steps": steps, "cells": rows}
+
+
+def _by_shape(cells: Configurations, members: Sequence[int]) -> list[list[int]]:
+    """Members of each shape, smallest shape first."""
+    shapes: dict[tuple[float, ...], list[int]] = {}
+    for i in members:
+        shapes.setdefault(tuple(float(cells.columns[c][i]) for c in SHAPE), []).append(i)
+    return [shapes[key] for key in sorted(shapes, key=lambda key: (float(cells.columns[SIZE][shapes[key]].min()), key))]
+
+
+def _losses_at(cells: Configurations, own: dict[float, int], values: Sequence[float]) -> dict[str, Any]:
+    """A shape with its mean loss at each value of the axis."""
+    first = next(iter(own.values()))
+    at = [float(cells.loss[own[value]]) if value in own else None for value in values]
+    return {name: whole(cells.columns[name][first]) for name in (*SHAPE, SIZE)} | {"loss": at}
+
+
+def _step(cells: Configurations, table: Sequence[dict[float, int]], before: float, after: float) -> dict[str, Any] | None:
+    """Mean gain over the shapes that have both values, with its t interval; the variance of the pairs is pooled within shapes."""
+    groups = [gap for own in table if before in own and after in own and len(gap := _differences(cells, own[before], own[after]))]
+    if not groups:
+        return None
+    value, df = float(np.mean([g.mean() for g in groups])), sum(len(g) - 1 for g in groups)
+    scatter = sum(float(np.sum((g - g.mean()) ** 2)) for g in groups)
+    found: dict[str, Any] = {"from": before, "to": after, "gain": value, "low": None, "high": None, "verdict": Verdict.NOT_TOLD}
+    if df < 1 or scatter <= 0:
+        return found
+    error = math.sqrt(scatter / df * sum(1 / len(g) for g in groups)) / len(groups)
+    half = t_quantile(df) * error
+    return found | {"low": value - half, "high": value + half, "verdict": _verdict(value, t_p_value(value / error, df))}
+
+
+def _differences(cells: Configurations, *pair: int) -> Floats:
+    """Loss of the first configuration less that of the second, over the seeds that both ran."""
+    masks = [cells.cell_config == i for i in pair]
+    first, second = (dict(zip(cells.cell_seed[own].tolist(), cells.cell_loss[own].tolist(), strict=True)) for own in masks)
+    return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])
