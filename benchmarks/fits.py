@@ -33,10 +33,10 @@ from scipy.optimize import curve_fit, minimize
 
 from analysis.fits.coordinates import Array
 from analysis.fits.fit import fit, fit_batch
-from analysis.fits.intervals import Observations, bootstrap, profile_batch, profiles
+from analysis.fits.intervals import Observations, bootstrap, profiles, resample
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, with_aspect
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
-from analysis.fits.resampling import resample
+from benchmarks.coverage import profile_batch
 
 RESULTS = Path(__file__).parent / "results" / "fits.csv"
 DELTA = 1e-3

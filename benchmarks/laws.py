@@ -28,12 +28,13 @@ from analysis.fits.laws import (
     POWER_FLOOR,
     POWER_FLOOR_CROSSED,
     POWER_FLOOR_DATA,
-    SEPARABLE,
     SHAPE,
     SHAPE_CROSSED,
     SIZE,
     TOKENS,
     Law,
+    Power,
+    Term,
     with_aspect,
 )  # fmt: skip
 from analysis.table.configurations import Configurations, Floats, average, t_quantile
@@ -41,6 +42,15 @@ from analysis.table.load import size_labels
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = Path(os.environ.get("REFERENCE", "../shared/reference"))
+SEPARABLE = Law(
+    "M4",
+    "E + A * n_layer^-a + B * n_embd^-b",
+    "additive form of Hoffmann et al. 2022, eq. 2, in depth and width instead of N and D",
+    (Term("A", (Power("n_layer", "a"),)), Term("B", (Power("n_embd", "b"),))),
+    floor="E",
+)
+SENSITIVITY = ((0.6, 0.6, 0.34), (1.0, 1.0, 0.25), (1.0, 1.0, 0.5))
+"""Exponents of depth, width and N that a reader may believe in, beside those of the forecasting law."""
 SHAPE_LAWS = (POWER, POWER_FLOOR, with_aspect(POWER_FLOOR), SEPARABLE, SHAPE, SHAPE_CROSSED)
 TOKEN_LAWS = (POWER_FLOOR_DATA, POWER_FLOOR_CROSSED)
 Predict = Callable[[dict[str, Floats]], Floats]
@@ -114,7 +124,7 @@ def rows_of(name: str, cells: Configurations, laws: tuple[Law, ...]) -> Iterator
         score = aicc(fits.fit(law, cells.columns, cells.loss))
         makers.append((f"{law.name}: {law.equation}", partial(fitted, law), score))
     if laws is SHAPE_LAWS:
-        for exponents in (forecast_law.EXPONENTS, *forecast_law.SENSITIVITY):
+        for exponents in (forecast_law.EXPONENTS, *SENSITIVITY):
             label = "E + A/l^{:g} + B/w^{:g} + C N^-{:g}, exponents fixed".format(*exponents)
             makers.append((label, partial(forecast, exponents), float("nan")))
     labels = size_labels(cells.columns[SIZE])

@@ -7,12 +7,13 @@ import pytest
 from scipy import stats
 
 from analysis.fits import intervals, laws
-from analysis.fits.configuration_means import SeedNoise
 from analysis.fits.coordinates import build
 from analysis.fits.fit import fit, fit_batch
-from analysis.fits.intervals import Interval, Observations, bootstrap, profile, profile_batch, profiles
+from analysis.fits.intervals import Interval, Observations, bootstrap, profile, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, SIZE, with_aspect
-from analysis.fits.quantities import Contrast, Loss, Parameter, Slope, read
+from analysis.fits.profile_likelihood import SeedNoise
+from analysis.fits.quantities import Gain, Loss, Parameter, Slope, read
+from benchmarks.coverage import profile_batch
 
 TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4}
 REFERENCE = {SIZE: 1e6}
@@ -290,7 +291,13 @@ def test_derivatives_of_every_quantity_match_central_differences(seed):
     design = build(law, columns, rng.normal(size=20) * 0.1, np.ones(20))
     theta = design.from_params({"E": 0.4, "A": 0.3, "alpha": 0.35, "gamma": 0.05, "aspect_opt": 40.0})
     place, other = {SIZE: 2e6, "aspect": 30.0}, {SIZE: 5e6, "aspect": 60.0}
-    for quantity in [*map(Parameter, law.parameters), Loss(place), Slope(place), Slope(place, "aspect"), Contrast(place, other)]:
+    for quantity in [
+        *map(Parameter, ("E", "alpha", "gamma", "aspect_opt")),
+        Loss(place),
+        Slope(place),
+        Slope(place, "aspect"),
+        Gain(place, other),
+    ]:
         reading = read(quantity, design)
         gradient, hessian = (part[..., 0] for part in reading.evaluate(theta)[1:])
         for j in range(len(theta)):
@@ -317,7 +324,7 @@ def test_quantities_report_what_their_names_say():
     assert value(Loss(at)) == pytest.approx(float(result.predict(at)[0]), rel=1e-12)
     reducible = value(Loss(at)) - result.params["E"]
     assert value(Slope(at)) == pytest.approx(-result.params["alpha"] * reducible / value(Loss(at)), rel=1e-8)
-    assert value(Contrast(more, at)) == pytest.approx(1e-5 * value(Slope(at)), rel=1e-4)
+    assert value(Gain(more, at)) == pytest.approx(-1e-5 * value(Slope(at)) * value(Loss(at)), rel=1e-4)
 
 
 def test_bootstrap_weights_as_a_batch_give_the_intervals_that_bootstrap_reports():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from analysis.fits import laws
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SEPARABLE_DATA, TIMING, with_aspect, with_head_dim
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SHAPE_CROSSED, TIMING, with_aspect
 
 SHAPES = {"n_layer": [2, 4, 6], "n_embd": [128, 256, 384], "n_head": [4, 8, 8], "n_tokens": [1e7, 2e7, 4e7]}
 
@@ -59,7 +59,7 @@ def test_every_law_lists_the_columns_and_parameters_that_predict_uses():
         POWER,
         POWER_FLOOR_DATA,
         with_aspect(POWER_FLOOR_DATA),
-        with_head_dim(SEPARABLE_DATA),
+        SHAPE_CROSSED,
         TIMING,
     ):
         params = {name: float(rng.uniform(0.1, 1)) for name in law.parameters}

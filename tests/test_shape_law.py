@@ -87,8 +87,8 @@ def test_only_size_matters_where_kappa_holds_zero() -> None:
 
 
 @pytest.mark.parametrize(("text", "kappa", "gains"), [
-    ("study_matched", (0.52, 0.29, 0.76), {"params_by_width": 0.097, "params_by_depth": 0.011, "params": 0.068}),
-    ("study_matched_tinystories", (0.79, 0.57, 1.03), {"params_by_width": 0.064, "params_by_depth": -0.0035, "params": 0.042}),
+    ("study_matched", (0.52, 0.29, 0.76), {"n_embd": 0.195, "n_layer": 0.011, "params": 0.068}),
+    ("study_matched_tinystories", (0.79, 0.57, 1.03), {"n_embd": 0.1295, "n_layer": -0.0035, "params": 0.042}),
 ])  # fmt: skip
 def test_the_recorded_studies_give_what_they_gave(text: str, kappa: tuple[float, ...], gains: dict[str, float]) -> None:
     found = fitted(average(pd.read_parquet(f"benchmarks/results/{text}.parquet")))

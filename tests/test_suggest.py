@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as command
-from analysis.fits import intervals
 from analysis.fits.laws import POWER_FLOOR, SIZE
+from analysis.fits.profile_likelihood import SeedNoise
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
 from analysis.next_trials import candidates, suggest
 from analysis.next_trials import optimal_design as optimal
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table.recipe import one_recipe
+from benchmarks.coverage import profile_batch
 from study import records, suggestion
 from study.spec import Study, TrainConfig, Trial, expand
 from tests.conftest import synthetic_row
@@ -65,8 +66,8 @@ def simulated_widths(sizes: np.ndarray, counts: np.ndarray, quantity: Quantity, 
     noise = rng.normal(0, 1, (n, len(sizes))) * np.sqrt(TAU**2 + SEED_SD**2 / counts)
     df = int(np.sum(counts - 1))
     within = SEED_SD**2 * rng.chisquare(df, n) / df
-    unequal = None if (counts == counts[0]).all() else intervals.SeedNoise(counts, within)
-    found = intervals.profile_batch(POWER_FLOOR, {SIZE: sizes}, truth(sizes) * np.exp(noise), quantity, noise=unequal)
+    unequal = None if (counts == counts[0]).all() else SeedNoise(counts, within)
+    found = profile_batch(POWER_FLOOR, {SIZE: sizes}, truth(sizes) * np.exp(noise), quantity, noise=unequal)
     width = found["high"] - found["low"]
     assert np.isfinite(width).all()
     return float(np.mean(width))

@@ -21,7 +21,6 @@ from analysis.findings import forecasts, searches, training, verdict
 from analysis.findings.fit_summary import Options, build, compute_optimal, residual_sd
 from analysis.findings.levers import Study, levers
 from analysis.findings.lines import at_length, training_lengths, without_head_sweep
-from analysis.findings.provenance import CARD, data_facts, provenance
 from analysis.findings.size_law import Fitted, all_fits, leave_largest_out
 from analysis.findings.sweeps import describe, find_sweeps
 from analysis.findings.training_length import over_length
@@ -62,12 +61,12 @@ def _facts(table: Table) -> dict[str, Any]:
         "study": table.name,
         "question": str(table.study.get("question") or QUESTION),
         "results": table.path.resolve().name,
-        "data": data_facts(table),
+        "data": training.data_facts(table),
         "counts": tables.counts(table),
         "exclusions": [e.__dict__ for e in table.excluded],
         "problems": list(table.problems),
-        "card": CARD,
-        "provenance": provenance(table),
+        "card": training.CARD,
+        "provenance": training.provenance(table),
     }
 
 

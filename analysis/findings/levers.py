@@ -19,7 +19,7 @@ import numpy as np
 from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal
 from analysis.findings.contrast import Family, Pair
 from analysis.findings.lines import FACTORS, SHAPE, SIZE, Line, at_length, lines, training_lengths
-from analysis.fits import size_and_text
+from analysis.findings.size_law import gains
 from analysis.fits.shape_law import ShapeFit
 from analysis.table.configurations import Configurations, Noise
 
@@ -181,7 +181,7 @@ def _without_pairs(study: Study, lengths: Sequence[int]) -> list[Lever]:
     """Where shapes are unknown or every configuration has a length of its own: parameters and text by the law in both, shape not at all."""
     reason = "every configuration has a training length of its own, so none can be compared; train several shapes at equal length"
     rows = [Lever(factor, None, "centre", _unknown(study.cells, factor) or Refusal(Code.UNMATCHED, reason)) for factor in SHAPE]
-    by_law = {name: Lever(name, None, "centre", gain, source="law") for name, gain in size_and_text.gains(study.cells).items()}
+    by_law = {name: Lever(name, None, "centre", gain, source="law") for name, gain in gains(study.cells).items()}
     text = _of_text(study, lengths)
     known = any(isinstance(row.gain, Estimate) and row.gain.low is not None for row in text)
     return [*rows, by_law["params"], *(text if known else [by_law["n_tokens"]])]

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.estimate import Code, Refusal
+from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal
 from analysis.findings.lines import at_length, training_lengths
 from analysis.findings.sweeps import find_sweeps
 from analysis.fits import fit as fits
 from analysis.fits import intervals
-from analysis.fits.fit import FitResult
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, Law
-from analysis.fits.resampling import distinct_points
-from analysis.fits.size_and_text import moving_together
+from analysis.fits.fit import FitError, FitResult
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, SIZE, TOKENS, Law
+from analysis.fits.quantities import Gain
+from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, departure, estimated, fit_to
 from analysis.table.configurations import Configurations, Noise, f_p_value
 from analysis.table.load import distinct_sizes, size_labels
 
@@ -129,7 +129,7 @@ def fit_size_law(
     try:
         n_starts = fits.N_STARTS if fit_id == "joint" else BESIDE_STARTS
         result = fits.fit(chosen, cells.columns, cells.loss, delta=delta, n_starts=n_starts)
-    except fits.FitError as error:
+    except FitError as error:
         return Refusal(Code.TOO_FEW_SIZES, f"{title}: {error}")
     return Fitted(fit_id, title, result, cells, column, sweep)
 
@@ -193,7 +193,7 @@ def leave_largest_out(fitted: Fitted) -> list[dict[str, Any]]:
     targets = np.unique(groups)[1:][-MAX_LEFT_OUT:]
     keep = groups[None, :] < targets[:, None]
     points = {name: cells.columns[name] for name in law.columns}
-    enough = (targets >= 2 + int(law.has_floor)) & (distinct_points(points, keep.astype(float)) >= len(law.parameters))
+    enough = (targets >= 2 + int(law.has_floor)) & (intervals.distinct_points(points, keep.astype(float)) >= len(law.parameters))
     if not enough.any():
         return []
     batch = fits.fit_batch(law, cells.columns, cells.loss, weights=keep[enough].astype(float), start=fitted.result)
@@ -213,3 +213,69 @@ def _foretold(loss: Any, sizes: Any, predicted: Any, from_sizes: int) -> dict[st
         "error_percent": 100 * math.expm1(float(np.mean(np.log(loss) - predicted))),
         "from_sizes": int(from_sizes),
     }
+
+
+# ---- size and text together ----
+
+
+def correlation(cells: Configurations) -> float:
+    """Of ln N and ln D over the configurations; 0 where either does not vary."""
+    n, d = np.log(cells.columns[SIZE]), np.log(cells.columns[TOKENS])
+    return float(np.corrcoef(n, d)[0, 1]) if len(cells) > 2 and np.ptp(n) > 1e-9 and np.ptp(d) > 1e-9 else 0.0
+
+
+def moving_together(cells: Configurations) -> Refusal | None:
+    """The refusal of everything that size alone or text alone would do, where they were varied together."""
+    if abs(r := correlation(cells)) <= MAX_CORRELATION:
+        return None
+    both = _gain(POWER_FLOOR, cells, SIZE) if r > 0 else None
+    told = isinstance(both, Estimate) and both.low is not None
+    reason = f"training tokens follow the parameters (correlation of logs {r:.2f}), so what either does alone is not told"
+    if isinstance(both, Estimate) and told:
+        reason += f"; a doubling of N, text with it, buys {both.value:.3g} nats [{both.low:.3g}, {both.high:.3g}]"
+    reason += "; train one size at several lengths"
+    return Refusal(Code.COLLINEAR, reason, {"both": both.to_dict()} if isinstance(both, Estimate) and told else None)
+
+
+def gains(cells: Configurations) -> dict[str, Estimate | Refusal]:
+    """Parameters and text -> nats per doubling at the centre, the other held, where no two models share a training length.
+
+    Where text follows size (a ladder at 20 tokens per parameter, say) no law can tell them apart: then a doubling of both is all that the
+    data say, and each alone is refused with that number in its bound.
+    """
+    refused = moving_together(cells)
+    if len(np.unique(cells.columns[TOKENS])) == 1:
+        of_text = Refusal(Code.FIXED_TOKENS, "all configurations saw as many tokens; train at several lengths")
+        return {"params": _gain(POWER_FLOOR, cells, SIZE), "n_tokens": of_text}
+    if refused is None and len(np.unique(cells.columns[TOKENS])) < 3:
+        refused = Refusal(Code.TOO_FEW_DF, "a law of size and text needs three training lengths; train at more")
+    if refused is None and (df := len(cells) - len(POWER_FLOOR_DATA.parameters)) < MIN_DF:
+        refused = Refusal(
+            Code.TOO_FEW_DF, f"{len(cells)} configurations leave {df} degrees of freedom for a law of size and text; add some"
+        )
+    law = POWER_FLOOR_DATA if refused else _law(cells)
+    return {factor: refused or _gain(law, cells, column) for factor, column in (("params", SIZE), ("n_tokens", TOKENS))}
+
+
+def _law(cells: Configurations) -> Law:
+    """The additive law, or the one whose exponent of text moves with size where that is clear and the configurations allow it."""
+    if len(cells) - len(POWER_FLOOR_CROSSED.parameters) < MIN_DF:
+        return POWER_FLOOR_DATA
+    test = departure("interaction", fit_to(POWER_FLOOR_DATA, cells), fit_to(POWER_FLOOR_CROSSED, cells), "c")
+    return POWER_FLOOR_CROSSED if test.clear else POWER_FLOOR_DATA
+
+
+def _gain(law: Law, cells: Configurations, column: str) -> Estimate | Refusal:
+    """Nats per doubling of a column around the centre, by least squares with a profile interval."""
+    try:
+        fitted = fit_to(law, cells)
+    except FitError as error:
+        return Refusal(Code.TOO_FEW_DF, str(error))
+    if fitted.df < 1:
+        return Refusal(
+            Code.TOO_FEW_DF, f"as many configurations as {law.equation} has parameters leave no scatter to judge it by; add some"
+        )
+    center = {name: float(np.exp(np.mean(np.log(cells.columns[name])))) for name in law.columns}
+    ends = [center | {column: center[column] * math.sqrt(2) ** side} for side in (1, -1)]
+    found = estimated(intervals.interval_of(fitted, Gain(at=ends[0], other=ends[1])), PER_DOUBLING, told=True)
+    return replace(found, method=f"law {law.name} in {' and '.join(law.columns)}") if isinstance(found, Estimate) else found

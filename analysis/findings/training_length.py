@@ -121,21 +121,17 @@ class Course:
 
 
 def over_length(cells: Configurations, noise: Noise | Refusal) -> dict[str, Any]:
-    """Courses of every lever with their crossings, the best shape of each size at each length, and how the lead of wide shapes moves."""
+    """Courses of every lever with their crossings, and the best shape of each size at each length; lengths that repeat their text go."""
     block = block_of(cells)
-    repeated = sorted({int(cells.columns["n_tokens"][i]) for i in range(len(cells)) if _epochs(cells, i) > 1})
     if isinstance(block, Refusal):
-        return block.to_dict() | {"repeated_text_at": repeated}
+        return block.to_dict()
     courses = [own for factor in FACTORS[:-2] if (own := _lever(cells, block, factor, noise))]
-    sizes = _equal_sizes(cells, block)
     return {
         "lengths": [int(n) for n in block.lengths],
         "n_shapes": len(block.mean),
         "n_seeds": block.n_seeds,
-        "repeated_text_at": repeated,
         "courses": courses,
-        "best_shapes": [row for group in sizes for row in _best_shapes(cells, block, group)],
-        "lead_of_wide": _lead_of_wide(cells, block, sizes),
+        "best_shapes": [row for group in _equal_sizes(cells, block) for row in _best_shapes(cells, block, group)],
     }
 
 
@@ -230,18 +226,3 @@ def _best_shapes(cells: Configurations, block: Block, group: Sequence[int]) -> l
 
 def _shape(cells: Configurations, i: int) -> Mapping[str, int]:
     return {name: int(cells.columns[name][i]) for name in ("n_layer", "n_embd", "n_head", SIZE)}
-
-
-def _lead_of_wide(cells: Configurations, block: Block, sizes: Sequence[Sequence[int]]) -> dict[str, Any]:
-    """By how much the widest shape of a size is below the deepest, on average over sizes: at each length, and per doubling of text."""
-    if not sizes:
-        return Refusal(
-            Code.UNMATCHED, "no two shapes of equal size ran all lengths; `matched` trains several shapes of each size"
-        ).to_dict()
-    weights = np.zeros(len(block.mean))
-    for group in sizes:
-        weights[group[-1]] += 1 / len(sizes)
-        weights[group[0]] -= 1 / len(sizes)
-    course = block.course(weights)
-    leads = [{"n_tokens": int(n), "lead": lead.to_dict()} for n, lead in zip(block.lengths, course.each("nats/token"), strict=True)]
-    return {"n_sizes": len(sizes), "leads": leads, "per_doubling_of_text": course.slope("nats/token per doubling of text").to_dict()}

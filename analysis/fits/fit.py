@@ -4,9 +4,8 @@
     result.predict({"params_non_embedding": [1e7]})
 
 `fit` returns one `FitResult`; `fit_batch` fits many replicates (bootstrap weights, or simulated losses) at once. How:
-starts by variable projection (`analysis.fits.grid_starts`), then damped Newton with the exact Hessian (`analysis.fits.newton`), the
-estimators being those
-of `analysis.fits.estimators`. Nothing here reads or writes files.
+starts by variable projection (`analysis.fits.grid_starts`), then damped Newton with the exact Hessian (`analysis.fits.newton`).
+Nothing here reads or writes files.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import ArrayLike
 
-from analysis.fits import estimators as modes
 from analysis.fits.coordinates import Array, Design, FitError, build
-from analysis.fits.fit_result import BatchResult, FitResult, FitStatus
+from analysis.fits.fit_result import BatchResult, FitResult, FitStatus, condition_number, judge
 from analysis.fits.grid_starts import grid_starts
-from analysis.fits.judging import condition_number, judge
 from analysis.fits.laws import Law, column_values
-from analysis.fits.newton import Basis, Minimum, Objective, minimize
+from analysis.fits.newton import Minimum, huber, least_squares, merge, minimize
+from analysis.fits.objective import WIDTH_FLOOR, Basis, Objective, residuals, spread
 
 __all__ = ["BatchResult", "FitError", "FitResult", "FitStatus", "fit", "fit_batch"]
 
@@ -155,9 +153,9 @@ def _require_points(law: Law, columns: Mapping[str, ArrayLike], weights: Array) 
 
 def _solve(data: Objective, theta: Array, delta: float | None, one_data_set: bool) -> Minimum:
     """Carry starts (P, R) to the optimum: of least squares where there is no width."""
-    rough, scale = modes.least_squares(data, theta, rough=delta is not None)
+    rough, scale = least_squares(data, theta, rough=delta is not None)
     if delta is not None:
-        return _in_units(modes.huber(data, rough.theta, delta), np.array([[delta]]))
+        return _in_units(huber(data, rough.theta, delta), np.array([[delta]]))
     if one_data_set:
         scale = scale[[np.argmin(rough.value)]]
         rough = minimize(data.at(np.inf, scale), rough.theta)
@@ -183,13 +181,9 @@ def _result(
 ) -> FitResult:
     best = int(np.argmin(np.where(found.converged, found.value, np.inf))) if found.converged.any() else int(np.argmin(found.value))
     theta = found.theta[:, best]
-    residual = modes.residuals(data, theta[:, None])[0]
-    scale = float(modes.mad_scale(residual[None], weights[None])[0, 0])
-    edge = delta if delta is not None else 3 * max(scale, modes.WIDTH_FLOOR)
-    agreeing = found.value <= found.value[best] * (1 + AGREEMENT) + 1e-12 * modes.WIDTH_FLOOR
-    condition = condition_number(data, theta)
+    agreeing = found.value <= found.value[best] * (1 + AGREEMENT) + 1e-12 * WIDTH_FLOOR
     distinct = _require_points(design.law, columns, weights[None])
-    status, message = judge(design, found, best, agreeing, condition, distinct)
+    status, message = judge(design, found, best, agreeing, condition_number(data, theta), distinct)
     return FitResult(
         law=design.law,
         params={name: float(value[0]) for name, value in design.to_params(theta[:, None]).items()},
@@ -200,12 +194,9 @@ def _result(
         n_points=int((weights > 0).sum()),
         n_starts=found.theta.shape[1],
         starts_agreeing=int(agreeing.sum()),
-        inlier_fraction=float(weights[np.abs(residual) <= edge].sum() / weights.sum()),
-        condition=condition,
-        scale=scale,
         status=status,
         message=message,
-        residuals=residual,
+        residuals=residuals(data, theta[:, None])[0],
         columns={name: column_values(columns, name) for name in design.law.columns},
         loss=loss,
         weights=weights,
@@ -276,18 +267,18 @@ def _refit_from(start: FitResult, design: Design, data: Objective, n_replicates:
         theirs = data.take(failed)
         cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
         again = _refit(theirs, cold, start.delta)
-        found = modes.merge(found, failed, again)
+        found = merge(found, failed, again)
     return found
 
 
 def _refit(data: Objective, theta: Array, delta: float | None) -> Minimum:
     """From coordinates that are already close: no least-squares stage before a narrow width."""
     if delta is None:
-        scale = np.array([[float(np.median(modes.spread(data, theta)))]])
+        scale = np.array([[float(np.median(spread(data, theta)))]])
         return _in_units(minimize(data.at(np.inf, scale), theta), scale)
     width = np.array([[delta]])
     found = minimize(data.at(width), theta)  # straight at the width: two thirds of the steps of a descent, and the same optima
     failed = np.flatnonzero(~found.converged)
     if failed.size:
-        found = modes.merge(found, failed, modes.huber(data.take(failed), theta[:, failed], width))
+        found = merge(found, failed, huber(data.take(failed), theta[:, failed], width))
     return _in_units(found, width)

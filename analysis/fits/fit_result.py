@@ -1,4 +1,4 @@
-"""What a fit hands back: numbers that judge it, a status, predictions and a JSON-ready card.
+"""What a fit hands back: its parameters, predictions, and a status, which is the most serious doubt about it.
 
 Made by `analysis.fits.fit`; import these names from there.
 """
@@ -12,8 +12,12 @@ from enum import Enum
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.fits.coordinates import Array, Design
-from analysis.fits.laws import Law, column_values
+from analysis.fits.coordinates import MAX_LOG_AMPLITUDE, MIN_LOG_AMPLITUDE, Array, Design
+from analysis.fits.laws import Bowl, Cross, Law, column_values
+from analysis.fits.newton import TOLERANCE, Minimum
+from analysis.fits.objective import Objective, jacobian
+
+ILL_CONDITIONED = 1e6  # of the scaled Jacobian: noise of 1e-4 then moves parameters by more than their size
 
 
 class FitStatus(Enum):
@@ -39,8 +43,7 @@ class FitResult:
 
     Losses are in nats (or the unit of the law's target), residuals and widths in log loss. `objective_value` is the weighted sum over
     points: r^2/2 inside delta and delta (|r| - delta/2) outside (Huber, as Hoffmann et al. 2022); r^2/2 everywhere where delta is None
-    (least squares). `gradient_norm` is scaled (`analysis.fits.newton`). `scale` is the MAD standard deviation of the
-    residuals.
+    (least squares). `gradient_norm` is scaled (`analysis.fits.newton`).
     """
 
     law: Law
@@ -52,9 +55,6 @@ class FitResult:
     n_points: int
     n_starts: int
     starts_agreeing: int
-    inlier_fraction: float
-    condition: float
-    scale: float
     status: FitStatus
     message: str
     residuals: Array = field(repr=False, compare=False)
@@ -63,11 +63,6 @@ class FitResult:
     weights: Array = field(repr=False, compare=False)
     design: Design = field(repr=False, compare=False)
     theta: Array = field(repr=False, compare=False)
-
-    @property
-    def objective(self) -> str:
-        """The estimator: "huber" or "least_squares"."""
-        return "least_squares" if self.delta is None else "huber"
 
     def predict(self, columns: Mapping[str, ArrayLike]) -> Array:
         """Predicted target at points, (points,)."""
@@ -78,31 +73,6 @@ class FitResult:
     def fitted(self) -> Array:
         """Predicted target at the data, (points,)."""
         return self.loss * np.exp(-self.residuals)
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready card of the fit."""
-        return {
-            "law": self.law.name,
-            "equation": self.law.equation,
-            "source": self.law.source,
-            "target": self.law.target,
-            "columns": list(self.law.columns),
-            "params": dict(self.params),
-            "reference": dict(self.reference),
-            "objective": self.objective,
-            "delta": self.delta,
-            "objective_value": self.objective_value,
-            "gradient_norm": self.gradient_norm,
-            "n_points": self.n_points,
-            "n_starts": self.n_starts,
-            "starts_agreeing": self.starts_agreeing,
-            "inlier_fraction": self.inlier_fraction,
-            "condition": self.condition,
-            "scale": self.scale,
-            "status": self.status.name,
-            "message": self.message,
-            "residuals": [float(r) for r in self.residuals],
-        }
 
 
 @dataclass(frozen=True)
@@ -123,3 +93,64 @@ class BatchResult:
         """Predicted target at points, (R, points)."""
         arrays = {name: np.atleast_1d(column_values(columns, name)) for name in self.law.columns}
         return np.exp(self.design.log_predict(self.theta, arrays))
+
+
+# ---- judging ----
+
+
+def condition_number(data: Objective, theta: Array) -> float:
+    """Condition number of the weighted Jacobian with unit columns; infinite where a coordinate has no effect."""
+    slope = jacobian(data, theta) * np.sqrt(data.weights[0])[:, None]
+    length = np.linalg.norm(slope, axis=0)
+    return float(np.linalg.cond(slope / length)) if (length > 1e-12).all() else float("inf")
+
+
+def judge(design: Design, found: Minimum, best: int, agreeing: NDArray[np.bool_], condition: float, distinct: int) -> tuple[FitStatus, str]:
+    """The most serious doubt about a fit, and the sentence for it."""
+    theta = found.theta[:, best]
+    apart = float(np.ptp(found.theta[:, agreeing], axis=1).max())
+    bounds = bounds_hit(design, theta)
+    bowls = [f for t in design.law.terms for f in t.factors if isinstance(f, Bowl)]
+    params = design.to_params(theta[:, None])
+    if not found.converged[best]:
+        status, detail = FitStatus.NOT_CONVERGED, f"scaled gradient {found.gradient_norm[best]:.1e} exceeds {TOLERANCE:.0e}"
+    elif bounds:
+        status, detail = FitStatus.BOUND_HIT, "; ".join(bounds)
+    elif (agreeing.sum() < 2 and len(agreeing) > 1) or apart > 0.01:
+        status, detail = FitStatus.STARTS_DISAGREE, f"{int(agreeing.sum())} of {len(agreeing)} starts reach the best objective"
+    elif any(params[f.curvature][0] <= 0 for f in bowls):
+        status, detail = FitStatus.NO_OPTIMUM, "the curvature in ln aspect is not positive"
+    elif condition > ILL_CONDITIONED:
+        status, detail = FitStatus.ILL_CONDITIONED, f"condition number {condition:.1e} of the scaled Jacobian"
+    elif distinct == len(design.law.parameters):
+        status, detail = FitStatus.SATURATED, f"{distinct} distinct points, {distinct} parameters"
+    else:
+        return FitStatus.CONVERGED, FitStatus.CONVERGED.value
+    return status, f"{status.value} ({detail})"
+
+
+def bounds_hit(design: Design, theta: Array) -> list[str]:
+    """Sentences naming each coordinate that is at its bound."""
+    low, high = design.bounds()
+    names = coordinate_names(design.law)
+    sentences = []
+    for j in np.flatnonzero((theta <= low) | (theta >= high)):
+        side = "lower" if theta[j] <= low[j] else "upper"
+        vanished = low[j] == MIN_LOG_AMPLITUDE and high[j] == MAX_LOG_AMPLITUDE and side == "lower"
+        sentences.append(f"the term of {names[j]} vanishes" if vanished else f"{names[j]} is at its {side} bound")
+    return sentences
+
+
+def coordinate_names(law: Law) -> list[str]:
+    """The parameter that each coordinate belongs to, in coordinate order."""
+    names = [law.floor] if law.floor else []
+    for term in law.terms:
+        names.append(term.amplitude)
+        for factor in term.factors:
+            if isinstance(factor, Bowl):
+                names += [factor.optimum, factor.curvature]
+            elif isinstance(factor, Cross):
+                names.append(factor.coefficient)
+            elif hasattr(factor, "exponent"):
+                names.append(factor.exponent)
+    return names

@@ -15,7 +15,7 @@ stands beside it, and where that covers less than 90 % there is no interval.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -29,8 +29,6 @@ from analysis.table.load import size_labels
 
 EXPONENTS = (1.0, 1.0, 0.34)
 """Of depth, of width, of N."""
-SENSITIVITY = ((0.6, 0.6, 0.34), (1.0, 1.0, 0.25), (1.0, 1.0, 0.5))
-"""Other exponents that a reader may believe in; each is fitted and scored beside the law."""
 SOURCE = "Liu et al. 2026 (arXiv 2602.05970) for depth and width, Hoffmann et al. 2022 for N"
 EQUATION = "E + A / n_layer + B / n_embd + C * N^-0.34"
 MIN_SIZES, MIN_CONFIGURATIONS = 4, 6
@@ -81,9 +79,7 @@ class ForecastFit:
     residual_sd: float
     backtest: Backtest | None
     interval_refused: Refusal | None
-    sensitivity: tuple[dict[str, Any], ...]
     n: int
-    curves: tuple[Curve, ...] = field(repr=False, compare=False)
 
     def predict(self, n_layer: float, n_embd: float, params: float) -> Estimate:
         """Loss of a shape; without an interval where the backtest does not earn one (`interval_refused`)."""
@@ -93,10 +89,6 @@ class ForecastFit:
         if self.interval_refused:
             return Estimate(value, None, None, NATS, self.n, method)
         return Estimate(value, low, high, NATS, self.n, method)
-
-    def spread(self, n_layer: float, n_embd: float, params: float) -> list[float]:
-        """The same forecast under the other exponents."""
-        return [float(curve.predict(_point(n_layer, n_embd, params))[0]) for curve in self.curves]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -113,7 +105,6 @@ class ForecastFit:
             "half_width": None if self.interval_refused else self.half_width,
             "interval_refused": self.interval_refused and self.interval_refused.to_dict()["refused"],
             "backtest": backtest,
-            "sensitivity": list(self.sensitivity),
             "n_configurations": self.n,
         }
 
@@ -130,19 +121,17 @@ def fit_forecast_law(cells: Configurations, floor: float | None = None) -> Forec
     known = cells.columns["loss_floor"][np.isfinite(cells.columns["loss_floor"])] if "loss_floor" in cells.columns else np.array([])
     least = float(floor if floor is not None else known.min() if len(known) else 0.0)
     labels = size_labels(cells.columns[SIZE])
-    curve, *others = (solve(cells, least, exponents) for exponents in (EXPONENTS, *SENSITIVITY))
+    curve = solve(cells, least)
     errors = _errors(curve, cells)
     sd = float(np.sqrt(np.sum(errors**2) / max(len(cells) - int((curve.coefficients > 0).sum()), 1)))
-    backtest = _backtest(cells, labels, least, EXPONENTS, sd)
+    backtest = _backtest(cells, labels, least, sd)
     return ForecastFit(
         curve=curve,
-        half_width=WIDTH * _left_out(cells, labels, least, EXPONENTS),
+        half_width=WIDTH * _left_out(cells, labels, least),
         residual_sd=sd,
         backtest=backtest,
         interval_refused=_interval_refused(backtest),
-        sensitivity=tuple(_scored(other, cells, labels, least) for other in others),
         n=len(cells),
-        curves=tuple(others),
     )
 
 
@@ -175,7 +164,7 @@ def _features(columns: Mapping[str, Floats], exponents: tuple[float, float, floa
     return np.stack([np.ones_like(depth), depth ** -exponents[0], width ** -exponents[1], size ** -exponents[2]], axis=1)
 
 
-def solve(cells: Configurations, floor: float, exponents: tuple[float, float, float]) -> Curve:
+def solve(cells: Configurations, floor: float, exponents: tuple[float, float, float] = EXPONENTS) -> Curve:
     """The law with these exponents: non-negative least squares on relative residuals of the means."""
     reference = float(np.exp(np.mean(np.log(cells.columns[SIZE]))))
     scaled = _features(cells.columns, exponents, reference) / cells.loss[:, None]
@@ -203,22 +192,20 @@ def _errors(curve: Curve, cells: Configurations) -> Floats:
     return curve.predict(cells.columns) / cells.loss - 1
 
 
-def _left_out(cells: Configurations, labels: NDArray[np.intp], floor: float, exponents: tuple[float, float, float]) -> float:
+def _left_out(cells: Configurations, labels: NDArray[np.intp], floor: float) -> float:
     """Root mean square relative error of predicting each size from all others."""
-    errors = [_errors(solve(cells.take(labels != size), floor, exponents), cells.take(labels == size)) for size in np.unique(labels)]
+    errors = [_errors(solve(cells.take(labels != size), floor), cells.take(labels == size)) for size in np.unique(labels)]
     return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
 
 
-def _backtest(
-    cells: Configurations, labels: NDArray[np.intp], floor: float, exponents: tuple[float, float, float], scatter: float
-) -> Backtest | None:
+def _backtest(cells: Configurations, labels: NDArray[np.intp], floor: float, scatter: float) -> Backtest | None:
     rows, errors, covered = [], [], []
     for size in range(MIN_SIZES - 1, int(labels.max()) + 1):
         before, here = cells.take(labels < size), cells.take(labels == size)
         if len(before) < MIN_CONFIGURATIONS:
             continue
-        error = np.abs(_errors(solve(before, floor, exponents), here))
-        half = WIDTH * _left_out(before, labels[labels < size], floor, exponents)
+        error = np.abs(_errors(solve(before, floor), here))
+        half = WIDTH * _left_out(before, labels[labels < size], floor)
         errors.append(error)
         covered.append(error <= half)
         size_row = {"params": float(np.median(here.columns[SIZE])), "n": len(here), "from_sizes": size}
@@ -236,9 +223,3 @@ def _interval_refused(backtest: Backtest | None) -> Refusal | None:
         reason = f"of {backtest.n} forecasts from smaller models {100 * backtest.coverage:.0f} % fell within their interval, less than 90 %"
         return Refusal(Code.BACKTEST_FAILS, reason)
     return None
-
-
-def _scored(curve: Curve, cells: Configurations, labels: NDArray[np.intp], floor: float) -> dict[str, Any]:
-    sd = float(np.sqrt(np.mean(_errors(curve, cells) ** 2)))
-    backtest = _backtest(cells, labels, floor, curve.exponents, sd)
-    return {"exponents": list(curve.exponents), "residual_sd": sd, "median_error": backtest and backtest.median_error}

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from analysis.fits.coordinates import Array, Design
 from analysis.fits.laws import Bowl, Power, Proportional
-from analysis.fits.newton import Objective, solve
+from analysis.fits.newton import solve
+from analysis.fits.objective import Objective
 
 GRID_POINTS = {1: 24, 2: 14, 3: 7, 4: 5, 5: 3}  # exponents per term, by the number of terms; 2 beyond
 GRID_RANGE = (0.03, 3.0)

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.fits.configuration_means import MeansFit, SeedNoise, fit_means
 from analysis.fits.coordinates import Array, Design
 from analysis.fits.fit import BatchResult, FitError, FitResult, fit, fit_batch
 from analysis.fits.laws import Law, column_values
-from analysis.fits.profile_likelihood import Ends, profile_ends
+from analysis.fits.profile_likelihood import Ends, MeansFit, SeedNoise, fit_means, profile_ends
 from analysis.fits.quantities import Gain, Loss, Parameter, Quantity, Reading, Sum, read
-from analysis.fits.resampling import distinct_points, resample
+
+RESAMPLE_ELEMENTS = 4_000_000  # drawn at a time: 32 MB an array, so that large studies resample in bounded memory
 
 
 @dataclass(frozen=True)
@@ -165,34 +165,6 @@ def profiles(
     return {name: interval_of(batch, quantity, level, new_run) for name, quantity in quantities.items()}
 
 
-def profile_batch(
-    law: Law,
-    columns: Mapping[str, ArrayLike],
-    means: ArrayLike,
-    quantity: Quantity,
-    *,
-    level: float = 0.95,
-    new_run: bool = False,
-    reference: Mapping[str, float] | None = None,
-    noise: SeedNoise | None = None,
-) -> dict[str, Array]:
-    """Profile intervals of many studies over the same configurations: `means` is (studies, configurations).
-
-    Without `noise` (numbers of seeds, and each study's seed variance) every configuration weighs the same.
-
-    Returns:
-        Arrays (studies,) under "low", "high" and "point"; open ends are the end of the allowed range.
-    """
-    _check_level(level)
-    batch = fit_means(law, columns, np.atleast_2d(np.asarray(means, dtype=float)), reference, noise)
-    if batch.df < 1:
-        raise FitError(f"{batch.data.log_loss.shape[1]} configurations leave no degree of freedom for law {law.name}; add configurations")
-    reading = read(quantity, batch.design)
-    ends = profile_ends(batch.data, batch.theta, reading, batch.df, level, new_run=new_run)
-    low, high = _open_ends(ends, reading, quantity, batch.design)
-    return {"low": low, "high": high, "point": reading.report(ends.point)}
-
-
 def interval_of(batch: MeansFit, quantity: Quantity, level: float = 0.95, new_run: bool = False) -> Interval:
     """The profile interval of one quantity of a fit of configuration means."""
     method = "prediction profile" if new_run else "profile"
@@ -294,3 +266,36 @@ def _percentile(quantity: Quantity, start: FitResult, batch: BatchResult | None,
     low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
     lowest, highest = _range(quantity, start.design)
     return Interval(float(low), float(high), level, method, _status(bool(low <= lowest), bool(high >= highest)), point, count)
+
+
+def resample(group: NDArray[np.intp], n: int, rng: np.random.Generator) -> Array:
+    """Bootstrap weights (n, rows): configurations with replacement, then as many seeds of each (Efron and Tibshirani 1993, section 8.6).
+
+    Seeds of a configuration share its deviation from the curve, so resampling rows as if independent would give intervals that are too
+    short. A configuration drawn once weighs 1 in total, however many seeds it has.
+    """
+    count = np.bincount(group)
+    block = max(1, RESAMPLE_ELEMENTS // (len(count) * int(count.max())))
+    parts = [_resample_block(group, count, min(block, n - done), rng) for done in range(0, n, block)]
+    return np.concatenate(parts) if parts else np.zeros((0, len(group)))
+
+
+def _resample_block(group: NDArray[np.intp], count: NDArray[np.intp], n: int, rng: np.random.Generator) -> Array:
+    order = np.argsort(group, kind="stable")
+    first = np.concatenate([[0], np.cumsum(count)[:-1]])
+    drawn = rng.integers(len(count), size=(n, len(count)))
+    seeds = rng.random((n, len(count), int(count.max())))
+    size = count[drawn][:, :, None]
+    rows = order[first[drawn][:, :, None] + np.minimum((seeds * size).astype(np.intp), size - 1)]
+    weight = np.where(np.arange(seeds.shape[2]) < size, 1.0 / size, 0.0)
+    flat = (np.arange(n)[:, None, None] * len(group) + rows).reshape(-1)
+    total: Array = np.bincount(flat, weights=weight.reshape(-1), minlength=n * len(group)).astype(float)
+    return total.reshape(n, len(group))
+
+
+def distinct_points(columns: Mapping[str, Array], weights: Array) -> NDArray[np.intp]:
+    """Distinct design points with weight, per replicate."""
+    _, point = np.unique(np.stack(list(columns.values()), axis=1), axis=0, return_inverse=True)
+    order = np.argsort(point.reshape(-1), kind="stable")
+    first = np.flatnonzero(np.diff(point.reshape(-1)[order], prepend=-1))
+    return (np.add.reduceat(weights[:, order], first, axis=1) > 0).sum(axis=1)

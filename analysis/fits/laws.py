@@ -95,7 +95,6 @@ class Law:
         source: where the form was published.
         terms: the additive terms.
         floor: name of the constant (irreducible loss, fixed overhead), or None.
-        target: the table column that the law predicts.
     """
 
     name: str
@@ -103,7 +102,6 @@ class Law:
     source: str
     terms: tuple[Term, ...]
     floor: str | None = None
-    target: str = "val_loss"
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -257,20 +255,6 @@ POWER_FLOOR_CROSSED = Law(
     (POWER_FLOOR_DATA.terms[0], Term("B", (Power(TOKENS, "beta"), Cross(SIZE, TOKENS, "c")))),
     floor="E",
 )
-SEPARABLE = Law(
-    "M4",
-    "E + A * n_layer^-a + B * n_embd^-b",
-    "additive form of Hoffmann et al. 2022, eq. 2, in depth and width instead of N and D",
-    (Term("A", (Power("n_layer", "a"),)), Term("B", (Power("n_embd", "b"),))),
-    floor="E",
-)
-SEPARABLE_DATA = Law(
-    "M4D",
-    "E + A * n_layer^-a + B * n_embd^-b + C * D^-beta",
-    SEPARABLE.source,
-    (*SEPARABLE.terms, Term("C", (Power(TOKENS, "beta"),))),
-    floor="E",
-)
 SHAPE = Law(
     "S",
     "E + A * n_layer^-a * n_embd^-b",
@@ -295,7 +279,6 @@ TIMING = Law(
         Term("B", (Proportional("n_layer"), Power("n_head", "h", sign=1))),
     ),
     floor="t0",
-    target="ms_per_step",
 )
 
 
@@ -305,18 +288,8 @@ def with_aspect(law: Law) -> Law:
     A multiplier of the first term is a multiplier of N: off the optimum a model acts like one of exp(-gamma/alpha * ln(...)^2) its size.
     """
     bowl = Bowl("aspect", "gamma", "aspect_opt")
-    return _with_factor(law, bowl, "M3", "exp(gamma * ln(aspect/aspect_opt)^2)", "Kaplan et al. 2020, fig. 5")
-
-
-def with_head_dim(law: Law) -> Law:
-    """The law with its first term multiplied by head_dim^-eta; eta may have either sign."""
-    return _with_factor(law, Power("head_dim", "eta", low=-MAX_EXPONENT), "H", "head_dim^-eta", "Kaplan et al. 2020, fig. 5")
-
-
-def _with_factor(law: Law, factor: Factor, label: str, text: str, source: str) -> Law:
-    first = replace(law.terms[0], factors=(*law.terms[0].factors, factor))
+    first = replace(law.terms[0], factors=(*law.terms[0].factors, bowl))
     pieces = law.equation.split(" + ")
-    position = 1 if law.has_floor else 0
-    pieces[position] = f"{pieces[position]} * {text}"
-    name = f"{label}({law.name})" if label != "H" else f"{law.name}+head_dim"
-    return replace(law, name=name, equation=" + ".join(pieces), source=f"{law.source}; {source}", terms=(first, *law.terms[1:]))
+    pieces[int(law.has_floor)] += " * exp(gamma * ln(aspect/aspect_opt)^2)"
+    source = f"{law.source}; Kaplan et al. 2020, fig. 5"
+    return replace(law, name=f"M3({law.name})", equation=" + ".join(pieces), source=source, terms=(first, *law.terms[1:]))

@@ -1,93 +1,25 @@
-"""Batched damped Newton for robust fits of `E + sum_k exp(X_k theta_k)` to log losses, all replicates at once.
+"""Batched damped Newton: all replicates advance together, by least squares or Huber of a given width.
 
-The objective of a replicate is the weighted mean of `a(r) * h(r)`, r = log(loss) - log(law): h is Huber's function divided by delta (Huber
-1964), or r^2 / (2 scale) for least squares; a(r) is 2 tau or 2 (1 - tau) by the sign of r (quantiles; 1 for tau = 1/2). Divided so, each
-point pulls with at most its weight, so the gradient is dimensionless and at most about 1: a bound of 1e-10 on it means the same for every
-fit. Gradient and Hessian are exact; both reduce to matrix products because the features are common to all replicates.
+Narrow Huber functions have creased objectives, so a fit descends: least squares, then widths that shrink fourfold, each stage starting
+where the last one ended.
 
 Shapes: P coordinates, R replicates, n points; theta and gradient (P, R), Hessian (P, P, R). numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fits.coordinates import Array, Block
+from analysis.fits.coordinates import Array
+from analysis.fits.objective import Objective, evaluate, spread
 
 TOLERANCE = 1e-10  # of the scaled gradient: the stopping rule of every fit
 SQUARES_TOLERANCE = 1e-7  # where only sums of squares are compared: they err by its square
 CHUNK_ELEMENTS = 100_000  # replicates x points per block of work: 0.8 MB an array; measured best between 80 and 160 thousand
 MAX_STEP = 3.0  # in coordinates, which are of order 1
-
-Penalty = Callable[[Array, NDArray[np.intp]], tuple[Array, Array, Array]]  # (theta, replicate indices) -> value, gradient, Hessian
-
-
-@dataclass(frozen=True)
-class Basis:
-    """The features of a law at its points, and their products, which every Hessian needs."""
-
-    blocks: tuple[Block, ...]
-    has_floor: bool
-
-    @cached_property
-    def all_blocks(self) -> tuple[Block, ...]:
-        """The blocks, after one of ones for the floor if the law has one."""
-        if not self.has_floor:
-            return self.blocks
-        return (Block(np.ones((self.blocks[0].features.shape[0], 1)), None, 0, 1), *self.blocks)
-
-    @cached_property
-    def products(self) -> dict[tuple[int, int], Array]:
-        """For blocks i <= j: the outer products of their features, (n, q_i q_j)."""
-        features = [block.features for block in self.all_blocks]
-        return {
-            (i, j): (features[i][:, :, None] * features[j][:, None, :]).reshape(len(features[i]), -1)
-            for i in range(len(features))
-            for j in range(i, len(features))
-        }
-
-
-@dataclass(frozen=True)
-class Objective:
-    """What a batch minimizes. Arrays are (R, n), or (1, n) where all replicates share them.
-
-    `delta` and `scale` are (R, 1) or (1, 1); `weights` sum to 1 over points; `low`, `high` are (P, R) or (P, 1).
-    """
-
-    basis: Basis
-    log_loss: Array
-    weights: Array
-    delta: Array
-    scale: Array
-    low: Array
-    high: Array
-    penalty: Penalty | None = None
-
-    def at(self, delta: Array | float, scale: Array | float | None = None) -> Objective:
-        """The same data under another width (and scale, by default equal to the width)."""
-        width = np.atleast_2d(np.asarray(delta, dtype=float))
-        return replace(self, delta=width, scale=width if scale is None else np.atleast_2d(np.asarray(scale, dtype=float)))
-
-    def take(self, rows: NDArray[np.intp]) -> Objective:
-        """The objective of some replicates."""
-
-        def pick(array: Array, axis: int = 0) -> Array:
-            return array if array.shape[axis] == 1 else array.take(rows, axis=axis)
-
-        return replace(
-            self,
-            log_loss=pick(self.log_loss),
-            weights=pick(self.weights),
-            delta=pick(self.delta),
-            scale=pick(self.scale),
-            low=pick(self.low, 1),
-            high=pick(self.high, 1),
-        )
 
 
 @dataclass(frozen=True)
@@ -104,70 +36,36 @@ class Minimum:
         return self.gradient_norm <= TOLERANCE
 
 
-# ---- objective, gradient, Hessian ----
+# ---- estimators ----
 
 
-def parts(basis: Basis, theta: Array) -> tuple[Array, list[Array]]:
-    """Law value f (R, n) and the shares [1/f, t_1/f, ...] (the first only with a floor), each (R, n)."""
-    terms = []
-    for block in basis.blocks:
-        predictor = theta[block.start : block.stop].T @ block.features.T
-        if block.offset is not None:
-            predictor += block.offset
-        terms.append(np.exp(predictor, out=predictor))
-    value = terms[0] + theta[0][:, None] if basis.has_floor else terms[0].copy()
-    for term in terms[1:]:
-        value += term
-    inverse = 1.0 / value
-    for term in terms:
-        term *= inverse
-    return value, [inverse, *terms] if basis.has_floor else terms
+def least_squares(objective: Objective, theta: Array, *, rough: bool = False) -> tuple[Minimum, Array]:
+    """Least squares; scale (R, 1) is the root mean square residual, at least WIDTH_FLOOR. `rough` stops early: enough for a start."""
+    first = minimize(objective.at(np.inf, 0.01), theta, tolerance=1e-3, max_steps=12)
+    scale = spread(objective, first.theta)
+    return (first if rough else minimize(objective.at(np.inf, scale), first.theta)), scale
 
 
-def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, Array]:
-    """Objective (R,), gradient (P, R) and exact Hessian (P, P, R); infinite objective where the law is not positive."""
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        value, shares = parts(objective.basis, theta)
-        residual = objective.log_loss - np.log(value)
-        clipped = np.minimum(np.maximum(residual, -objective.delta), objective.delta)
-        inside = clipped == residual
-        pull = objective.weights / objective.scale
-        force = pull * clipped  # w psi(r)
-        height = (force * (residual - 0.5 * clipped)).sum(axis=1)
-        curvature = pull * inside
-        curvature += force
-        gradient, hessian = reduce_points(objective.basis, theta.shape, shares, force, curvature)
-    height = np.where(np.isfinite(height) & (value.min(axis=1) > 0), height, np.inf)
-    if objective.penalty is not None:
-        extra = objective.penalty(theta, rows)
-        height, gradient, hessian = height + extra[0], gradient + extra[1], hessian + extra[2]
-    return height, gradient, hessian
+def huber(objective: Objective, theta: Array, delta: Array | float) -> Minimum:
+    """Huber at width `delta` (a number or (R, 1)) from rough coordinates, through widths that shrink fourfold from the residual spread."""
+    target = np.broadcast_to(np.asarray(delta, dtype=float), (theta.shape[1], 1))
+    width = np.maximum(spread(objective, theta), target)
+    near = min(1e-2, 0.5 / objective.log_loss.shape[1])  # half the pull of one point: enough for the next width
+    while (width > 1.001 * target).any():
+        theta = minimize(objective.at(width), theta, tolerance=near, max_steps=30).theta
+        width = np.maximum(width / 4, target)
+    return minimize(objective.at(target), theta)
 
 
-def reduce_points(basis: Basis, shape: tuple[int, ...], shares: list[Array], force: Array, curvature: Array) -> tuple[Array, Array]:
-    """Sum point contributions into gradient and Hessian, one matrix product for each pair of blocks.
-
-    With `force` w psi and `curvature` w psi' + w psi these are the derivatives of sum w rho(log_loss - ln f).
-    """
-    gradient = np.empty(shape)
-    hessian = np.empty((shape[0], *shape))
-    blocks = basis.all_blocks
-    for i, (share, first) in enumerate(zip(shares, blocks, strict=True)):
-        here = slice(first.start, first.stop)
-        pulled = force * share
-        gradient[here] = -(pulled @ first.features).T
-        bent = curvature * share
-        for j in range(i, len(blocks)):
-            second = blocks[j]
-            there = slice(second.start, second.stop)
-            mixed = bent * shares[j]
-            if j == i and not (basis.has_floor and i == 0):
-                mixed -= pulled
-            summed = (mixed @ basis.products[i, j]).T.reshape(here.stop - here.start, there.stop - there.start, -1)
-            hessian[here, there] = summed
-            if j != i:
-                hessian[there, here] = summed.transpose(1, 0, 2)
-    return gradient, hessian
+def merge(whole: Minimum, rows: NDArray[np.intp], some: Minimum) -> Minimum:
+    """Put another attempt at some replicates in place wherever it converged and the first did not, or ended lower."""
+    take = (some.converged & ~whole.converged[rows]) | ((some.converged == whole.converged[rows]) & (some.value < whole.value[rows]))
+    picked = rows[take]
+    merged = replace(whole, theta=whole.theta.copy(), value=whole.value.copy(), gradient_norm=whole.gradient_norm.copy())
+    merged.theta[:, picked] = some.theta[:, take]
+    merged.value[picked] = some.value[take]
+    merged.gradient_norm[picked] = some.gradient_norm[take]
+    return merged
 
 
 # ---- linear algebra over the last axis ----

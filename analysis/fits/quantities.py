@@ -1,8 +1,8 @@
-"""What an interval can be asked for: a parameter, a predicted loss, a local slope, a contrast of two predictions.
+"""What an interval can be asked for: a parameter, a predicted loss, a local slope, a difference of two predictions.
 
 Each quantity, bound to a design by `read`, gives value, gradient and exact Hessian in a working scale (logs of positive quantities) for any
-number of replicates, and maps the working value to the reported one. Losses, slopes and contrasts are linear combinations of log
-predictions at a few points, so that one formula serves them all.
+number of replicates, and maps the working value to the reported one. Losses and slopes are linear combinations of log predictions at a few
+points, so that one formula serves both.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike
 
 from analysis.fits.coordinates import Array, Design
 from analysis.fits.laws import SIZE, Bowl, Cross, Power, column_values
-from analysis.fits.newton import Basis, parts, reduce_points
+from analysis.fits.objective import Basis, parts, reduce_points
 
 SLOPE_STEP = 0.01  # of ln x; the five-point formula then errs by about 1e-9 of the slope and rounding by 1e-14
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A named parameter of the law (amplitudes at the reference)."""
+    """A named parameter of the law (amplitudes at the reference, and none of a term with an optimum)."""
 
     name: str
 
@@ -44,14 +44,6 @@ class Slope:
 
 
 @dataclass(frozen=True)
-class Contrast:
-    """ln(loss at `at`) - ln(loss at `other`), both by the law."""
-
-    at: Mapping[str, float]
-    other: Mapping[str, float]
-
-
-@dataclass(frozen=True)
 class Gain:
     """loss at `other` - loss at `at`, in nats: what going from `other` to `at` buys."""
 
@@ -66,7 +58,7 @@ class Sum:
     weights: Mapping[str, float]
 
 
-Quantity = Parameter | Loss | Slope | Contrast | Gain | Sum
+Quantity = Parameter | Loss | Slope | Gain | Sum
 
 
 class Reading(Protocol):
@@ -117,29 +109,6 @@ class _BowlOptimum:
 
     def report(self, value: ArrayLike) -> Array:
         return self.reference * np.exp(np.asarray(value, dtype=float) * self.spread)
-
-
-@dataclass(frozen=True)
-class _BowlAmplitude:
-    """ln(amplitude) at the optimum of a bowl: a - h1^2 / (4 h2)."""
-
-    amplitude: int
-    bowl: int
-    scale: float
-
-    def evaluate(self, theta: Array) -> tuple[Array, Array, Array]:
-        h1, h2 = theta[self.bowl], theta[self.bowl + 1]
-        gradient = np.zeros_like(theta)
-        hessian = np.zeros((len(theta), *theta.shape))
-        i, j = self.bowl, self.bowl + 1
-        gradient[self.amplitude], gradient[i], gradient[j] = 1.0, -0.5 * h1 / h2, 0.25 * (h1 / h2) ** 2
-        hessian[i, i] = -0.5 / h2
-        hessian[i, j] = hessian[j, i] = 0.5 * h1 / h2**2
-        hessian[j, j] = -0.5 * h1**2 / h2**3
-        return theta[self.amplitude] - 0.25 * h1**2 / h2, gradient, hessian
-
-    def report(self, value: ArrayLike) -> Array:
-        return self.scale * np.exp(np.asarray(value, dtype=float))
 
 
 @dataclass(frozen=True)
@@ -217,8 +186,6 @@ def read(quantity: Quantity, design: Design) -> Reading:
     if isinstance(quantity, Gain):
         both = _combine(design, [quantity.other, quantity.at], [1.0, -1.0], 0.0, exponential=False)
         return _Difference(both.basis, both.coefficients, design.loss_scale)
-    if isinstance(quantity, Contrast):
-        return _combine(design, [quantity.at, quantity.other], [1.0, -1.0], 0.0, exponential=False)
     center = float(column_values(quantity.at, quantity.column))
     steps = np.array([-2, -1, 1, 2]) * SLOPE_STEP
     places = [{**quantity.at, quantity.column: center * np.exp(step)} for step in steps]
@@ -237,8 +204,7 @@ def _read_parameter(name: str, design: Design) -> Reading:
     if name == law.floor:
         return _Coordinate(0, design.loss_scale, exponential=False)
     for term in law.terms:
-        amplitude, bowl = position, None
-        position += 1
+        amplitude, position = position, position + 1
         for factor in term.factors:
             if isinstance(factor, Power):
                 if factor.exponent == name:
@@ -253,10 +219,7 @@ def _read_parameter(name: str, design: Design) -> Reading:
                     return _Coordinate(position + 1, design.spread[factor.column] ** -2, exponential=False)
                 if factor.optimum == name:
                     return _BowlOptimum(position, design.spread[factor.column], design.reference[factor.column])
-                bowl = position
                 position += 2
-        if term.amplitude == name:
-            if bowl is None:
-                return _Coordinate(amplitude, design.loss_scale, exponential=True)
-            return _BowlAmplitude(amplitude, bowl, design.loss_scale)
+        if term.amplitude == name and not any(isinstance(factor, Bowl) for factor in term.factors):
+            return _Coordinate(amplitude, design.loss_scale, exponential=True)
     raise ValueError(f"law {law.name} has no parameter {name!r}; it has {', '.join(law.parameters)}")

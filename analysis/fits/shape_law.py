@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import NATS, Code, Estimate, Refusal, Verdict, judged
-from analysis.fits import estimators
-from analysis.fits.configuration_means import MeansFit, fit_means
 from analysis.fits.coordinates import Array, FitError
 from analysis.fits.intervals import Interval, Observations, interval_of
 from analysis.fits.laws import POWER_FLOOR, SHAPE, SHAPE_CROSSED, SIZE, Law, with_aspect
+from analysis.fits.objective import jacobians, residuals
+from analysis.fits.profile_likelihood import MeansFit, fit_means
 from analysis.fits.quantities import Gain, Parameter, Quantity, Sum
 from analysis.table.configurations import Configurations, f_p_value, t_p_value
 
@@ -41,13 +41,7 @@ CLEAR = 0.01
 MIN_SPARED = 0.1
 """Share of its noise that a configuration must keep as residual to be judged by it: one that determines a parameter alone cannot."""
 
-DOUBLINGS = {
-    "n_layer": (1.0, 0.0),
-    "n_embd": (0.0, 1.0),
-    "params": (1 / 3, 1 / 3),
-    "params_by_width": (0.0, 0.5),
-    "params_by_depth": (1.0, 0.0),
-}
+DOUBLINGS = {"n_layer": (1.0, 0.0), "n_embd": (0.0, 1.0), "params": (1 / 3, 1 / 3)}
 """Doublings of depth and of width that double a factor; `params` at fixed aspect."""
 
 
@@ -69,10 +63,6 @@ class Departure:
     def clear(self) -> bool:
         """Whether the plain law is not the whole story."""
         return self.p < CLEAR
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"kind": self.kind, "f": self.f, "p": self.p, "coefficient": self.coefficient, "clear": self.clear}
 
 
 @dataclass(frozen=True)
@@ -134,7 +124,7 @@ class ShapeFit:
         """What a doubling of a factor buys at a shape, in nats (positive: lower loss): from half a doubling below it to half above.
 
         Args:
-            factor: n_layer, n_embd, params (at fixed aspect), params_by_width or params_by_depth.
+            factor: n_layer, n_embd, or params (at fixed aspect).
         """
         deeper, wider = DOUBLINGS[factor]
         half = [_columns(n_layer * 2 ** (side * deeper / 2), n_embd * 2 ** (side * wider / 2)) for side in (-1, 1)]
@@ -151,9 +141,6 @@ class ShapeFit:
             "A": self.A,
             **{name: value and value.to_dict() for name, value in estimates.items()},
             "residual_sd": self.residual_sd,
-            "lack_of_fit": self.lack_of_fit,
-            "curvature": self.curvature.to_dict(),
-            "interaction": self.interaction.to_dict(),
             "outliers": [outlier.to_dict() for outlier in self.outliers],
             "n_configurations": self.n,
         }
@@ -259,7 +246,7 @@ def departure(kind: str, plain: MeansFit, further: MeansFit, name: str) -> Depar
 
 
 def _residuals(fitted: MeansFit) -> Array:
-    return estimators.residuals(fitted.data, fitted.theta)[0]
+    return residuals(fitted.data, fitted.theta)[0]
 
 
 def _sum_of_squares(fitted: MeansFit, weighing: MeansFit) -> float:
@@ -335,7 +322,7 @@ def _lack_of_fit(fitted: MeansFit, cells: Configurations) -> dict[str, float] | 
 def _far_configurations(fitted: MeansFit, cells: Configurations) -> list[Outlier]:
     """Configurations whose residual is out of the ordinary against a law that the others alone determine (externally studentized)."""
     free = (fitted.theta > fitted.data.low) & (fitted.theta < fitted.data.high)
-    residual, slope = _residuals(fitted), estimators.jacobians(fitted.data, fitted.theta)[0][:, free[:, 0]]
+    residual, slope = _residuals(fitted), jacobians(fitted.data, fitted.theta)[0][:, free[:, 0]]
     basis, values, _ = np.linalg.svd(slope, full_matrices=False)
     spared = 1 - ((basis**2) * (values > 1e-9 * values[0])).sum(axis=1)
     found = []

@@ -3,7 +3,7 @@
 A quantity q of a fitted law has an interval of half-width t(df) * sqrt(c' M^-1 c), with c the gradient of q, M = sum_i w_i f_i f_i' the
 Fisher information of the law linearized at its estimate, f_i = d ln L / d theta at configuration i, and w_i = 1 / (tau^2 + s^2 / m_i) the
 precision of its mean over m_i seeds (tau^2: the configuration's own lack of fit; s^2: noise between seeds; as in
-`analysis.fits.configuration_means`).
+`analysis.fits.profile_likelihood`).
 A trial adds a seed to a mean or a row to M. Choosing it by the gain in c' M^-1 c is local c-optimality (Elfving 1952; Pukelsheim 1993,
 chapter 2; Atkinson, Donev and Tobias 2007, chapters 10 and 17); several trials are chosen one after the other, each given those before.
 

@@ -355,7 +355,7 @@ SUBJECTS = {
     "law": "law in depth and width", "worth_in_parameters": "worth of a shape in parameters",
     "equal_size": "comparison at equal size", "still_falling": "how steeply losses still fall",
     "compute_optimal": "compute-optimal size", "learning_rates": "learning rates", "stories": "generated text",
-    "over_length": "levers over training length", "crossing": "length from which a lever pays", "lead_of_wide": "lead of wide shapes",
+    "over_length": "levers over training length", "crossing": "length from which a lever pays",
 }  # fmt: skip
 """Names of refused parts that do not explain themselves."""
 
