@@ -41,6 +41,8 @@ class Code(StrEnum):
     INTERACTION = "depth_and_width_interact"
 
 
+LEVEL = 0.95
+"""Level of every interval of the report."""
 NATS = "nats per token"
 PER_DOUBLING = "nats per doubling"
 """Units of losses and differences, and of what a doubling buys; a token is a character where the text is read in characters."""

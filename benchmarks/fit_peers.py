@@ -34,7 +34,7 @@ def ours() -> tuple[float, float]:
     columns, loss = published_points()
     start = fit(POWER_FLOOR_DATA, columns, loss, delta=DELTA)
     weights = np.random.default_rng(1).multinomial(240, np.full(240, 1 / 240), size=4000)
-    replicate = seconds(lambda: fit_batch(POWER_FLOOR_DATA, columns, loss, weights=weights, start=start), repeat=3) / 4000
+    replicate = seconds(lambda: fit_batch(start, columns, loss, weights), repeat=3) / 4000
     return seconds(lambda: fit(POWER_FLOOR_DATA, columns, loss, delta=DELTA), repeat=15), replicate
 
 

@@ -137,8 +137,8 @@ def bootstraps() -> Iterator[Line]:
     rng = np.random.default_rng(1)
     drawn = rng.integers(240, size=(4000, 240))
     weights = np.stack([np.bincount(row, minlength=240) for row in drawn]).astype(float)
-    ours = seconds(lambda: fit_batch(POWER_FLOOR_DATA, columns, loss, weights=weights, start=start), repeat=3) / 4000
-    batch = fit_batch(POWER_FLOOR_DATA, columns, loss, weights=weights, start=start)
+    ours = seconds(lambda: fit_batch(start, columns, loss, weights), repeat=3) / 4000
+    batch = fit_batch(start, columns, loss, weights)
     exponents = start.params["alpha"], start.params["beta"]
     amplitudes = [np.log(start.params[k]) + p * np.log(start.reference[c]) for k, p, c in zip("AB", exponents, (SIZE, TOKENS), strict=True)]
     origin = np.array([*amplitudes, np.log(start.params["E"]), *exponents])
@@ -162,7 +162,7 @@ def one_dimensional() -> Line:
     start = fit(POWER_FLOOR, columns, loss)
     drawn = np.random.default_rng(1).integers(24, size=(4000, 24))
     weights = np.stack([np.bincount(row, minlength=24) for row in drawn]).astype(float)
-    ours = seconds(lambda: fit_batch(POWER_FLOOR, columns, loss, weights=weights, start=start), repeat=3) / 4000
+    ours = seconds(lambda: fit_batch(start, columns, loss, weights), repeat=3) / 4000
     relative = columns[SIZE] / 1e6
 
     def log_law(x: Array, floor: float, amplitude: float, alpha: float) -> Array:
@@ -192,7 +192,7 @@ def small_study() -> Line:
         seen = Observations(POWER_FLOOR, columns, loss, np.arange(12))
         fitted = [fit(law, columns, loss) for law in (POWER, POWER_FLOOR, with_aspect(POWER_FLOOR))]
         profiles(seen, asked)
-        bootstrap(seen, asked, n=4000, rng=np.random.default_rng(0), start=fitted[1])
+        bootstrap(seen, fitted[1], asked, np.random.default_rng(0), 4000)
 
     return Line(
         "fits M0, M1, M3, four profiles, 4,000 bootstraps of a 12-run study",
@@ -214,7 +214,7 @@ def large_study() -> Line:
 
     def analyze() -> None:
         for law in (POWER, POWER_FLOOR, POWER_FLOOR_DATA, with_aspect(POWER_FLOOR_DATA)):
-            fit_batch(law, columns, loss, weights=weights, start=fit(law, columns, loss))
+            fit_batch(fit(law, columns, loss), columns, loss, weights)
 
     begin = time.process_time()
     analyze()

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.estimate import NATS, Code, Refusal
+from analysis.estimate import LEVEL, NATS, Code, Refusal
 from analysis.findings.size_law import SIZE, Fitted, mean_variance, observations, runs_shared
 from analysis.findings.sweeps import thinned
 from analysis.fits import intervals
 from analysis.fits.fit import FitResult, FitStatus
 from analysis.fits.laws import Law, Power
 from analysis.fits.quantities import Parameter, Quantity, Slope
-from analysis.table.configurations import LEVEL, Configurations, Noise, t_quantile
+from analysis.table.configurations import Configurations, Noise, t_quantile
 from analysis.table.load import distinct_sizes
 
 CURVE_POINTS = 60
@@ -120,7 +120,7 @@ def _intervals(fitted: Fitted, noise: Noise | Refusal, options: Options, paramet
         return _bootstrapped(fitted, options) if fitted.fit_id == "joint" else {}
     beside = fitted.fit_id.startswith(("joint@", "joint:"))
     if fitted.df >= 1 and (parameters or not beside):
-        return intervals.profiles(observations(fitted), quantities_of(fitted, parameters), level=LEVEL)
+        return intervals.profiles(observations(fitted), quantities_of(fitted, parameters))
     slope = _delta_slope(fitted, noise)
     return {} if slope is None else {"slope": slope}
 
@@ -133,7 +133,7 @@ def _bootstrapped(fitted: Fitted, options: Options) -> dict[str, intervals.Inter
     wanted = quantities_of(fitted, list(fitted.result.params))
     # Of many thousand trials the means are resampled: 1,000 weights for each of 100,000 rows would take the memory of the machine.
     source = observations(fitted, means=len(fitted.cells.cell_loss) > MANY)
-    return intervals.bootstrap(source, wanted, rng=rng, n=options.n_bootstrap, level=LEVEL, start=fitted.result)
+    return intervals.bootstrap(source, fitted.result, wanted, rng, options.n_bootstrap)
 
 
 def _delta_slope(fitted: Fitted, noise: Noise | Refusal) -> intervals.Interval | None:

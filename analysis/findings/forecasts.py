@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import Code, Refusal
+from analysis.estimate import LEVEL, Code, Refusal
 from analysis.findings.lines import at_length
 from analysis.findings.size_law import SIZE, Fitted, observations
 from analysis.fits import intervals
 from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.quantities import Loss
-from analysis.table.configurations import LEVEL, Configurations
+from analysis.table.configurations import Configurations
 from models.config import ModelConfig
 from study.files import write_json
 
@@ -96,7 +96,7 @@ def make(fitted: Fitted, target: Target, source: Source) -> dict[str, Any] | Ref
     if refused:
         return refused
     at = {name: float(values[0]) for name, values in fitted.at(size, n_tokens=float(target.n_tokens)).items()}
-    interval = intervals.profile(observations(fitted), Loss(at), level=LEVEL, new_run=True)
+    interval = intervals.profile(observations(fitted), Loss(at), new_run=True)
     if interval.status == "failed":
         return Refusal(Code.TOO_FEW_DF, f"no forecast: {interval.reason}")
     low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))

@@ -196,7 +196,7 @@ def leave_largest_out(fitted: Fitted) -> list[dict[str, Any]]:
     enough = (targets >= 2 + int(law.has_floor)) & (intervals.distinct_points(points, keep.astype(float)) >= len(law.parameters))
     if not enough.any():
         return []
-    batch = fits.fit_batch(law, cells.columns, cells.loss, weights=keep[enough].astype(float), start=fitted.result)
+    batch = fits.fit_batch(fitted.result, cells.columns, cells.loss, keep[enough])
     predicted = np.log(batch.predict(cells.columns))  # (targets, configurations)
     return [
         _foretold(cells.loss[groups == n], sizes[groups == n], own[groups == n], n)

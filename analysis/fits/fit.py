@@ -3,7 +3,7 @@
     result = fit(POWER_FLOOR, {"params_non_embedding": sizes}, val_loss)
     result.predict({"params_non_embedding": [1e7]})
 
-`fit` returns one `FitResult`; `fit_batch` fits many replicates (bootstrap weights, or simulated losses) at once. How:
+`fit` returns one `FitResult`; `fit_batch` fits it again under many sets of weights (a bootstrap) at once. How:
 starts by variable projection (`analysis.fits.grid_starts`), then damped Newton with the exact Hessian (`analysis.fits.newton`).
 Nothing here reads or writes files.
 """
@@ -57,52 +57,45 @@ def fit(
         ValueError: bad input, named.
         FitError: fewer distinct points than parameters.
     """
-    _check_width(delta)
+    if delta is not None and not (np.isfinite(delta) and delta > 0):
+        raise ValueError(f"delta={delta} is not a positive number; give a width of log residuals such as 1e-3, or None for least squares")
     losses, share = _checked_losses(loss, weights)
     design, data = _prepare(law, *_merged(law, columns, losses, share), reference)
-    found = _solve(data, grid_starts(design, data, n_starts)[:, 0], delta, one_data_set=True)
+    found = _solve(data, grid_starts(design, data, n_starts)[:, 0], delta)
     return _result(design, objective_of(design, columns, losses, share), found, delta, columns, losses[0], share[0])
 
 
-def _check_width(delta: float | None) -> None:
-    if delta is not None and not (np.isfinite(delta) and delta > 0):
-        raise ValueError(f"delta={delta} is not a positive number; give a width of log residuals such as 1e-3, or None for least squares")
-
-
 def _checked_losses(loss: ArrayLike, weights: ArrayLike | None) -> tuple[Array, Array]:
-    """Losses and weights as (R or 1, n).
+    """Losses (1, n) and weights (R, n).
 
     Raises:
         ValueError: empty, not positive and finite, or shapes that do not match.
     """
-    losses = np.atleast_2d(np.asarray(loss, dtype=float))
+    losses = np.asarray(loss, dtype=float)
     bad = ~(np.isfinite(losses) & (losses > 0))
-    if losses.shape[1] == 0:
+    if not losses.size:
         raise FitError("there are no points to fit; give at least as many distinct configurations as the law has parameters")
     if bad.any():
         raise ValueError(
             f"loss holds {losses[bad][0]} in {int(bad.sum())} of {losses.size} rows; remove rows without a positive finite loss"
         )
-    share = np.ones((1, losses.shape[1])) if weights is None else np.atleast_2d(np.asarray(weights, dtype=float))
-    if share.shape[1] != losses.shape[1] or not (np.isfinite(share).all() and (share >= 0).all() and (share.sum(axis=1) > 0).all()):
+    share = np.ones((1, losses.size)) if weights is None else np.atleast_2d(np.asarray(weights, dtype=float))
+    if share.shape[1] != losses.size or not (np.isfinite(share).all() and (share >= 0).all() and (share.sum(axis=1) > 0).all()):
         raise ValueError(
-            f"weights of shape {share.shape} for {losses.shape[1]} points; give one finite non-negative weight per point, not all zero"
+            f"weights of shape {share.shape} for {losses.size} points; give one finite non-negative weight per point, not all zero"
         )
-    return losses, share
+    return losses[None], share
 
 
 def _merged(law: Law, columns: Mapping[str, ArrayLike], losses: Array, weights: Array) -> tuple[dict[str, Array], Array, Array]:
-    """One row, with the summed weight, for rows that are equal in every column and in loss; rows sorted where there is one set of losses.
+    """One row, with the summed weight, for rows that are equal in every column and in loss; rows sorted.
 
-    A repeated point then is a weight, also where LAD passes through it, and the order of rows does not change a single bit.
+    A repeated point then is a weight, and the order of rows does not change a single bit.
     """
     table = {name: np.atleast_1d(column_values(columns, name)) for name in law.columns}
-    shapes = {name: values.shape for name, values in table.items() if values.shape != losses.shape[1:]}
-    if shapes:
-        name, shape = next(iter(shapes.items()))
+    name, shape = next(((name, values.shape) for name, values in table.items() if values.shape != losses.shape[1:]), ("", ()))
+    if name:
         raise ValueError(f"column {name!r} has shape {shape}, the loss has {losses.shape[1]} points; give one value per point")
-    if len(losses) > 1:
-        return table, losses, weights
     used = np.flatnonzero(weights.max(axis=0) > 0)
     rows = np.stack([*table.values(), losses[0]], axis=1)[used]
     _, first, group = np.unique(rows, axis=0, return_index=True, return_inverse=True)
@@ -117,7 +110,7 @@ def _prepare(
 ) -> tuple[Design, Objective]:
     """The design and its objective (still without a width)."""
     _require_points(law, columns, weights)
-    design = build(law, columns, np.log(losses[0] if len(losses) == 1 else losses), weights.mean(axis=0), reference)
+    design = build(law, columns, np.log(losses[0]), weights.mean(axis=0), reference)
     return design, objective_of(design, columns, losses, weights)
 
 
@@ -151,15 +144,13 @@ def _require_points(law: Law, columns: Mapping[str, ArrayLike], weights: Array) 
     return distinct
 
 
-def _solve(data: Objective, theta: Array, delta: float | None, one_data_set: bool) -> Minimum:
+def _solve(data: Objective, theta: Array, delta: float | None) -> Minimum:
     """Carry starts (P, R) to the optimum: of least squares where there is no width."""
     rough, scale = least_squares(data, theta, rough=delta is not None)
     if delta is not None:
         return _in_units(huber(data, rough.theta, delta), np.array([[delta]]))
-    if one_data_set:
-        scale = scale[[np.argmin(rough.value)]]
-        rough = minimize(data.at(np.inf, scale), rough.theta)
-    return _in_units(rough, scale)
+    scale = scale[[np.argmin(rough.value)]]
+    return _in_units(minimize(data.at(np.inf, scale), rough.theta), scale)
 
 
 def _in_units(found: Minimum, scale: Array) -> Minimum:
@@ -208,67 +199,31 @@ def _result(
 # ---- many fits ----
 
 
-def fit_batch(
-    law: Law,
-    columns: Mapping[str, ArrayLike],
-    loss: ArrayLike,
-    *,
-    weights: ArrayLike | None = None,
-    delta: float | None = None,
-    reference: Mapping[str, float] | None = None,
-    start: FitResult | None = None,
-) -> BatchResult:
-    """Fit many replicates at once over the same columns.
+def fit_batch(start: FitResult, columns: Mapping[str, ArrayLike], loss: ArrayLike, weights: ArrayLike) -> BatchResult:
+    """Fit the law of a fit again under many sets of weights at once, with its width and reference.
 
     Args:
-        loss: (points,), or (replicates, points).
-        weights: None, (points,), or (replicates, points): bootstrap counts, for example.
-        start: a fit of the same law to start from; its width and reference are then used. Without it every replicate starts from its own
-            grid.
+        loss: (points,).
+        weights: (replicates, points): bootstrap counts, or 0 where a point is left out.
 
     Raises:
         ValueError, FitError: as `fit`.
     """
     losses, share = _checked_losses(loss, weights)
-    if start is not None:
-        if start.law != law:
-            raise ValueError(f"start is a fit of law {start.law.name}, not of {law.name}; fit the same law first")
-        delta, reference = start.delta, start.reference
-    _check_width(delta)
-    if len(losses) != len(share) and 1 not in (len(losses), len(share)):
-        raise ValueError(f"{len(losses)} replicates of losses but {len(share)} of weights; give as many, or one of either")
-    design, data = _prepare(law, *_merged(law, columns, losses, share), reference)
-    n_replicates = max(len(losses), len(share))
-    if start is None:
-        theta = grid_starts(design, data, 1)[:, :, 0]
-        theta = np.broadcast_to(theta, (design.size, n_replicates))
-        found = _solve(data, theta.copy(), delta, one_data_set=False)
-    else:
-        found = _refit_from(start, design, data, n_replicates)
+    design, data = _prepare(start.law, *_merged(start.law, columns, losses, share), start.reference)
+    found = _refit(data, np.repeat(design.from_params(start.params), len(share), axis=1), start.delta)
+    failed = np.flatnonzero(~found.converged)
+    if failed.size:  # resamples far from the data begin at their own grid
+        theirs = data.take(failed)
+        cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
+        found = merge(found, failed, _refit(theirs, cold, start.delta))
     return BatchResult(
-        law=law,
-        reference=design.reference,
         params=design.to_params(found.theta),
-        objective_value=found.value * np.broadcast_to(share.sum(axis=1), found.value.shape),
-        gradient_norm=found.gradient_norm,
+        objective_value=found.value * share.sum(axis=1),
         converged=found.converged,
-        delta=delta,
         design=design,
         theta=found.theta,
     )
-
-
-def _refit_from(start: FitResult, design: Design, data: Objective, n_replicates: int) -> Minimum:
-    """Every replicate from a fit of the whole; those that stall, from their own grid."""
-    theta = np.repeat(design.from_params({name: np.array([value]) for name, value in start.params.items()}), n_replicates, axis=1)
-    found = _refit(data, theta, start.delta)
-    failed = np.flatnonzero(~found.converged)
-    if failed.size:  # resamples far from the data
-        theirs = data.take(failed)
-        cold = np.broadcast_to(grid_starts(design, theirs, 1)[:, :, 0], (design.size, failed.size)).copy()
-        again = _refit(theirs, cold, start.delta)
-        found = merge(found, failed, again)
-    return found
 
 
 def _refit(data: Objective, theta: Array, delta: float | None) -> Minimum:

@@ -79,19 +79,15 @@ class FitResult:
 class BatchResult:
     """Many fits of one law at one reference; every array has one entry per replicate, (R,); `theta` is (P, R)."""
 
-    law: Law
-    reference: dict[str, float]
     params: dict[str, Array]
     objective_value: Array
-    gradient_norm: Array
     converged: NDArray[np.bool_]
-    delta: float | None
     design: Design = field(repr=False, compare=False)
     theta: Array = field(repr=False, compare=False)
 
     def predict(self, columns: Mapping[str, ArrayLike]) -> Array:
         """Predicted target at points, (R, points)."""
-        arrays = {name: np.atleast_1d(column_values(columns, name)) for name in self.law.columns}
+        arrays = {name: np.atleast_1d(column_values(columns, name)) for name in self.design.law.columns}
         return np.exp(self.design.log_predict(self.theta, arrays))
 
 

@@ -1,8 +1,8 @@
 """Intervals for parameters, slopes and predicted losses of a fitted law.
 
     seen = Observations(POWER_FLOOR, {"params_non_embedding": sizes}, val_loss, groups=config_ids)
-    profile(seen, Parameter("alpha"))                      # primary: profile likelihood, F calibration on configuration means
-    bootstrap(seen, {"alpha": Parameter("alpha")}, n=2000, rng=np.random.default_rng(0))     # cross-check
+    profile(seen, Parameter("alpha"))     # profile likelihood, F calibration on configuration means
+    bootstrap(seen, fit(...), {"alpha": Parameter("alpha")}, np.random.default_rng(0))     # for fits by Huber, which have no profile
 
 Rows of one configuration (its seeds) are averaged first: seeds share the configuration's own deviation from the curve, and counting
 them as independent makes intervals too short. numpy and scipy.special only; reads and writes nothing.
@@ -11,13 +11,14 @@ them as independent makes intervals too short. numpy and scipy.special only; rea
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from analysis.estimate import LEVEL
 from analysis.fits.coordinates import Array, Design
-from analysis.fits.fit import BatchResult, FitError, FitResult, fit, fit_batch
+from analysis.fits.fit import BatchResult, FitError, FitResult, fit_batch
 from analysis.fits.laws import Law, column_values
 from analysis.fits.profile_likelihood import Ends, MeansFit, SeedNoise, fit_means, profile_ends
 from analysis.fits.quantities import Gain, Loss, Parameter, Quantity, Reading, Sum, read
@@ -43,38 +44,16 @@ class Interval:
     n_configurations: int = 0
     reason: str = ""
 
-    @property
-    def width(self) -> float:
-        """high - low."""
-        return self.high - self.low
-
-    def to_dict(self) -> dict[str, object]:
-        """JSON-ready; ends that are not finite become None."""
-        ends = {
-            name: value if np.isfinite(value) else None for name, value in (("low", self.low), ("high", self.high), ("point", self.point))
-        }
-        return {
-            **ends,
-            "level": self.level,
-            "method": self.method,
-            "status": self.status,
-            "n_configurations": self.n_configurations,
-            "reason": self.reason,
-        }
-
 
 @dataclass(frozen=True)
 class Observations:
-    """Rows of trials for a law: columns and loss, each (rows,), and the configuration of each row.
-
-    Without `groups`, rows with equal columns are taken as seeds of one configuration.
-    """
+    """Rows of trials for a law: columns and loss, each (rows,), and the configuration of each row."""
 
     law: Law
     columns: Mapping[str, ArrayLike]
     loss: ArrayLike
-    groups: ArrayLike | None = None
-    reference: Mapping[str, float] | None = field(default=None)
+    groups: ArrayLike
+    reference: Mapping[str, float] | None = None
 
     def rows(self) -> tuple[dict[str, Array], Array, NDArray[np.intp]]:
         """Needed columns, loss, and the configuration index of each row.
@@ -84,11 +63,9 @@ class Observations:
         """
         columns = {name: np.atleast_1d(column_values(self.columns, name)) for name in self.law.columns}
         loss = np.asarray(self.loss, dtype=float)
-        table = np.stack(list(columns.values()), axis=1)
-        if loss.shape != table.shape[:1]:
-            raise ValueError(f"loss has shape {loss.shape} for {len(table)} rows of columns; give one loss per row")
-        if self.groups is None:
-            return columns, loss, np.unique(table, axis=0, return_inverse=True)[1].reshape(-1)
+        rows = {values.size for values in columns.values()}
+        if rows != {loss.size}:
+            raise ValueError(f"loss has {loss.size} values for columns of {rows} rows; give one loss per row")
         group = np.unique(np.asarray(self.groups), return_inverse=True)[1].reshape(-1)
         if group.shape != loss.shape:
             raise ValueError(f"groups has {group.size} entries for {loss.size} rows; give one configuration per row")
@@ -117,68 +94,54 @@ class Observations:
         return SeedNoise(count, np.array([centered @ centered / (len(logs) - len(count))]))
 
 
-def _observe(source: FitResult | Observations) -> Observations:
-    if isinstance(source, Observations):
-        return source
-    used = source.weights > 0
-    columns = {name: values[used] for name, values in source.columns.items()}
-    return Observations(source.law, columns, source.loss[used], None, source.reference)
-
-
 # ---- profile likelihood ----
 
 
-def profile(source: FitResult | Observations, quantity: Quantity, *, level: float = 0.95, new_run: bool = False) -> Interval:
+def profile(seen: Observations, quantity: Quantity, new_run: bool = False) -> Interval:
     """Profile-likelihood interval with F calibration on configuration means; see `profiles`."""
-    return profiles(source, {"": quantity}, level=level, new_run=new_run)[""]
+    return profiles(seen, {"": quantity}, new_run)[""]
 
 
-def profiles(
-    source: FitResult | Observations, quantities: Mapping[str, Quantity], *, level: float = 0.95, new_run: bool = False
-) -> dict[str, Interval]:
-    """Profile intervals of several quantities from one fit.
+def profiles(seen: Observations, quantities: Mapping[str, Quantity], new_run: bool = False) -> dict[str, Interval]:
+    """Profile intervals of several quantities from one fit of configuration means.
 
     Args:
-        source: a fit (its rows are then grouped by equal columns), or observations with their configurations named.
         quantities: what to profile, by name.
-        level: nominal coverage.
         new_run: for `Loss`: where the mean of a configuration not yet run will fall (with as many seeds as the others have), instead
             of where the curve is.
 
     Returns:
         An interval per name; status "failed" with a reason where there are no more configurations than parameters.
     """
-    _check_level(level)
     if new_run and not all(isinstance(quantity, Loss) for quantity in quantities.values()):
         raise ValueError("new_run=True asks where a new configuration will fall; give Loss quantities only")
-    seen = _observe(source)
     columns, means = seen.means()
     try:
         batch = fit_means(seen.law, columns, means[None], seen.reference, seen.seed_noise())
     except FitError as error:
-        return {name: _failed(level, "profile", len(means), str(error)) for name in quantities}
+        return {name: _failed("profile", len(means), str(error)) for name in quantities}
     if batch.df < 1:
         reason = (
             f"{len(means)} configurations for {batch.design.size} parameters leave no degree of freedom for the scatter around the curve"
         )
-        return {name: _failed(level, "profile", len(means), reason) for name in quantities}
-    return {name: interval_of(batch, quantity, level, new_run) for name, quantity in quantities.items()}
+        return {name: _failed("profile", len(means), reason) for name in quantities}
+    return {name: interval_of(batch, quantity, new_run) for name, quantity in quantities.items()}
 
 
-def interval_of(batch: MeansFit, quantity: Quantity, level: float = 0.95, new_run: bool = False) -> Interval:
+def interval_of(batch: MeansFit, quantity: Quantity, new_run: bool = False) -> Interval:
     """The profile interval of one quantity of a fit of configuration means."""
     method = "prediction profile" if new_run else "profile"
     count = batch.data.log_loss.shape[1]
     try:
         reading = read(quantity, batch.design)
     except ValueError as error:
-        return _failed(level, method, count, str(error))
+        return _failed(method, count, str(error))
     if not batch.converged.all():
-        return _failed(level, method, count, "the fit of the configuration means did not converge")
-    ends = profile_ends(batch.data, batch.theta, reading, batch.df, level, new_run=new_run)
+        return _failed(method, count, "the fit of the configuration means did not converge")
+    ends = profile_ends(batch.data, batch.theta, reading, batch.df, LEVEL, new_run=new_run)
     low, high = _open_ends(ends, reading, quantity, batch.design)
     status = _status(bool(ends.low_open[0]), bool(ends.high_open[0]))
-    return Interval(float(low[0]), float(high[0]), level, method, status, float(reading.report(ends.point)[0]), count)
+    return Interval(float(low[0]), float(high[0]), LEVEL, method, status, float(reading.report(ends.point)[0]), count)
 
 
 def _open_ends(ends: Ends, reading: Reading, quantity: Quantity, design: Design) -> tuple[Array, Array]:
@@ -204,68 +167,49 @@ def _status(low_open: bool, high_open: bool) -> str:
     return {(False, False): "closed", (True, False): "open_low", (False, True): "open_high", (True, True): "open"}[low_open, high_open]
 
 
-def _failed(level: float, method: str, count: int, reason: str) -> Interval:
-    return Interval(np.nan, np.nan, level, method, "failed", np.nan, count, reason)
-
-
-def _check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level={level} is not between 0 and 1; 0.95 is usual")
+def _failed(method: str, count: int, reason: str) -> Interval:
+    return Interval(np.nan, np.nan, LEVEL, method, "failed", np.nan, count, reason)
 
 
 # ---- bootstrap ----
 
 
 def bootstrap(
-    source: FitResult | Observations,
-    quantities: Mapping[str, Quantity],
-    *,
-    rng: np.random.Generator,
-    n: int = 2000,
-    level: float = 0.95,
-    start: FitResult | None = None,
+    seen: Observations, start: FitResult, quantities: Mapping[str, Quantity], rng: np.random.Generator, n: int = 2000
 ) -> dict[str, Interval]:
     """Percentile intervals from resampled configurations, then seeds within each; all replicates are fitted as one batch.
 
     Resamples with fewer distinct configurations than the law has parameters have no fit and are left out. With few configurations
-    percentile intervals are too short (the scatter is estimated without its degrees of freedom): a cross-check, not the primary interval.
+    percentile intervals are too short (the scatter is estimated without its degrees of freedom): for fits that have no profile.
 
     Args:
-        source: a fit or observations, as for `profiles`.
+        start: the fit to start from, with the objective and width to keep.
         quantities: what to report, by name.
         rng: the only source of randomness: equal generators give equal intervals.
         n: number of replicates.
-        start: the fit to start from, with the objective and width to keep; by default one is made with the default estimator.
     """
-    _check_level(level)
-    seen = _observe(source)
     columns, loss, group = seen.rows()
-    start = start or (source if isinstance(source, FitResult) else None)
-    try:
-        start = start or fit(seen.law, columns, loss, weights=1 / np.bincount(group)[group], reference=seen.reference)
-    except FitError as error:
-        return {name: _failed(level, "bootstrap", int(group.max(initial=-1)) + 1, str(error)) for name in quantities}
     weights = resample(group, n, rng)
     usable = distinct_points(columns, weights) >= len(seen.law.parameters)
-    batch = fit_batch(seen.law, columns, loss, weights=weights[usable], start=start) if usable.any() else None
-    return {name: _percentile(quantity, start, batch, level, int(group.max()) + 1, n) for name, quantity in quantities.items()}
+    batch = fit_batch(start, columns, loss, weights[usable]) if usable.any() else None
+    return {name: _percentile(quantity, start, batch, int(group.max()) + 1, n) for name, quantity in quantities.items()}
 
 
-def _percentile(quantity: Quantity, start: FitResult, batch: BatchResult | None, level: float, count: int, n: int) -> Interval:
+def _percentile(quantity: Quantity, start: FitResult, batch: BatchResult | None, count: int, n: int) -> Interval:
     method = f"bootstrap ({n} resamples of configurations, then seeds)"
     try:
         reading = read(quantity, start.design)
     except ValueError as error:
-        return _failed(level, method, count, str(error))
+        return _failed(method, count, str(error))
     point = float(reading.report(reading.evaluate(start.theta[:, None])[0])[0])
     fitted = batch.converged if batch else np.zeros(0, dtype=bool)
     if batch is None or fitted.sum() < 0.5 * n:
-        return _failed(level, method, count, f"only {int(fitted.sum())} of {n} resamples determine the law; add configurations")
+        return _failed(method, count, f"only {int(fitted.sum())} of {n} resamples determine the law; add configurations")
     reading = read(quantity, batch.design)
     values = reading.report(reading.evaluate(batch.theta[:, fitted])[0])
-    low, high = np.quantile(values, [0.5 - level / 2, 0.5 + level / 2])
+    low, high = np.quantile(values, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
     lowest, highest = _range(quantity, start.design)
-    return Interval(float(low), float(high), level, method, _status(bool(low <= lowest), bool(high >= highest)), point, count)
+    return Interval(float(low), float(high), LEVEL, method, _status(bool(low <= lowest), bool(high >= highest)), point, count)
 
 
 def resample(group: NDArray[np.intp], n: int, rng: np.random.Generator) -> Array:

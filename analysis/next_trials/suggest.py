@@ -160,7 +160,8 @@ def setting(table: Table, asked: Asked, found: Sequence[Candidate], cells: Confi
             options[here] = candidate
     aim = curve_aim(fitted, asked, fresh, [_joins(c, fitted, found) for c in fresh])
     seeds = np.concatenate([fitted.cells.n_seeds, np.zeros(len(fresh), dtype=np.int64)]).astype(np.int64)
-    now = intervals.profile(observations(fitted), quantity_of(fitted, asked)).to_dict() | {"fit": fitted.title}
+    found_now = intervals.profile(observations(fitted), quantity_of(fitted, asked))
+    now = {"low": found_now.low, "high": found_now.high, "point": found_now.point, "status": found_now.status, "fit": fitted.title}
     return Setting(aim, [*options, *fresh], seeds, now)
 
 

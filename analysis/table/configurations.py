@@ -16,11 +16,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
-from analysis.estimate import NATS, Code, Refusal
+from analysis.estimate import LEVEL, NATS, Code, Refusal
 from analysis.table.runs_file import CHECKPOINTS
-
-LEVEL = 0.95
-"""Level of every interval of the report."""
 
 EQUAL = 1e-12
 """Relative differences of loss below this are rounding."""
