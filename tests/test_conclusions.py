@@ -89,10 +89,6 @@ def test_refused_numbers_are_listed_once_with_their_subjects(tree: dict[str, Any
     assert row["code"] == "too_few_sizes"
 
 
-def test_the_same_seed_gives_the_same_conclusions(tree: dict[str, Any], synthetic_results: Path) -> None:
-    assert conclude(table.load(synthetic_results)) == tree
-
-
 def test_a_wide_study_reports_exponent_and_floor_with_intervals(tmp_path: Path) -> None:
     tree = tree_of(tmp_path, rows_of([(2, d, 4) for d in (16, 24, 32, 48, 64, 96, 128, 192)], seeds=4))
     found = tree["fits"]["joint"]["parameters"]
@@ -151,17 +147,6 @@ def test_trials_that_a_scheduler_stopped_are_listed_and_never_fitted(tmp_path: P
     assert all("never fitted" in row["reason"] for row in after["exclusions"])
 
 
-def test_learning_rates_that_were_searched_are_reported_with_their_bracket(tmp_path: Path) -> None:
-    rows = []
-    for row in rows_of([(2, d, 4) for d in (16, 32, 64, 128)], seeds=2):
-        best = 4e-3 * (row["params_non_embedding"] / 1e5) ** -0.25
-        for lr in (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2):
-            loss = row["val_loss"] + 0.03 * np.log(lr / best) ** 2
-            rows.append({**row, "lr": lr, "val_loss": loss, "config_id": f"{row['config_id']}-{lr}", "trial_id": f"{row['trial_id']}-{lr}"})
-    found = tree_of(tmp_path, rows)["learning_rates"]
-    assert [r["lr"] for r in found["rows"]] == sorted((r["lr"] for r in found["rows"]), reverse=True)
-
-
 # ---- the command ----
 
 
@@ -192,15 +177,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
     error = capsys.readouterr().err
     assert "taken cannot be read or written" in error
     assert "give --out a folder" in error
-
-
-def test_a_report_that_cannot_be_built_leaves_no_old_one(tmp_path: Path) -> None:
-    records.write_table(tmp_path / "trials.parquet", records.to_table("trials", rows_of(SWEEPS["width"])))
-    assert main([str(tmp_path), "--no-report"]) == 0
-    (tmp_path / "report" / "report.html").write_text("old")
-    (tmp_path / "trials.parquet").write_bytes(b"not a table")
-    assert main([str(tmp_path)]) == 1
-    assert not list((tmp_path / "report").glob("*"))
 
 
 def test_usage_errors_exit_with_two(tmp_path: Path) -> None:

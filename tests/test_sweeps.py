@@ -1,6 +1,7 @@
 """Sweeps find planted gains and invent none: steps between levels, shapes of equal size, text and context at fixed shapes."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +62,21 @@ def test_steps_that_buy_nothing_are_within_noise() -> None:
 # ---- shapes of equal size ----
 
 
-def concluded(out: Path, width_pays: float, preset: str = "matched") -> dict[str, Any]:
-    """Conclusions where loss falls with N and, at equal N, by `width_pays` nats per doubling of width over depth."""
+@pytest.fixture(scope="module")
+def matched(tmp_path_factory: pytest.TempPathFactory) -> table.Table:
+    """The study `matched`: loss falls with N and, at equal N, by 0.05 nats per doubling of width over depth."""
 
     def loss(trial: Trial) -> float:
-        return 0.6 + 1.2 * (trial.shape.params_non_embedding / 1e5) ** -0.2 - width_pays * math.log2(trial.shape.aspect / 10)
+        return 0.6 + 1.2 * (trial.shape.params_non_embedding / 1e5) ** -0.2 - 0.05 * math.log2(trial.shape.aspect / 10)
 
-    write_study(out, preset, loss, noise_sd=0.01)
-    return conclude(table.load(out))
+    out = tmp_path_factory.mktemp("shapes") / "matched"
+    write_study(out, "matched", loss, noise_sd=0.01)
+    return table.load(out)
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return concluded(tmp_path_factory.mktemp("shapes") / "matched", 0.05)
+def tree(matched: table.Table) -> dict[str, Any]:
+    return conclude(matched)
 
 
 def test_shapes_are_compared_within_their_size_only(tree: dict[str, Any]) -> None:
@@ -92,12 +95,13 @@ def test_shapes_are_compared_within_their_size_only(tree: dict[str, Any]) -> Non
         assert last["verdict"] == "loss"
 
 
-def test_the_answer_follows_the_shape_that_wins_at_equal_size(tree: dict[str, Any], tmp_path: Path) -> None:
+def test_the_answer_follows_the_shape_that_wins_at_equal_size(matched: table.Table, tree: dict[str, Any]) -> None:
     assert tree["shape"]["verdict"] == "wide"
     first, second, _ = sentences(tree)
     assert "go wider" in first
     assert "over all 30 configurations wide beats deep at equal size" in second
-    deep = sentences(concluded(tmp_path / "deep", -0.05))
+    turned = matched.rows["val_loss"] + 0.1 * np.log2(matched.rows["n_embd"] / matched.rows["n_layer"] / 10)
+    deep = sentences(conclude(replace(matched, rows=matched.rows.assign(val_loss=turned))))
     assert "go deeper" in deep[0]
     assert "deep beats wide" in deep[1]
 
@@ -188,14 +192,14 @@ def test_the_intervals_of_gains_cover_the_truth_though_lengths_share_their_trunk
     assert np.mean(widths) == pytest.approx(2 * 2.23 * 0.01 * math.sqrt(2 / 15), rel=0.1)  # the trunk's scatter cancels
 
 
-def test_a_longer_context_is_told_at_equal_tokens_and_one_seed_gives_no_verdict(tmp_path: Path) -> None:
+def test_a_longer_context_is_told_at_equal_tokens_and_one_seed_gives_no_verdict(data: tuple[Path, Any, Any], tmp_path: Path) -> None:
     write_study(tmp_path / "context", "context", true_loss, unique_tokens=ALL_TOKENS)
     found = conclude(table.load(tmp_path / "context"))
     assert [step["gain"] for step in axis(found, "context")["steps"]] == pytest.approx([0.08] * 3, abs=0.03)
     assert axis(found, "context")["steps"][0]["verdict"] == "gain"
     assert "other" not in {s["name"] for s in found["sweeps"]}
-    write_study(tmp_path / "one", "data", true_loss, unique_tokens=ALL_TOKENS, seeds=["1"])
-    cells = average(table.load(tmp_path / "one").trials)
+    rows = table.load(data[0]).trials
+    cells = average(rows[rows["seed"] == rows["seed"].min()])
     one = along_axis(cells, size_and_data(cells))
     assert one is not None
     assert all(step["low"] is None and step["verdict"] == "not_told" for step in one["steps"])

@@ -53,7 +53,6 @@ class Lever:
         at: "centre" or "largest".
         gain: nats per doubling, positive for lower loss.
         of_reducible: share of the loss above the floor that a doubling takes away; None where no floor is known.
-        noise_ratio: the gain over the smallest difference of two configurations that is larger than noise.
         time_per_step: by which factor a doubling makes a step longer; None where steps were not timed alone, and of text.
         source: "contrast" or "law".
     """
@@ -65,7 +64,6 @@ class Lever:
     of_reducible: float | None = None
     steps: tuple[Step, ...] = ()
     source: str = "contrast"
-    noise_ratio: float | None = None
     time_per_step: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,7 +79,6 @@ class Lever:
             "steps": [step.to_dict() for step in self.steps],
             "source": self.source,
             "verdict": str(known.verdict) if known else "refused",
-            "noise_ratio": self.noise_ratio,
             "time_per_step": self.time_per_step,
         }
 
@@ -106,9 +103,9 @@ class Study:
     def misfit(self, n_tokens: int) -> tuple[float, float]:
         """Relative standard deviation of configurations around the law beyond seed noise, and its degrees of freedom."""
         law = self.laws.get(n_tokens)
-        if not isinstance(law, ShapeFit) or not law.lack_of_fit:
+        if not isinstance(law, ShapeFit) or law.lack_of_fit is None:
             return 0.0, 1.0
-        return float(law.lack_of_fit["sd"]), float(max(law.n - 4, 1))
+        return law.lack_of_fit, float(max(law.n - 4, 1))
 
     def floor(self, n_tokens: int) -> float | None:
         """The text's own entropy, else the floor of the law of this length; nats."""
@@ -204,7 +201,7 @@ def _by_contrast(
     before = float(np.mean([study.cells.loss[i] for i, _ in pairs]))
     sd, df = (0.0, 1.0) if factor == "n_tokens" else study.misfit(n_tokens)  # a shape's own misfit is in both of its lengths
     gain = family.contrast(pairs, per, misfit=sd * before, df_misfit=df, wide=True)
-    floor, noise = study.floor(n_tokens), study.noise
+    floor = study.floor(n_tokens)
     steps = tuple(
         Step(a, b, family.contrast([pair]))
         for a, b, pair in zip(shown.values[:-1], shown.values[1:], shown.steps(), strict=True)
@@ -217,7 +214,6 @@ def _by_contrast(
         None if floor is None or before <= floor else gain.value / (before - floor),
         steps,
         "contrast",
-        None if isinstance(noise, Refusal) else abs(gain.value) / noise.detectable,
         None if factor == "n_tokens" else _time(study.cells, pairs, per),
     )
 
@@ -262,8 +258,7 @@ def _by_law(study: Study, n_tokens: int, members: Sequence[int], factor: str, at
         return Lever(factor, n_tokens, at, gain, source="law")
     floor, loss = study.floor(n_tokens), law.predict(depth, width)
     share = None if floor is None or loss <= floor else gain.value / (loss - floor)
-    ratio = None if isinstance(study.noise, Refusal) else abs(gain.value) / study.noise.detectable
-    return Lever(factor, n_tokens, at, replace(gain, unit=PER_DOUBLING), share, (), "law", ratio)
+    return Lever(factor, n_tokens, at, replace(gain, unit=PER_DOUBLING), share, (), "law")
 
 
 # ---- text ----

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from analysis.estimate import Code, Refusal
 from analysis.table.configurations import Noise, t_quantile
-from analysis.table.load import Table
+from analysis.table.load import STALE_PREFIXES, Table
 from analysis.table.recipe import TUNED
 from study.search.learning_rate import Probe, bracket, noise_of, optimum
 
@@ -32,8 +32,16 @@ def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any]:
     known = table.completed[table.completed["lr"].notna() & (table.completed["lr"] > 0)]
     if known.empty:
         return Refusal(Code.MISSING, "no trial recorded its learning rate").to_dict()
-    chance = _chance(known, table.study, noise)
-    rows = [row for key, own in known.groupby([*SHAPE, "n_tokens", SIZE]) if (row := _of_shape(table, key, own, chance))]
+    given_up = _given_up(table.rows)
+    tried = []
+    for key, own in known.groupby([*SHAPE, "n_tokens", SIZE]):
+        names = dict(zip((*SHAPE, "n_tokens", SIZE), map(int, key), strict=True))
+        beside = given_up[(given_up[list(SHAPE)] == list(key[:3])).all(axis=1)]
+        runs = pd.concat([own, beside]) if len(beside) else own
+        if runs["lr"].nunique() > 2:  # a bracket needs three
+            tried.append((names, own, _paired_seeds(runs)))
+    chance = _chance(known, table.study, noise) if tried else None
+    rows = [row for shape in tried if (row := _of_shape(*shape, table.curves, chance))]
     if not rows:
         return _untuned(known).to_dict()
     return {"rows": rows, "slopes": tuning_effect(known[known["lr_status"] != "searched"], table.study)}
@@ -64,14 +72,11 @@ def _untuned(known: pd.DataFrame) -> Refusal:
 # ---- one shape ----
 
 
-def _of_shape(table: Table, key: Any, own: pd.DataFrame, chance: float | None) -> dict[str, Any] | None:
-    """What was found for a shape; None where it ran at fewer than three learning rates."""
-    names = dict(zip((*SHAPE, "n_tokens", SIZE), map(int, key), strict=True))
-    runs = pd.concat([own, _given_up(table, names)])
-    if runs["lr"].nunique() < 3:
-        return None
-    paired = _paired_seeds(runs)
-    probes = [_probe(lr, part, table.curves) for lr, part in paired.groupby("lr")]
+def _of_shape(
+    names: Mapping[str, int], own: pd.DataFrame, paired: pd.DataFrame, curves: pd.DataFrame, chance: float | None
+) -> dict[str, Any] | None:
+    """What was found for a shape, from its completed runs and those of the seeds that ran at most rates; None where none of these ended."""
+    probes = [_probe(lr, part, curves) for lr, part in paired.groupby("lr")]
     done = [p for p in probes if p.status == "COMPLETED"]
     if not done:
         return None
@@ -94,13 +99,10 @@ def _of_shape(table: Table, key: Any, own: pd.DataFrame, chance: float | None) -
     }
 
 
-def _given_up(table: Table, names: Mapping[str, int]) -> pd.DataFrame:
-    """Runs of a shape that were stopped or diverged: they bracket, though they are never fitted."""
-    rows = table.rows
-    given_up = rows["status"].isin(["STOPPED", "DIVERGED"]) & rows["lr"].notna() & ~rows["exclusion"].str.startswith(("stale", "not in"))
-    for name in SHAPE:
-        given_up &= rows[name] == names[name]
-    return rows[given_up]
+def _given_up(rows: pd.DataFrame) -> pd.DataFrame:
+    """Runs that were stopped or diverged: they bracket, though they are never fitted."""
+    stale = rows["exclusion"].str.startswith(STALE_PREFIXES)
+    return rows[rows["status"].isin(["STOPPED", "DIVERGED"]) & rows["lr"].notna() & ~stale]
 
 
 def _paired_seeds(runs: pd.DataFrame) -> pd.DataFrame:

@@ -95,7 +95,7 @@ class ShapeFit:
             is clear but no best aspect lies inside the data).
         optimum: best aspect (n_embd / n_layer) where a curvature is clear.
         residual_sd: relative scatter of configuration means around the law.
-        lack_of_fit: {"f", "p", "sd", "noise_sd"}: that scatter against what seeds explain; None with one seed each.
+        lack_of_fit: the part of that scatter that seeds do not explain; None with one seed each.
         reference: geometric means of depth and width, where A holds.
     """
 
@@ -108,7 +108,7 @@ class ShapeFit:
     b: Estimate | Refusal
     optimum: Estimate | Refusal | None
     residual_sd: float
-    lack_of_fit: dict[str, float] | None
+    lack_of_fit: float | None
     curvature: Departure
     interaction: Departure
     outliers: tuple[Outlier, ...]
@@ -163,7 +163,10 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
     used = plain if not clearest.clear else curved if clearest is curvature else crossed
     asked: dict[str, Quantity] = {name: Parameter(name) for name in "Eab"}
     asked |= {"alpha": Sum({"a": 1 / 3, "b": 1 / 3}), "kappa": Sum({"b": 1.0, "a": -2.0})}
-    found: dict[str, Estimate | Refusal] = {name: _parameter(plain, crossed, used is crossed, name, asked[name]) for name in asked}
+    local = crossed if used is crossed else plain
+    found: dict[str, Estimate | Refusal] = {
+        name: _floor(local) if name == "E" else estimated(interval_of(local, asked[name]), "") for name in asked
+    }
     if used is not plain:
         found["kappa"] = _withheld(clearest)
     optimum = _optimum(curved, cells) if used is curved else None
@@ -279,11 +282,6 @@ def _floor(fitted: MeansFit) -> Estimate | Refusal:
     return estimated(found, NATS)
 
 
-def _parameter(plain: MeansFit, crossed: MeansFit, is_crossed: bool, name: str, quantity: Quantity) -> Estimate | Refusal:
-    fitted = crossed if is_crossed else plain
-    return _floor(fitted) if name == "E" else estimated(interval_of(fitted, quantity), "")
-
-
 def _withheld(test: Departure) -> Refusal:
     what = "the best aspect lies inside the range" if test.kind == "curvature" else "the exponents of depth and width move with each other"
     return Refusal(
@@ -306,17 +304,15 @@ def _optimum(curved: MeansFit, cells: Configurations) -> Estimate | Refusal:
 # ---- what departs ----
 
 
-def _lack_of_fit(fitted: MeansFit, cells: Configurations) -> dict[str, float] | None:
-    """Scatter of means around the law against the noise between seeds (of log loss)."""
+def _lack_of_fit(fitted: MeansFit, cells: Configurations) -> float | None:
+    """Standard deviation of means around the law (of log loss), less what the noise between seeds explains."""
     logs = np.log(cells.cell_loss)
     center = np.bincount(cells.cell_config, weights=logs) / cells.n_seeds
     df = int((cells.n_seeds - 1).sum())
     noise = float(((logs - center[cells.cell_config]) ** 2).sum()) / df if df else 0.0
     if noise <= 0:
         return None
-    scatter, expected = _scatter(fitted) ** 2, noise * float(np.mean(1 / cells.n_seeds))
-    f = scatter / expected
-    return {"f": f, "p": f_p_value(f, fitted.df, df), "sd": math.sqrt(max(scatter - expected, 0.0)), "noise_sd": math.sqrt(noise)}
+    return math.sqrt(max(_scatter(fitted) ** 2 - noise * float(np.mean(1 / cells.n_seeds)), 0.0))
 
 
 def _far_configurations(fitted: MeansFit, cells: Configurations) -> list[Outlier]:
