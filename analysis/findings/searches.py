@@ -34,9 +34,9 @@ def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any]:
         return Refusal(Code.MISSING, "no trial recorded its learning rate").to_dict()
     given_up = _given_up(table.rows)
     tried = []
-    for key, own in known.groupby([*SHAPE, "n_tokens", SIZE]):
-        names = dict(zip((*SHAPE, "n_tokens", SIZE), map(int, key), strict=True))
-        beside = given_up[(given_up[list(SHAPE)] == list(key[:3])).all(axis=1)]
+    for _, own in known.groupby([*SHAPE, "n_tokens", SIZE]):
+        names = {name: int(own[name].iloc[0]) for name in (*SHAPE, "n_tokens", SIZE)}
+        beside = given_up[(given_up[list(SHAPE)] == [names[name] for name in SHAPE]).all(axis=1)]
         runs = pd.concat([own, beside]) if len(beside) else own
         if runs["lr"].nunique() > 2:  # a bracket needs three
             tried.append((names, own, _paired_seeds(runs)))
