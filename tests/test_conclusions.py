@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest
     assert main([str(tmp_path), "--no-report", "--out", str(tmp_path / "taken")]) == 1
     error = capsys.readouterr().err
     assert "taken cannot be read or written" in error
-    assert "give --out a folder" in error
+    assert "name another place" in error
 
 
 def test_usage_errors_exit_with_two(tmp_path: Path) -> None:
