@@ -17,6 +17,9 @@ export RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300  # h
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 address=$(getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000))      # jobs that share a network must not meet
+# NVIDIA's MPS, with which trials that share a GPU run at the same time; it goes with the job. mps=true instead: they take turns.
+mps='mkdir -p "$CUDA_MPS_PIPE_DIRECTORY"; nvidia-cuda-mps-control -d'
+export CUDA_MPS_PIPE_DIRECTORY=/tmp/mps-$SLURM_JOB_ID CUDA_MPS_LOG_DIRECTORY=/tmp/mps-$SLURM_JOB_ID
 # ray symmetric-run ends with `ray stop`, which ends every Ray process of yours on the machine: hence --exclusive.
-exec srun --kill-on-bad-exit=1 ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
-  -- python -m study.run "$@" --address "$address:$port"
+exec srun --kill-on-bad-exit=1 bash -c "$mps; "'exec "$@"' bash \
+  ray symmetric-run --address "$address:$port" --min-nodes "$SLURM_JOB_NUM_NODES" -- python -m study.run "$@" --address "$address:$port"

@@ -121,6 +121,8 @@ class Options:
     """trials of one shape trained together in one process; 0 lets the plan choose"""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """where tensors live"""
+    mps: Literal["auto", "on", "off"] = "auto"
+    """NVIDIA's MPS, with which trials that share a GPU run at the same time; auto starts it on this machine where that can be done"""
     precision: Literal["auto", "float32", "bf16"] = "auto"
     """arithmetic of the linear layers; auto takes the faster safe one"""
     hold_out: Annotated[HoldOut, _flag("largest[:K]|longest[:K]", parse_hold_out)] = NOTHING

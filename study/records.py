@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from study.files import replaced
 
-SCHEMA_VERSION = "1.2"
+SCHEMA_VERSION = "1.3"
 """MAJOR.MINOR: a reader refuses a newer major version; a newer minor version only adds columns."""
 
 STATUSES = ("COMPLETED", "STOPPED", "DIVERGED", "FAILED", "INTERRUPTED")
@@ -95,6 +95,7 @@ _TRIALS = [
     _field("exclusive_timing", _bool, "", "the trial had its device to itself"),
     _field("peak_memory_bytes", _int, "bytes", "peak memory of the device (CUDA) or of the process"),
     _field("gpu_fraction", _float, "GPU", "share of a GPU that was reserved"),
+    _field("mps", _bool, "", "NVIDIA's MPS was on: processes that shared the GPU ran at the same time"),
     _field("bundle_size", _int, "trials", "trials trained together in one process"),
     _field("device", _str, "", "cpu | cuda | mps, with its model name"),
     _field("precision", _str, "", "float32 | bf16: the arithmetic of the linear layers"),

@@ -33,6 +33,7 @@ class Where:
     started_at: float
     """POSIX seconds of the first start in this run"""
     gpu_fraction: float = 0.0
+    mps: bool = False
     bundle_size: int = 1
     exclusive: bool = False
     """it had its device to itself all the time"""
@@ -141,6 +142,7 @@ def _place(where: Where) -> dict[str, Any]:
         "finished_at": records.utc(where.started_at + wall_s),
         "wall_s": wall_s,
         "gpu_fraction": where.gpu_fraction,
+        "mps": where.mps,
         "bundle_size": where.bundle_size,
         "exclusive_timing": where.exclusive,
         "host": where.host,

@@ -72,13 +72,15 @@ class _Running:
     progress_at: float
     """both by the monotonic clock: a machine's time of day may jump"""
     host: str = ""
+    mps: bool = False
     remark: str = ""
     curves: dict[str, dict[int, Mapping[str, Any]]] = field(default_factory=dict)
 
     def where(self) -> Where:
         gpus = self.bundled.gpus
         alone = self.bundled.at_once == 1 and (gpus >= 1 if gpus else self.alone)
-        return Where(self.started_at, gpus, self.bundled.at_once, alone, self.host, self.remark, time.monotonic() - self.began)
+        wall_s = time.monotonic() - self.began
+        return Where(self.started_at, gpus, self.mps, self.bundled.at_once, alone, self.host, self.remark, wall_s)
 
     @classmethod
     def now(cls, bundled: Bundled, alone: bool) -> "_Running":
@@ -145,7 +147,7 @@ class Monitor(tune.Callback):
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Evaluations arrived, with the last ones the outcomes. They are taken out of what Ray keeps."""
         running = self.running[trial.config["bundle"]]
-        running.progress_at, running.host = time.monotonic(), result.get("hostname", "")
+        running.progress_at, running.host, running.mps = time.monotonic(), result.get("hostname", ""), result.get("mps", False)
         for note in result.pop("notes", []):
             self.note(note)
         for row in result.pop("earlier", []):

@@ -7,6 +7,7 @@ Reads the corpus and the survey of the results folder; everything that is writte
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,7 +28,9 @@ from study.search.architecture import ShapeSearch
 from study.search.search_state import Searches
 from study.search.size_search import SizeSearch
 from study.spec import Trial
+from study.train import mps
 from study.tune import cluster, tuner, worker_input
+from study.tune.environment import temporary_folder
 from study.tune.monitor import Monitor, OutOfBudget, StoreLost
 from study.tune.searcher import Prober
 from study.tune.signals import Interrupted, Interrupts
@@ -56,13 +59,15 @@ def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = (
     """Train the missing trials, or search sizes; returns why it stopped early, or ""."""
     options, out, corpus = job.command.options, job.command.out, job.corpus
     on_cluster = options.on_cluster
-    with cluster.ray_session(options):
+    with cluster.ray_session(options), ExitStack() as ends:
         job.interrupts.install()
         prober = make_prober(job, sizes) if sizes else None
         bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted) if not prober else []
         shares = [prober.resources(size.base) for size in sizes] if prober else [(b.cpus, b.gpus) for b in bundles]
         warning = cluster.check_resources(shares, on_cluster)
         cluster.check_nodes(on_cluster)
+        shared = not on_cluster and any(0 < gpus < 1 for _, gpus in shares)
+        pipe, without = ends.enter_context(mps.started(options.mps, shared, temporary_folder()))
         work = worker_input.Work(
             bundles=tuple(bundles),
             train=worker_input.share(corpus.train, on_cluster),
@@ -73,11 +78,12 @@ def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = (
             precision=options.precision,
             checkpoints=out / "checkpoints",
             checkpoint_s=options.checkpoint_s,
+            mps=pipe,
             **_store_facts(job.store),
         )
         monitor = _monitor(job, found, bundles)
-        if warning:
-            monitor.note(warning)
+        for note in filter(None, (warning, without)):
+            monitor.note(note)
         if prober:
             prober.monitor = monitor
         return _until_the_end(job, monitor, lambda: tuner.run_bundles(work, options, out, monitor, prober))

@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from models import module_file
 from study.plan.memory import SIGNS, memory_cap
 from study.results.object_store import Store, get_checkpoints, put_checkpoints, reason
+from study.train import mps
 from study.tune import ray_internals
 from study.tune.worker_input import Bundled, Work, bundle_of
 
@@ -38,6 +39,7 @@ class BundleTrainable(tune.Trainable):
         """Open the data and begin the bundle that `config` names."""
         self.work = work
         module_file.texts.update(work.modules)
+        self.mps = mps.join(work.mps, self._share(bundle_of(config, work.bundles)))
         self.tokens = work.train.open(), work.val.open()
         self._begin(config)
 
@@ -76,6 +78,7 @@ class BundleTrainable(tune.Trainable):
             return {"refused": self.refused, "done": True}
         notes = self.bundle.take_notes()
         result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done, "earlier": self.earlier}
+        result["mps"] = self.mps
         self.earlier = []
         if self.bundle.ended:  # no checkpoint before the driver has these
             result["outcomes"] = [asdict(outcome) for outcome in self.bundle.outcomes]

@@ -68,6 +68,8 @@ class Work:
     precision: str
     checkpoints: Path
     checkpoint_s: float
+    mps: str = ""
+    """what `study.train.mps.join` is given"""
     store: Store | None = None
     """object store that results go to: workers elsewhere put their checkpoints there"""
     marker: str = "study.json"
