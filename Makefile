@@ -76,20 +76,8 @@ bench-step: $(VENV)/.installed-dev  ## one training step against a plain nanoGPT
 bench-study: $(VENV)/.installed-dev  ## a whole study against its trials one after another in a plain nanoGPT loop
 	@$(BIN)/python -m benchmarks.study $(ARGS)
 
-bench-bundle: $(VENV)/.installed-dev  ## seeds bundled on a GPU (ARGS=--rehearse without one)
-	@$(BIN)/python -m benchmarks.bundle $(ARGS)
-
-bench-pack: $(VENV)/.installed-dev  ## bundles against processes that share a GPU (ARGS=--rehearse without one)
-	@$(BIN)/python -m benchmarks.pack $(ARGS)
-
-bench-original: $(VENV)/.installed-dev  ## the whole published study on a GPU (ARGS=--rehearse without one)
-	@$(BIN)/python -m benchmarks.original $(ARGS)
-
-bench-gpu: $(VENV)/.installed-dev  ## all evidence that needs a GPU, in order (TEXT=FILE where TinyStories cannot be downloaded)
-	@PYTHON=$(BIN)/python TEXT="$(TEXT)" ARGS="$(ARGS)" benchmarks/gpu.sh
-
-bench-early-stopping: $(VENV)/.installed-dev  ## does early stopping bend the slope? replayed on RESULTS (default results/quick)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.early_stopping "$(RESULTS)" $(ARGS)
+bench-gpu: $(VENV)/.installed-dev  ## all evidence that needs a GPU, in ten minutes (TEXT=FILE trains `original` on it; without a GPU: BENCH_REHEARSE=1)
+	@TEXT="$(TEXT)" $(BIN)/python -m benchmarks.gpu $(ARGS)
 
 bench-parametrization: $(VENV)/.installed-dev  ## does one learning rate suit all widths and depths? muP and CompleteP against the standard one
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.parametrization $(ARGS)
@@ -104,4 +92,4 @@ audit:  ## look the pinned dependencies up in the database of known weaknesses (
 	@$(PYTHON) -m venv $(VENV)/audit && $(VENV)/audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit 2>/dev/null || { echo "make audit needs a package index with pip-audit, which cannot be reached from here; run it where there is one"; exit 1; }
 	@$(VENV)/audit/bin/python -m pip_audit --strict --requirement constraints.txt --no-deps --disable-pip $(ARGS) || { echo "make audit: a dependency has a known weakness or was not found in the database (both are named above); behind an index that holds no such database nothing was looked up"; exit 1; }
 
-.PHONY: help reference run report notebook board test test-slow test-cluster check format lock bench-fits bench-laws bench-step bench-generate bench-scale bench-scale-tune soak audit bench-early-stopping bench-parametrization bench-study bench-bundle bench-pack bench-original bench-gpu
+.PHONY: help reference run report notebook board test test-slow test-cluster check format lock bench-fits bench-laws bench-step bench-generate bench-scale bench-scale-tune soak audit bench-parametrization bench-study bench-gpu

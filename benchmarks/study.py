@@ -75,7 +75,8 @@ def run_ours(argv: Sequence[str], workers: int) -> Wall:
         if done.returncode:
             raise RuntimeError(f"{' '.join(line[1:])} ended with {done.returncode}: {done.stderr.strip()[-500:]}")
         rows = records.read(out, "trials").to_pylist()
-        json.loads((out / "report" / "fits.json").read_text(encoding="utf-8"))  # the run includes its report
+        if "--no-report" not in argv:
+            json.loads((out / "report" / "fits.json").read_text(encoding="utf-8"))  # the run includes its report
     return account(rows, began, wall_s, min(workers, len(rows)))
 
 
