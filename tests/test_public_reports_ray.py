@@ -32,7 +32,7 @@ def container(tmp_path: Path) -> SimpleNamespace:
 
 
 def test_a_dry_run_in_a_container_writes_nothing_at_home(container: SimpleNamespace) -> None:
-    command = f"{container.prefix} {sys.executable} -m study.run smoke --data.train_chars 200K --dry-run"
+    command = f"{container.prefix} {sys.executable} -m study.run smoke --data.train_chars 200K --seeds 1 --sweeps width:n_embd=16 --dry-run"
     code, text = said(["unshare", "--mount", "sh", "-c", command], **container.settings)
     assert code == 0, text
     assert "one at a time" in text
