@@ -56,7 +56,9 @@ def build(first: Path, second: Path, fits: tuple[Mapping[str, Any], Mapping[str,
     told = (" and ".join(found["studies"]), f"How does {found['studies'][1]} differ from {found['studies'][0]}?")
     answer, parts = [Cell(found["sentence"], "/sentence")], sections(found)
     lead = Picture(
-        "both", f"Every seed of both studies and the fit of each. {found['caution']}", f"Loss of both studies. {found['sentence']}"
+        "both",
+        f"Every seed of both studies{' and the fit of each' if in_nats else ''}. {found['caution']}",
+        f"Loss of both studies. {found['sentence']}",
     )
     path = folder / "comparison.html"
     path.write_text(page.compose(told, answer, lead, parts, drawn, numbers_in="comparison.json"), encoding="utf-8")
