@@ -17,26 +17,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import argparse
-import csv
 import itertools
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import scipy
 from scipy.optimize import curve_fit, minimize
 
 from analysis.fits.coordinates import Array
 from analysis.fits.fit import fit, fit_batch
-from analysis.fits.intervals import Observations, bootstrap, profiles, resample
+from analysis.fits.intervals import Observations, bootstrap, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, SIZE, TOKENS, with_aspect
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
 from benchmarks.coverage import profile_batch
+from benchmarks.machine import describe, write_csv
 
 RESULTS = Path(__file__).parent / "results" / "fits.csv"
 DELTA = 1e-3
@@ -60,9 +56,12 @@ class Line:
     def ratio(self) -> float | None:
         return None if self.theirs is None else self.theirs / self.ours
 
-    @property
-    def passes(self) -> bool:
-        return self.ours <= self.bar if self.ratio is None else self.ratio >= self.bar
+    def row(self) -> dict[str, object]:
+        """As the table holds it."""
+        passes = self.ours <= self.bar if self.ratio is None else self.ratio >= self.bar
+        bar = f"<= {self.bar:g} s" if self.theirs is None else f">= {self.bar:,.0f}x"
+        times = {"ours_s": self.ours, "theirs_s": self.theirs, "ratio": self.ratio}
+        return {"what": self.what, **times, "bar": bar, "passes": passes, "note": self.note}
 
 
 def seconds(work: Callable[[], object], repeat: int = 5) -> float:
@@ -181,12 +180,8 @@ def small_study() -> Line:
     width = np.array([256, 256, 256, 256, 128, 192, 256, 384, 256, 256, 256, 256], dtype=float)
     columns = {"n_layer": depth, "n_embd": width, SIZE: 12 * depth * width**2}
     loss = POWER_FLOOR.simulate({"E": 0.5, "A": 0.1, "alpha": 0.4}, columns, {SIZE: 5e6}, 0.004, np.random.default_rng(0))
-    asked: dict[str, Quantity] = {
-        "alpha": Parameter("alpha"),
-        "E": Parameter("E"),
-        "slope": Slope({SIZE: 5e6}),
-        "loss": Loss({SIZE: 2e7}),
-    }
+    slope, ahead = Slope({SIZE: 5e6}), Loss({SIZE: 2e7})
+    asked: dict[str, Quantity] = {"alpha": Parameter("alpha"), "E": Parameter("E"), "slope": slope, "loss": ahead}
 
     def analyze() -> None:
         seen = Observations(POWER_FLOOR, columns, loss, np.arange(12))
@@ -194,41 +189,8 @@ def small_study() -> Line:
         profiles(seen, asked)
         bootstrap(seen, fitted[1], asked, np.random.default_rng(0), 4000)
 
-    return Line(
-        "fits M0, M1, M3, four profiles, 4,000 bootstraps of a 12-run study",
-        seconds(analyze, repeat=3),
-        None,
-        1.0,
-        "without tables and report",
-    )
-
-
-def large_study() -> Line:
-    """Fits of M0 to M3 with 1,000 bootstraps on the means of 5,000 configurations of 20 seeds (100,000 trials)."""
-    rng = np.random.default_rng(3)
-    depth, width = rng.integers(2, 25, 5000).astype(float), 32.0 * rng.integers(2, 33, 5000)
-    columns = {"n_layer": depth, "n_embd": width, SIZE: 12 * depth * width**2, TOKENS: np.exp(rng.uniform(16, 21, 5000))}
-    truth = {"E": 0.5, "A": 0.2, "alpha": 0.35, "B": 0.1, "beta": 0.3}
-    loss = POWER_FLOOR_DATA.simulate(truth, columns, {SIZE: 1e6, TOKENS: 1e8}, 0.004, rng)
-    weights = resample(np.arange(5000), 1000, rng)
-
-    def analyze() -> None:
-        for law in (POWER, POWER_FLOOR, POWER_FLOOR_DATA, with_aspect(POWER_FLOOR_DATA)):
-            fit_batch(fit(law, columns, loss), columns, loss, weights)
-
-    begin = time.process_time()
-    analyze()
-    return Line("M0 to M3 with 1,000 bootstraps on 5,000 configuration means", time.process_time() - begin, None, 60.0, "fits only")
-
-
-def import_time() -> Line:
-    """Importing the fitting modules in a fresh process."""
-    code = (
-        "import time; t = time.process_time(); "
-        "import analysis.fits.laws, analysis.fits.fit, analysis.fits.intervals; print(time.process_time() - t)"
-    )
-    found = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
-    return Line("import of analysis.laws, fits, intervals", float(np.median(found)), None, 1.0, "fresh process")
+    what = "fits M0, M1, M3, four profiles, 4,000 bootstraps of a 12-run study"
+    return Line(what, seconds(analyze, repeat=3), None, 1.0, "without tables and report")
 
 
 # ---- coverage ----
@@ -259,63 +221,22 @@ def coverage(n_studies: int) -> Iterator[tuple[str, float]]:
 # ---- output ----
 
 
-def versions() -> str:
-    """Machine and versions in a line."""
-    processor = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
-    return f"{names[0] if names else processor}; Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__}"
-
-
 def main() -> None:
     """Run everything, print and save the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--full", action="store_true", help="time all 4,500 published starts (about two minutes)")
     parser.add_argument("--coverage", type=int, default=0, metavar="STUDIES", help="also simulate the coverage of the intervals")
     arguments = parser.parse_args()
-    machine = versions()
-    print(f"{machine}; processor seconds of one thread")
+    print(f"{describe()}; processor seconds of one thread")
     rows: list[dict[str, object]] = []
-    benches = [
-        lambda: [point_fit(arguments.full)],
-        bootstraps,
-        *(lambda b=b: [b()] for b in (one_dimensional, small_study, large_study, import_time)),
-    ]
-    for line in itertools.chain.from_iterable(bench() for bench in benches):
-        ratio = "" if line.ratio is None else f"{line.ratio:,.0f}x"
-        bar = f">= {line.bar:,.0f}x" if line.theirs is not None else f"<= {line.bar:g} s"
-        theirs = "" if line.theirs is None else f"{line.theirs:.3g} s"
-        print(
-            f"{line.what:<72} {line.ours:>9.3g} s {theirs:>10} {ratio:>8}  {bar:>10} {'pass' if line.passes else 'MISS'}  {line.note}",
-            flush=True,
-        )
-        rows.append(
-            {
-                "what": line.what,
-                "ours_s": line.ours,
-                "theirs_s": line.theirs,
-                "ratio": line.ratio,
-                "bar": bar,
-                "passes": line.passes,
-                "note": line.note,
-            }
-        )
+    for line in (point_fit(arguments.full), *bootstraps(), one_dimensional(), small_study()):
+        rows.append(line.row())
+        print("  ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in rows[-1].values()), flush=True)
     for label, share in coverage(arguments.coverage) if arguments.coverage else ():
         print(f"coverage of nominal 95 %: {label:<40} {100 * share:.1f} % of {arguments.coverage} studies", flush=True)
-        rows.append(
-            {
-                "what": f"coverage: {label}",
-                "ratio": share,
-                "bar": "0.93 to 0.97",
-                "passes": 0.93 <= share <= 0.97,
-                "note": f"{arguments.coverage} studies",
-            }
-        )
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["what", "ours_s", "theirs_s", "ratio", "bar", "passes", "note", "machine"], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({**row, "machine": machine} for row in rows)
+        facts = {"bar": "0.93 to 0.97", "passes": 0.93 <= share <= 0.97, "note": f"{arguments.coverage} studies"}
+        rows.append({"what": f"coverage: {label}", "ratio": share, **facts})
+    write_csv(RESULTS, rows)
 
 
 if __name__ == "__main__":
