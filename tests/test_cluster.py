@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import subprocess
 import tomllib
@@ -123,8 +124,29 @@ def test_kubernetes_is_reached_from_inside_only() -> None:
     assert mounted == claim["metadata"]["name"]
 
 
-def test_the_slurm_script_is_valid_shell() -> None:
-    subprocess.run(["bash", "-n", str(ROOT / "clusters/slurm.sh")], check=True)
+SLURM_STAND_INS = {
+    "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+    "scontrol": "echo localhost",
+    "nvidia-cuda-mps-control": 'echo "mps $* in $CUDA_MPS_PIPE_DIRECTORY" >> log; exit 1',
+    "ray": '[ "$1" = get-auth-token ] || printf "%s|" ray "$@" >> log',
+}
+
+
+def test_each_machine_of_a_slurm_job_starts_mps_and_then_ray_even_where_mps_is_refused(tmp_path: Path) -> None:
+    programs = tmp_path / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    (programs / "activate").touch()
+    for name, text in SLURM_STAND_INS.items():
+        (programs / name).write_text(f"#!/bin/bash\n{text}\n")
+        (programs / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": "47110815", "SLURM_JOB_NUM_NODES": "1", "SLURM_JOB_NODELIST": "any"}
+    job |= {"PATH": f"{programs}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    subprocess.run(["bash", str(ROOT / "clusters/slurm.sh"), "smoke", "--question", "a b"], cwd=tmp_path, env=job, check=True)
+    Path("/tmp/mps-47110815").rmdir()
+    first, second = (tmp_path / "log").read_text().splitlines()
+    assert first == "mps -d in /tmp/mps-47110815"
+    assert second.startswith("ray|symmetric-run|--address|")
+    assert "--|python|-m|study.run|smoke|--question|a b|--address|" in second
 
 
 # ---- the AWS account's part ----
