@@ -83,7 +83,7 @@ def test_levers_and_a_pair_that_disagree_give_no_direction() -> None:
     [
         (estimate(0.19, 0.16, 0.22), "2x96 beats 4x64 by 0.19 [0.16, 0.22] nats, six times the noise"),
         (estimate(0.01, -0.02, 0.04, "within_noise"), "2x96 and 4x64 do not differ by more than noise (−0.01 nats [−0.04, +0.02])"),
-        (estimate(0.1, verdict="not_told"), "2x96 and 4x64 differ by −0.10 nats, which one seed cannot tell from noise"),
+        (estimate(0.1, verdict="not_told"), "2x96 and 4x64 differ by 0.10 nats, which one seed cannot tell from noise"),
         (None, "nothing was compared: no two shapes of nearly equal size were trained"),
     ],
 )

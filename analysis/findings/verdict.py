@@ -212,7 +212,11 @@ def trust(table: Table, trials: pd.DataFrame, study: Study, levers: Sequence[Lev
         "epochs": float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None,
         "still_falling": falling.to_dict(),
         "falls_fast": _fast(falling, study.noise),
-        "misfit": laws[-1].residual_sd if laws else misfit if any(lever.source == "law" for lever in levers) else None,
+        "misfit": laws[-1].residual_sd
+        if laws
+        else misfit
+        if any(row.source == "law" and isinstance(row.gain, Estimate) for row in levers)
+        else None,
         "noise_sd": None if isinstance(study.noise, Refusal) else study.noise.seed_sd,
         "detectable": None if isinstance(study.noise, Refusal) else study.noise.detectable,
         "outliers": [outlier.to_dict() for law in laws for outlier in law.outliers],

@@ -16,6 +16,7 @@ from analysis.estimate import is_refused, part_of, reason_of
 from analysis.wording import change, in_words, interval, line, plain, sentence, several, short_shape, text_length
 
 SCHEMA_VERSION = "1"
+MINUS = "\u2212"
 MOST_STEPS = 4
 """Steps of a sweep that a sentence names: the last ones."""
 ALONG = {"n_embd": "width", "n_layer": "layers", "n_head": "heads"}
@@ -199,7 +200,9 @@ def at_equal_size(tree: Tree) -> str:
         between = f"{short_shape(winner)} and {short_shape(loser)}"
         if found["verdict"] == "within_noise":
             return sentence(f"{where}, {between} do not differ by more than noise ({change(found)}){_law_says(tree)}")
-        return sentence(f"{where}, {between} differ by {change(found)}, which one seed cannot tell from noise{_law_says(tree)}")
+        return sentence(
+            f"{where}, {between} differ by {change(found).lstrip(MINUS + '+')}, which one seed cannot tell from noise{_law_says(tree)}"
+        )
     ratio = equal.get("noise_ratio") or 0.0
     times = f", {in_words(round(ratio))} times the noise" if ratio >= 1.5 else ""
     worth = part_of(equal, "worth_in_parameters")

@@ -46,6 +46,7 @@ class Picture:
     caption: str
     alt: str
     narrow: bool = False
+    full: bool = False
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ def lead_picture(evidence: Evidence) -> Picture:
     depths, seeds = len({t["n_layer"] for t in trials}), len(trials)
     said = visible((evidence.fits.get("answer") or [""])[0])
     alt = f"Loss against parameters on logarithmic axes, {several(depths, 'depth')}, {several(seeds, 'trial')}. {said}"
-    return Picture("loss", caption, alt)
+    return Picture("loss", caption, alt, full=len(lengths) > 1)
 
 
 # ---- sections ----
