@@ -1,5 +1,6 @@
 """Faults of the machine on a real Ray: a full or read-only disk, a clock that jumps, a full object store, lost heads, signals."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -19,6 +20,14 @@ from study.tune import local_ray
 from tests.running import checkpoints, kill_one_worker, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
+
+
+@pytest.fixture
+def uncollected() -> Iterator[None]:
+    """Nothing frees cycles by chance: whoever needs them freed sees to it."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture
@@ -48,7 +57,7 @@ def fill(disk: Path) -> Path:
 
 
 def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_the_same_command_continues_when_there_is_space(
-    undisturbed: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]
+    undisturbed: Path, small_disk: Path, uncollected: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = small_disk / "out"
     filling = threading.Thread(target=lambda: wait_until(lambda: checkpoints(out, 40)) and fill(small_disk))

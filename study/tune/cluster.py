@@ -3,6 +3,7 @@
 with ray_session(options) as joined: check_nodes(options.on_cluster)
 """
 
+import gc
 import logging
 import os
 import pwd
@@ -43,6 +44,7 @@ def ray_session(options: Options) -> Iterator[str]:
     """
     address = _reachable(options) if options.on_cluster else ""
     if ray.is_initialized():
+        gc.collect()  # workers of a run that failed are held by its exception's cycles, and with them the processors of this one
         yield ""
         return
     for name in LOGGERS:
