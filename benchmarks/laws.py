@@ -30,14 +30,13 @@ from analysis.fits.laws import (
     POWER_FLOOR_DATA,
     SHAPE,
     SHAPE_CROSSED,
-    SIZE,
     TOKENS,
     Law,
     Power,
     Term,
     with_aspect,
-)  # fmt: skip
-from analysis.table.configurations import Configurations, Floats, average, t_quantile
+)
+from analysis.table.configurations import SIZE, Configurations, Floats, average, t_quantile
 from analysis.table.load import size_labels
 
 RESULTS = Path(__file__).parent / "results"

@@ -53,7 +53,7 @@ def forecast(out: Path, targets: Sequence[Trial]) -> None:
     fresh = {t.config_id: t for t in targets if t.config_id not in started}
     for trial in fresh.values():
         shape = f"{trial.shape.n_layer}x{trial.shape.n_embd}h{trial.shape.n_head}@{trial.n_tokens}"
-        done = analysis(out, "--forecast", shape, "--no-report", "--bootstrap", "0")
+        done = analysis(out, "--forecast", shape, "--no-report")
         lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no message"]
         print(lines[0] if done.returncode == 0 else f"no forecast of {shape}: {lines[-1]}", flush=True)
 

@@ -17,8 +17,7 @@ import pandas as pd
 
 from analysis.estimate import Code, Estimate, Refusal, Verdict, judged, part_of
 from analysis.findings.contrast import Family, Pair
-from analysis.findings.lines import SIZE
-from analysis.table.configurations import Configurations, average, t_quantile
+from analysis.table.configurations import SIZE, Configurations, average, t_quantile
 from analysis.table.load import Table
 from analysis.table.recipe import one_recipe
 

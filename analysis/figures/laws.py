@@ -9,16 +9,10 @@ from matplotlib.axes import Axes
 from analysis.estimate import Fits, Row, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
-from analysis.wording import CONVENTIONS
+from analysis.table.configurations import SIZE
+from analysis.wording import CONVENTIONS, FACTORS
 
-SIZE = "params_non_embedding"
-LEVERS = {
-    "n_embd": ("width", BLUE),
-    "n_layer": ("depth", VERMILLION),
-    "n_head": ("heads", PURPLE),
-    "params": ("parameters", GREEN),
-    "n_tokens": ("text", ORANGE),
-}
+COLORS = {"n_embd": BLUE, "n_layer": VERMILLION, "n_head": PURPLE, "params": GREEN, "n_tokens": ORANGE}
 
 
 def levers_over_length(fits: Fits) -> dict[str, list[tuple[int, Row]]]:
@@ -37,7 +31,7 @@ def draw_levers(fits: Fits, ax: Axes | None = None) -> Axes:
         ax.axhline(0, color=INK, lw=0.8)
         ends, known = [], levers_over_length(fits)
         for factor, rows in known.items():
-            name, color = LEVERS[factor]
+            name, color = FACTORS[factor], COLORS[factor]
             x, y = [float(n) for n, _ in rows], [float(gain["value"]) for _, gain in rows]
             low, high = ([np.nan if gain.get(end) is None else float(gain[end]) for _, gain in rows] for end in ("low", "high"))
             ax.fill_between(x, low, high, color=color, alpha=0.15, lw=0, label=f"{name}, 95 %")

@@ -17,9 +17,9 @@ from matplotlib.lines import Line2D
 from analysis.estimate import Fits, Row, part_of, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, GREEN, INK, LETTERS, LOSS, MUTED, ORANGE, PURPLE, SKY, VERMILLION
+from analysis.table.configurations import SIZE
 from analysis.wording import CONVENTIONS, short_count
 
-SIZE = "params_non_embedding"
 DEPTH_COLORS = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE]
 HEAD_MARKERS = ["o", "s", "^", "D", "v", "P"]
 MOST_PANELS, MOST_ROWS, MOST_TIPS = 3, 6, 400

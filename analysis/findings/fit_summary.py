@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimate import LEVEL, NATS, Code, Refusal
-from analysis.findings.size_law import SIZE, Fitted, mean_variance, observations, runs_shared
+from analysis.findings.size_law import Fitted, mean_variance, observations, runs_shared
 from analysis.findings.sweeps import thinned
 from analysis.fits import intervals
 from analysis.fits.fit import FitResult, FitStatus
 from analysis.fits.laws import Law, Power
 from analysis.fits.quantities import Parameter, Quantity, Slope
-from analysis.table.configurations import Configurations, Noise, t_quantile
+from analysis.table.configurations import SIZE, Configurations, Noise, t_quantile
 from analysis.table.load import distinct_sizes
 
 CURVE_POINTS = 60

@@ -23,11 +23,11 @@ import pandas as pd
 
 from analysis.estimate import LEVEL, Code, Refusal
 from analysis.findings.lines import at_length
-from analysis.findings.size_law import SIZE, Fitted, observations
+from analysis.findings.size_law import Fitted, observations
 from analysis.fits import intervals
 from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.quantities import Loss
-from analysis.table.configurations import Configurations
+from analysis.table.configurations import SIZE, Configurations
 from models.config import ModelConfig
 from study.files import write_json
 

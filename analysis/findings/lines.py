@@ -17,10 +17,8 @@ from itertools import combinations, pairwise
 import numpy as np
 
 from analysis.findings.contrast import Pair
-from analysis.table.configurations import Configurations, Floats
+from analysis.table.configurations import SHAPE, SIZE, Configurations, Floats
 
-SIZE = "params_non_embedding"
-SHAPE = ("n_layer", "n_embd", "n_head")
 FACTORS = (*SHAPE, "params", "n_tokens")
 HELD: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "n_layer": (("n_embd", "n_head"),),

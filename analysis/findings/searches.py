@@ -16,13 +16,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from analysis.estimate import Code, Refusal
-from analysis.table.configurations import Noise, t_quantile
+from analysis.table.configurations import SHAPE, SIZE, Noise, t_quantile
 from analysis.table.load import STALE_PREFIXES, Table
 from analysis.table.recipe import TUNED
 from study.search.learning_rate import Probe, bracket, noise_of, optimum
 
-SHAPE = ("n_layer", "n_embd", "n_head")
-SIZE = "params_non_embedding"
 COSTS = {"params": "parameters", "flops": "training FLOPs", "memory": "bytes of memory", "ms_per_token": "milliseconds per token"}
 """What shapes are searched against, in words."""
 

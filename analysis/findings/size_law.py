@@ -19,10 +19,10 @@ from analysis.findings.sweeps import find_sweeps
 from analysis.fits import fit as fits
 from analysis.fits import intervals
 from analysis.fits.fit import FitError, FitResult
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, SIZE, TOKENS, Law
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, TOKENS, Law
 from analysis.fits.quantities import Gain
 from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, departure, estimated, fit_to
-from analysis.table.configurations import Configurations, Noise, f_p_value
+from analysis.table.configurations import SIZE, Configurations, Noise, f_p_value
 from analysis.table.load import distinct_sizes, size_labels
 
 CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")

@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import Refusal, Verdict
-from analysis.table.configurations import Configurations, Floats, Noise, t_p_value, t_quantile, whole
+from analysis.table.configurations import SHAPE, SIZE, Configurations, Floats, Noise, t_p_value, t_quantile, whole
 from analysis.table.load import SAME_SIZE
 
-SHAPE = ("n_layer", "n_embd", "n_head")
 RECIPE = ("lr", "n_tokens", "unique_tokens", "batch_size", "weight_decay", "dropout", "block_size")
 NAMES = {"n_layer": "depth", "n_embd": "width", "n_head": "heads"}
 AXES = {
@@ -28,7 +27,6 @@ AXES = {
     "dropout": "dropout", "weight_decay": "weight decay",
 }  # fmt: skip
 """Fields that can be an axis; where several vary (batch size follows a context at equal tokens per step) the first is meant."""
-SIZE = "params_non_embedding"
 SHOWN = 1000
 """Rows listed at most: of thousands of configurations an even selection is shown."""
 

@@ -23,8 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimate import NATS, Code, Estimate, Refusal
-from analysis.fits.laws import SIZE
-from analysis.table.configurations import Configurations, Floats
+from analysis.table.configurations import SIZE, Configurations, Floats
 from analysis.table.load import size_labels
 
 EXPONENTS = (1.0, 1.0, 0.34)

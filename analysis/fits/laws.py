@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SIZE = "params_non_embedding"  # the laws' N unless named otherwise (Kaplan et al. 2020, section 1.3)
+from analysis.table.configurations import SIZE
+
 TOKENS = "n_tokens"
 MAX_EXPONENT = 5.0  # beyond this a power law is a step at the smallest size: no data of this kind determine it
 

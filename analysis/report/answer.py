@@ -12,8 +12,8 @@ Reads the tree of fits.json alone; writes nothing (`python -m analysis` does). T
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.estimate import is_refused, part_of, reason_of
-from analysis.wording import change, in_words, interval, line, plain, sentence, several, short_shape, text_length
+from analysis.estimate import Fits, is_refused, part_of, reason_of
+from analysis.wording import FACTORS, change, in_words, interval, line, plain, sentence, several, short_shape, text_length
 
 SCHEMA_VERSION = "1"
 MINUS = "\u2212"
@@ -26,10 +26,9 @@ RULES = {
     "mup": "one learning rate under muP",
     "searched": "learning rates searched",
 }
-Tree = Mapping[str, Any]
 
 
-def answer(tree: Tree) -> dict[str, Any]:
+def answer(tree: Fits) -> dict[str, Any]:
     """Everything that answer.json holds."""
     shape = part_of(tree, "shape") or {}
     told = {key: tree.get(key) for key in ("best", "trust", "next")}
@@ -50,24 +49,24 @@ def answer(tree: Tree) -> dict[str, Any]:
 LEVER = ("factor", "n_tokens", "at", "gain_per_doubling", "verdict", "source")
 
 
-def _gain(row: Tree) -> Any:
+def _gain(row: Fits) -> Any:
     gain = row["gain_per_doubling"]
     return gain if is_refused(gain) else {key: gain.get(key) for key in ("value", "low", "high", "unit")}
 
 
-def answered(tree: Tree) -> dict[str, Any]:
+def answered(tree: Fits) -> dict[str, Any]:
     """The conclusions with their answer, as they stand in fits.json."""
     return {**tree, "answer": sentences(tree)}
 
 
-def sentences(tree: Tree) -> list[str]:
+def sentences(tree: Fits) -> list[str]:
     """Three sentences: recommendation, equal size, trust with the next command."""
     if not (tree.get("counts") or {}).get("usable"):
         return _nothing(tree)
     return [recommendation(tree), at_equal_size(tree), trust(tree)]
 
 
-def _nothing(tree: Tree) -> list[str]:
+def _nothing(tree: Fits) -> list[str]:
     counts, exclusions = tree.get("counts") or {}, tree.get("exclusions") or []
     kinds = ("completed", "failed", "diverged", "stopped", "interrupted", "stale")
     fates = ", ".join(f"{counts[k]} {k}" for k in kinds if counts.get(k)) or "none finished"
@@ -82,7 +81,7 @@ def _nothing(tree: Tree) -> list[str]:
 # ---- 1: where the next parameters go ----
 
 
-def recommendation(tree: Tree) -> str:
+def recommendation(tree: Fits) -> str:
     """Where to put the next parameters, with the measured numbers, and the best model."""
     rows = levers_at(tree, length_of(tree))
     parts = [_measured(rows[name]) for name in ("n_embd", "n_layer") if name in rows]
@@ -95,28 +94,28 @@ def recommendation(tree: Tree) -> str:
     return sentence(f"{_advice(tree, rows)}{': ' if parts else ''}{'; '.join(parts)}{_best(best) if best else ''}")
 
 
-def _best(best: Tree) -> str:
+def _best(best: Fits) -> str:
     heads = f" with {in_words(best['n_head'], 'head')}" if best.get("n_head") else ""
     return f"; best so far {short_shape(best)}{heads}: {interval(best, 'val_loss')} nats"
 
 
-def length_of(tree: Tree) -> int | None:
+def length_of(tree: Fits) -> int | None:
     """The training length that the answer speaks of: that of the shape block, else the longest with a lever."""
     known = [row["n_tokens"] for row in tree.get("levers") or [] if row["n_tokens"] and not is_refused(row["gain_per_doubling"])]
     own = (part_of(tree, "shape") or {}).get("n_tokens")
     return own if own in known else max(known, default=None)
 
 
-def levers_at(tree: Tree, n_tokens: int | None) -> dict[str, Tree]:
+def levers_at(tree: Fits, n_tokens: int | None) -> dict[str, Fits]:
     """Factor -> its measured lever of one length, at the centre where there is one."""
-    found: dict[str, Tree] = {}
+    found: dict[str, Fits] = {}
     for row in tree.get("levers") or []:
         if not is_refused(row["gain_per_doubling"]) and row["n_tokens"] == n_tokens:
             found.setdefault(str(row["factor"]), row)
     return found
 
 
-def direction(tree: Tree) -> str:
+def direction(tree: Fits) -> str:
     """wide, deep, size_only, optimum or "": from the law, else the comparison at equal size, else the levers; never against one of them."""
     shape = part_of(tree, "shape") or {}
     if shape.get("verdict") not in (None, "not_told"):
@@ -130,11 +129,11 @@ def direction(tree: Tree) -> str:
     return won if led in ("", won) else ""
 
 
-def _aspect(shape: Tree) -> float:
+def _aspect(shape: Fits) -> float:
     return float(shape["n_embd"]) / float(shape["n_layer"])
 
 
-def _advice(tree: Tree, rows: Mapping[str, Tree]) -> str:
+def _advice(tree: Fits, rows: Mapping[str, Fits]) -> str:
     """The first words: what to do with the next parameters."""
     told, n_tokens = direction(tree), length_of(tree)
     at = f"at {text_length(n_tokens)} " if n_tokens else ""
@@ -162,10 +161,10 @@ def _advice(tree: Tree, rows: Mapping[str, Tree]) -> str:
     return f"{at}nothing that was varied buys more than can be told from noise"
 
 
-def _measured(row: Tree) -> str:
+def _measured(row: Fits) -> str:
     """'width 16 to 32: −0.27, 32 to 64: −0.20 nats [−0.22, −0.18]', or the law's doubling where no pair says it."""
-    name = {"n_embd": "width", "n_layer": "depth", "params": "parameters"}.get(str(row["factor"]), str(row["factor"]))
-    steps: Sequence[Tree] = row.get("steps") or []
+    name = FACTORS.get(str(row["factor"]), str(row["factor"]))
+    steps: Sequence[Fits] = row.get("steps") or []
     if row["source"] == "law" or not steps:
         how = " by the law" if row["source"] == "law" else ""
         return f"twice the {name}{how}: {change(row['gain_per_doubling'])}{_unless_told(row)}"
@@ -175,7 +174,7 @@ def _measured(row: Tree) -> str:
     return f"{ALONG.get(str(row['factor']), name)} {', '.join([*walk, last])}{_unless_told(row)}"
 
 
-def _unless_told(row: Tree) -> str:
+def _unless_told(row: Fits) -> str:
     """What a lever that does not pay does."""
     return {"gain": "", "loss": ", no gain yet"}.get(str(row["verdict"]), ", unclear")
 
@@ -183,7 +182,7 @@ def _unless_told(row: Tree) -> str:
 # ---- 2: which shape wins ----
 
 
-def at_equal_size(tree: Tree) -> str:
+def at_equal_size(tree: Fits) -> str:
     """Which shape wins at equal size, by how much, what that is worth; or which study would tell. Without shapes: how to split compute."""
     shape = part_of(tree, "shape") or {}
     equal = part_of(shape, "equal_size")
@@ -210,7 +209,7 @@ def at_equal_size(tree: Tree) -> str:
     return sentence(f"{where}, {short_shape(winner)} beats {short_shape(loser)} by {interval(found)} nats{times}{value}{_law_says(tree)}")
 
 
-def _law_says(tree: Tree) -> str:
+def _law_says(tree: Fits) -> str:
     """What the law says of all shapes, where it says something."""
     shape = part_of(tree, "shape") or {}
     law, verdict = part_of(shape, "law") or {}, shape.get("verdict")
@@ -221,7 +220,7 @@ def _law_says(tree: Tree) -> str:
     return f"; over all {plain(law.get('n_configurations'))} configurations {said} at equal size{against}"
 
 
-def _against(tree: Tree) -> bool:
+def _against(tree: Fits) -> bool:
     """Whether the pair at equal size goes against the law's verdict."""
     shape = part_of(tree, "shape") or {}
     equal = part_of(shape, "equal_size")
@@ -234,7 +233,7 @@ def _against(tree: Tree) -> bool:
 # ---- 3: how far to trust it ----
 
 
-def trust(tree: Tree) -> str:
+def trust(tree: Fits) -> str:
     """Seeds, learning-rate rule, epochs, how steeply losses still fall, what lies far off, the law's misfit, and the next command."""
     told = part_of(tree, "trust") or {}
     parts = [in_words(int(told["seeds"]), "seed")] if told.get("seeds") else []
@@ -251,7 +250,7 @@ def trust(tree: Tree) -> str:
     return sentence("; ".join(clause for clause in clauses if clause))
 
 
-def _outliers(tree: Tree, told: Tree) -> str:
+def _outliers(tree: Fits, told: Fits) -> str:
     rows = told.get("outliers") or []
     if not rows:
         return ""
@@ -263,7 +262,7 @@ def _outliers(tree: Tree, told: Tree) -> str:
     return f"{what} lies {abs(100 * row['deviation']):.0f} % {'above' if row['deviation'] > 0 else 'below'} what all others predict{more}"
 
 
-def scored(forecasts: Sequence[Tree]) -> str:
+def scored(forecasts: Sequence[Fits]) -> str:
     """How many forecasts are on record, have an outcome, and were right."""
     known = [row["outcome"] for row in forecasts if row.get("outcome") and row["outcome"].get("counted", True)]
     hit = sum(bool(outcome["covered"]) for outcome in known)
@@ -279,7 +278,7 @@ NEXT = {
 """Why a step is the next one."""
 
 
-def _next(tree: Tree) -> str:
+def _next(tree: Fits) -> str:
     """Why, the command where there is one, and its minutes where they are known."""
     block = part_of(tree, "next") or {}
     why = NEXT.get(str(block.get("why")), "")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.estimate import interval_of, reason_of, value_of
+from analysis.estimate import interval_of, is_refused, reason_of, value_of
 from analysis.wording import plain, spanned, visible
 
 LIMIT = 60
@@ -141,6 +141,11 @@ def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
         return Cell("; ".join(f"{visible(k)}: {plain(v)}" for k, v in cell.items()), source)
     low, high = interval_of(cell) or (value_of(cell.get("low")), value_of(cell.get("high")))
     return Cell(spanned(value_of(cell), low, high, scale, unit), source, visible(cell.get("method") or ""), numeric=True)
+
+
+def known(cell: Any) -> str | None:
+    """A value with its interval as text; None where it is refused."""
+    return None if is_refused(cell) else spanned(value_of(cell), value_of(cell.get("low")), value_of(cell.get("high")))
 
 
 def span_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str, scale: float = 1.0) -> Cell:

@@ -5,10 +5,7 @@ Reads a tree of fits.json and the rows beside it; writes nothing. A section that
     for section in sections(evidence): print(section.title)
 """
 
-from collections.abc import Mapping
-from typing import Any
-
-from analysis.estimate import is_refused, part_of, reason_of, value_of
+from analysis.estimate import Fits, is_refused, part_of, reason_of, value_of
 from analysis.figures.laws import levers_over_length
 from analysis.figures.loss import HEAD_MARKERS, law_of, panels
 from analysis.figures.study import tried_rates
@@ -17,11 +14,9 @@ from analysis.findings.searches import COSTS
 from analysis.report import document, tables
 from analysis.report.answer import scored
 from analysis.report.document import Cell, Listing, Picture, Section
-from analysis.report.texts import side_by_side
+from analysis.report.texts import side_by_side, texts_listing
 from analysis.table.evidence import Evidence
 from analysis.wording import fixed, plain, several, spanned, visible
-
-Fits = Mapping[str, Any]
 
 
 def sections(evidence: Evidence) -> list[Section]:
@@ -74,7 +69,7 @@ def lead_picture(evidence: Evidence) -> Picture:
     depths, seeds = len({t["n_layer"] for t in trials}), len(trials)
     said = visible((evidence.fits.get("answer") or [""])[0])
     alt = f"Loss against parameters on logarithmic axes, {several(depths, 'depth')}, {several(seeds, 'trial')}. {said}"
-    return Picture("loss", caption, alt, full=len(lengths) > 1)
+    return Picture("loss", caption, alt, full=len(lengths) > 2)
 
 
 # ---- sections ----
@@ -204,7 +199,7 @@ def texts_section(evidence: Evidence) -> Section:
     found = part_of(evidence.fits, "stories")
     prompt, texts = side_by_side(evidence)
     told = (evidence.fits.get("data") or {}).get("name") in ("stories", "tinystories")
-    listings = [tables.texts_listing(found)] if found else []
+    listings = [texts_listing(found)] if found else []
     return Section("texts", "Stories" if told else "Generated text", (), (), listings, prompt, texts)
 
 

@@ -6,9 +6,10 @@ Reads the tree of fits.json; writes nothing. Each cell knows its place in `fits.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.estimate import is_refused, part_of, value_of
+from analysis.estimate import Fits, is_refused, part_of, value_of
 from analysis.report.answer import length_of
-from analysis.report.document import Cell, Column, Listing, listing
+from analysis.report.document import Cell, Column, Listing, known, listing
+from analysis.report.texts import MEASURES
 from analysis.wording import (
     CONVENTIONS,
     FACTORS,
@@ -24,10 +25,11 @@ from analysis.wording import (
     visible,
 )
 
-Fits = Mapping[str, Any]
+LENGTH = Column("training length", "n_tokens", text_length)
+LEVER_NAME = Column("a doubling of", "factor", lambda name: FACTORS.get(name, name))
 SHAPE = Column("shape", "", shape_name)
 VERDICT = Column("verdict", "verdict", lambda verdict: VERDICTS.get(verdict, visible(verdict)))
-SIZE = Column("parameters", "params_non_embedding", lambda n: short_count(float(n)))
+SIZE = Column("parameters", "params_non_embedding", short_count)
 
 
 def _whole(value: Any) -> str:
@@ -41,8 +43,8 @@ def _percent(value: float, sign: str = "") -> str:
 # ---- levers ----
 
 LEVER = [
-    Column("training length", "n_tokens", text_length),
-    Column("a doubling of", "factor", lambda name: FACTORS.get(name, name)),
+    LENGTH,
+    LEVER_NAME,
     Column("at", "at", lambda at: {"largest": "largest models"}.get(at, visible(at))),
     Column("changes loss by (nats)", "gain_per_doubling", lambda gain: change(gain, "")),
     Column("bits per token", "bits", lambda bits: fixed(-bits, 2, "+")),
@@ -51,8 +53,6 @@ LEVER = [
     Column("read from", "source", lambda source: {"contrast": "pairs", "law": "law"}.get(source, visible(source))),
     Column("time per step", "time_per_step", lambda ratio: f"× {plain(ratio, 3)}"),
 ]
-
-
 NOTE = (
     "Negative is better; 95 % intervals. Pays: the interval is clear of zero. Centre: the middle of the study's shapes. Pairs: models that "
     "differ in that alone, parameters at equal width over depth; law: fitted to all shapes. 2x64: 2 layers, 64 channels."
@@ -62,17 +62,13 @@ NOTE = (
 def levers_listing(fits: Fits, everything: bool = False) -> Listing:
     """What a doubling buys: of the training length that the answer speaks of, or of every length."""
     n_tokens = length_of(fits)
-    known = {i: row for i, row in enumerate(fits.get("levers") or []) if not is_refused(row["gain_per_doubling"])}
-    chosen = {i: row for i, row in known.items() if everything or row["n_tokens"] == n_tokens}
+    measured = {i: row for i, row in enumerate(fits.get("levers") or []) if not is_refused(row["gain_per_doubling"])}
+    chosen = {i: row for i, row in measured.items() if everything or row["n_tokens"] == n_tokens}
     columns = LEVER if everything else LEVER[1:]
-    title = (
-        "What each lever buys, at every length"
-        if everything
-        else f"What each lever buys{f' at {text_length(n_tokens)}' if n_tokens else ''}"
-    )
-    note = NOTE
-    name = "levers_by_length" if everything else "levers"
-    return listing(name, title if chosen else "", chosen, "/levers", columns, note if chosen and not everything else "", 120)
+    if everything:
+        return listing("levers_by_length", "What each lever buys, at every length", chosen, "/levers", columns, limit=120)
+    title = "What each lever buys" + (f" at {text_length(n_tokens)}" if n_tokens else "")
+    return listing("levers", title if chosen else "", chosen, "/levers", columns, NOTE if chosen else "", 120)
 
 
 # ---- sweeps ----
@@ -136,7 +132,7 @@ def pairs_listing(fits: Fits) -> Listing:
     rows = (part_of(fits, "shape") or {}).get("by_length") or []
     kept = {i: row for i, row in enumerate(rows) if not is_refused(row["equal_size"])}
     columns = [
-        Column("training length", "n_tokens", text_length),
+        LENGTH,
         Column("better", "equal_size/winner", shape_name),
         Column("worse", "equal_size/loser", shape_name),
         Column("by (nats)", "equal_size/difference"),
@@ -154,7 +150,7 @@ def shape_laws_listing(fits: Fits) -> Listing:
     rows = (part_of(fits, "shape") or {}).get("by_length") or []
     kept = {i: row for i, row in enumerate(rows) if not is_refused(row["law"])}
     columns = [
-        Column("training length", "n_tokens", text_length),
+        LENGTH,
         Column("law", "law", lambda law: equation(str(law["equation"]), law.get("reference"))),
         *(Column(letter, f"law/{name}") for letter, name in (("E", "E"), ("A", "A"), ("a", "a"), ("b", "b"), ("κ = b − 2a", "kappa"))),
         Column("misfit", "law/residual_sd", _percent),
@@ -174,7 +170,7 @@ def fits_listing(fits: Fits) -> Listing:
         Column("N", "convention", lambda name: CONVENTIONS.get(name, name)),
         Column("law", "", lambda fit: equation(str(fit.get("equation", "")), fit.get("reference"))),
         *(
-            Column(letter, f"parameters/{name}", _known)
+            Column(letter, f"parameters/{name}", known)
             for letter, name in (("E", "E"), ("A", "A"), ("B", "B"), ("α", "alpha"), ("β", "beta"))
         ),
         Column("slope d ln L / d ln N", "slope"),
@@ -185,15 +181,11 @@ def fits_listing(fits: Fits) -> Listing:
     return listing("fits", "Laws of size alone", usable, "/fits", columns, note)
 
 
-def _known(cell: Any) -> str | None:
-    return None if is_refused(cell) else spanned(value_of(cell), value_of(cell.get("low")), value_of(cell.get("high")))
-
-
 def held_out_listing(fits: Fits) -> Listing:
     """Each size forecast from the smaller ones only."""
     found = (part_of(fits, "diagnostics") or {}).get("leave_largest_out")
     columns = [
-        Column("size", "size", lambda n: short_count(float(n))),
+        Column("size", "size", short_count),
         Column("from so many smaller sizes", "from_sizes"),
         Column("forecast (nats)", "predicted", lambda v: fixed(v, 3)),
         Column("observed (nats)", "observed", lambda v: fixed(v, 3)),
@@ -205,18 +197,16 @@ def held_out_listing(fits: Fits) -> Listing:
 
 def backtest_listing(fits: Fits) -> Listing:
     """The forecasting law's own backtest, where there is one."""
-    found = (part_of(fits, "forecast_law") or {}).get("backtest")
-    rows = found if isinstance(found, list) else (found or {}).get("rows") or []
-    source = "/forecast_law/backtest" + ("" if isinstance(found, list) else "/rows")
+    rows = ((part_of(fits, "forecast_law") or {}).get("backtest") or {}).get("rows") or []
     columns = [Column(str(key).replace("_", " "), str(key)) for key in dict.fromkeys(k for row in rows for k in row)]
-    return listing("backtest", "The forecasting law on sizes that it had not seen", rows, source, columns)
+    return listing("backtest", "The forecasting law on sizes that it had not seen", rows, "/forecast_law/backtest/rows", columns)
 
 
 def forecasts_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
     """Each forecast on record with its interval, and its outcome where the configuration has run since."""
     columns = [
         Column("configuration", "configuration", shape_name),
-        Column("parameters", "configuration/params_non_embedding", lambda n: short_count(float(n))),
+        Column("parameters", "configuration/params_non_embedding", short_count),
         Column("made", "made_at", lambda t: visible(t)[:10]),
         Column("forecast (nats)", ("point", "low", "high")),
         Column("outcome (nats)", "outcome/loss", lambda v: fixed(v, 3)),
@@ -234,8 +224,8 @@ def courses_listing(fits: Fits) -> Listing:
     """From which training length each lever buys more than the noise, and how its gain moves with more text."""
     courses = (part_of(fits, "over_length") or {}).get("courses") or []
     columns = [
-        Column("a doubling of", "factor", lambda name: FACTORS.get(name, name)),
-        Column("buys more than noise from (tokens)", "crossing", _known),
+        LEVER_NAME,
+        Column("buys more than noise from (tokens)", "crossing", known),
         Column("gain moves per doubling of text (nats)", "per_doubling_of_text"),
     ]
     note = "Of shapes that ran every length; the rest is in fits.json under over_length."
@@ -246,8 +236,8 @@ def best_shapes_listing(fits: Fits) -> Listing:
     """The best shape of each size at each length, and its lead over the next."""
     rows = (part_of(fits, "over_length") or {}).get("best_shapes") or []
     columns = [
-        Column("parameters", "best/params_non_embedding", lambda n: short_count(float(n))),
-        Column("training length", "n_tokens", text_length),
+        Column("parameters", "best/params_non_embedding", short_count),
+        LENGTH,
         Column("best", "best", shape_name),
         Column("next", "next", shape_name),
         Column("lead (nats)", "lead"),
@@ -256,7 +246,7 @@ def best_shapes_listing(fits: Fits) -> Listing:
     return listing("best_shapes", "The best shape of each size at each length", rows, "/over_length/best_shapes", columns)
 
 
-# ---- learning rates, speed, texts ----
+# ---- learning rates, speed ----
 
 STATUS = {"tuned": "tuned", "at_edge": "at the edge of what was tried", "transferred": "by the law", "tried": "tried, not tuned"}
 
@@ -309,30 +299,6 @@ def timing_listing(rows: Sequence[Mapping[str, Any]]) -> Listing:
         Column("peak memory (MiB)", "peak_memory_bytes", lambda v: plain(v / 2**20, 3)),
     ]
     return listing("timing", "Time per step", alone, "/timing/rows", columns, limit=40)
-
-
-MEASURES = {
-    "type_token_ratio": ("type-token ratio", "Distinct words per word at equal length; misspelling raises it too."),
-    "mattr": ("moving-average ratio (25 words)", "Local variety, whatever the length. It says nothing about sense."),
-    "distinct_2": ("distinct-2", "Distinct word pairs of a text over its pairs. Low in loops; random words score highest."),
-    "loops": ("repetition loops", "Share of texts in which a phrase stands three times in a row: a failure of decoding."),
-    "unseen_words": ("words never seen in training", "Misspelled or invented words. A good new name counts too."),
-}
-"""What a measure of the texts is called, and what it can and cannot say."""
-
-
-def texts_listing(found: Mapping[str, Any]) -> Listing:
-    """One row per measure: smallest and largest model, held-out text, relation to loss."""
-    known = {name: m for name, m in (found.get("measures") or {}).items() if not is_refused(m) and name in MEASURES}
-    columns = [
-        Column("smallest model", "smallest"),
-        Column("largest model", "largest"),
-        Column("held-out text", "held_out"),
-        Column("rank correlation with loss", "spearman", _known),
-    ]
-    made = listing("texts", "Measures of the generated text", known, "/stories/measures", columns)
-    rows = [[Cell(MEASURES[n][0], "", MEASURES[n][1]), *row, Cell(MEASURES[n][1])] for n, row in zip(known, made.rows, strict=True)]
-    return Listing(made.name, made.title, ["measure", *made.columns, "what it says"], rows)
 
 
 # ---- what the data do not say ----

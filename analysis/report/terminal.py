@@ -5,19 +5,17 @@ print(text(tree))
 
 import textwrap
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any
 
+from analysis.estimate import Fits
 from analysis.report.answer import scored, sentences
 from analysis.report.document import Listing
 from analysis.report.tables import levers_listing
 from analysis.wording import line, several
 
 WIDTH = 120
-Tree = Mapping[str, Any]
 
 
-def text(tree: Tree) -> str:
+def text(tree: Fits) -> str:
     """Question, answer, levers, and what was left out."""
     counts = tree["counts"]
     used = f"{several(counts['usable'], 'trial')} of {counts['trials']} used, {several(counts['configurations'], 'configuration')}"
@@ -37,7 +35,7 @@ def _rows(table: Listing) -> list[str]:
     return ["  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _left_out(tree: Tree) -> list[str]:
+def _left_out(tree: Fits) -> list[str]:
     kinds = Counter(line(row["reason"]) for row in tree["exclusions"])
     lines = [f"{n} left out: {reason}" for reason, n in kinds.most_common(8)]
     more = [f"... and {len(kinds) - 8} more reasons in fits.json"] if len(kinds) > 8 else []

@@ -1,4 +1,4 @@
-"""One prompt continued by every model, in order of size.
+"""The generated texts: what was measured of them, and one prompt continued by every model, in order of size.
 
 Reads an `Evidence` (samples are untrusted text); writes nothing.
 """
@@ -6,7 +6,8 @@ Reads an `Evidence` (samples are untrusted text); writes nothing.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.report.document import Story
+from analysis.estimate import is_refused
+from analysis.report.document import Cell, Column, Listing, Story, known, listing
 from analysis.table.evidence import Evidence
 from analysis.text.findings import final_samples, main_temperature
 from analysis.wording import shape_name, short_count, visible
@@ -56,3 +57,29 @@ def _thin(stories: Sequence[Story]) -> list[Story]:
         return list(stories)
     step = (len(stories) - 1) / (MODELS - 1)
     return [stories[round(i * step)] for i in range(MODELS)]
+
+
+# ---- measures ----
+
+MEASURES = {
+    "type_token_ratio": ("type-token ratio", "Distinct words per word at equal length; misspelling raises it too."),
+    "mattr": ("moving-average ratio (25 words)", "Local variety, whatever the length. It says nothing about sense."),
+    "distinct_2": ("distinct-2", "Distinct word pairs of a text over its pairs. Low in loops; random words score highest."),
+    "loops": ("repetition loops", "Share of texts in which a phrase stands three times in a row: a failure of decoding."),
+    "unseen_words": ("words never seen in training", "Misspelled or invented words. A good new name counts too."),
+}
+"""What a measure of the texts is called, and what it can and cannot say."""
+
+
+def texts_listing(found: Mapping[str, Any]) -> Listing:
+    """One row per measure: smallest and largest model, held-out text, relation to loss."""
+    measured = {name: m for name, m in (found.get("measures") or {}).items() if not is_refused(m) and name in MEASURES}
+    columns = [
+        Column("smallest model", "smallest"),
+        Column("largest model", "largest"),
+        Column("held-out text", "held_out"),
+        Column("rank correlation with loss", "spearman", known),
+    ]
+    made = listing("texts", "Measures of the generated text", measured, "/stories/measures", columns)
+    rows = [[Cell(MEASURES[n][0], "", MEASURES[n][1]), *row, Cell(MEASURES[n][1])] for n, row in zip(measured, made.rows, strict=True)]
+    return Listing(made.name, made.title, ["measure", *made.columns, "what it says"], rows)
