@@ -6,7 +6,8 @@ from collections import Counter
 
 import pytest
 
-from study.stories.grammar import Choice, Grammar, Rule, Table, derivations, enumerate_texts, parse_template, sample
+from study.stories.grammar import Choice, Grammar, Rule, Table, parse_template, sample
+from tests.derivations import derivations
 
 
 def rule(*templates: str, weights: tuple[float, ...] | None = None) -> Rule:
@@ -26,26 +27,26 @@ def tiny_grammar() -> Grammar:
 
 
 def test_probabilities_of_all_texts_sum_to_one() -> None:
-    everything = list(enumerate_texts(tiny_grammar()))
+    everything = list(derivations(tiny_grammar()))
     assert len({d.text for d in everything}) == len(everything) == 24  # 3 forms x (2 + 2 x (2 + 1))
     assert math.fsum(math.exp(d.log_p) for d in everything) == pytest.approx(1.0, abs=1e-12)
 
 
 def test_each_text_is_taken_apart_into_the_choices_that_made_it() -> None:
-    for made in enumerate_texts(tiny_grammar()):
+    for made in derivations(tiny_grammar()):
         assert [(d.choices, d.facts) for d in derivations(tiny_grammar(), made.text)] == [(made.choices, made.facts)]
 
 
 def test_sampled_texts_come_as_often_as_their_probability_says() -> None:
     rng, n = random.Random(0), 20_000
     counts = Counter(sample(tiny_grammar(), rng).text for _ in range(n))
-    for made in enumerate_texts(tiny_grammar()):
+    for made in derivations(tiny_grammar()):
         p = math.exp(made.log_p)
         assert abs(counts[made.text] / n - p) < 5 * math.sqrt(p * (1 - p) / n)
 
 
 def test_mean_surprise_of_samples_is_the_entropy_found_by_brute_force() -> None:
-    entropy = math.fsum(-d.log_p * math.exp(d.log_p) for d in enumerate_texts(tiny_grammar()))
+    entropy = math.fsum(-d.log_p * math.exp(d.log_p) for d in derivations(tiny_grammar()))
     rng, n = random.Random(1), 20_000
     surprises = [-sample(tiny_grammar(), rng).log_p for _ in range(n)]
     mean = sum(surprises) / n

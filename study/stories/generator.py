@@ -1,11 +1,10 @@
 """The embedded corpus: short children's stories whose exact probability is known.
 
-A story is made by the grammar of `story_rules.py` over the world of `lexicon.py`; its text determines every random choice that made it,
+A story is made by the grammar of `sentences.py` over the world of `words.py`; its text determines every random choice that made it,
 so its log-probability is a sum over choices, and the corpus's entropy is known: a floor that no honest model can beat. Unlimited,
 offline, free of licences, the same on every machine for the same seed. Reads and writes no file.
 
     corpus = build(train_chars=4_000_000, seed=0)
-    log_probability(corpus.val[0]), parse(corpus.val[0])["hero"][""]
 """
 
 import hashlib
@@ -15,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
-from study.stories.grammar import Derivation, Facts, Grammar, Rule, derivations, parse_template, sample
+from study.stories.grammar import Derivation, Grammar, Rule, parse_template, sample
 from study.stories.sentences import RULES
 from study.stories.words import tables
 
@@ -92,22 +91,3 @@ def entropy_per_token(log_p: list[float], n_tokens: list[int]) -> tuple[float, f
     ratio = -math.fsum(log_p) / total
     squares = math.fsum((-p - ratio * n) ** 2 for p, n in zip(log_p, n_tokens, strict=True))
     return ratio, math.sqrt(squares) / total
-
-
-def log_probability(text: str) -> float:
-    """Natural logarithm of the probability that the generator makes exactly this story; -inf where it cannot."""
-    logs = [found.log_p for found in derivations(story_grammar(), text)]
-    return math.log(math.fsum(map(math.exp, (log - max(logs) for log in logs)))) + max(logs) if logs else -math.inf
-
-
-def parse(text: str) -> Facts:
-    """What a story tells: the remembered hero, place, object, animal, each a word with its attributes, and "plot".
-
-    Raises:
-        ValueError: the generator cannot make this text; `story_check.check` says what is wrong with it.
-    """
-    found = next(derivations(story_grammar(), text), None)
-    if found is None:
-        raise ValueError("this text is not a story of the generator; story_check.check(text) says where it breaks.")
-    plot = next(choice.asked for choice in found.choices if choice.asked.endswith("_problem"))
-    return {**found.facts, "plot": {"": plot.removesuffix("_problem")}}

@@ -1,4 +1,4 @@
-"""A grammar with a memory: it makes texts, takes them apart again, and knows the exact probability of each.
+"""A grammar with a memory: it makes texts and knows the exact probability of each.
 
 A grammar is a set of rules, each a choice among templates, and of tables, each a choice among entities (words with attributes).
 A template is literal text with slots:
@@ -17,7 +17,7 @@ import math
 import random
 import re
 from bisect import bisect
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -35,7 +35,7 @@ class Table:
     weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.by_text) != len(self.entities) or len(self.weights) != len(self.entities) or not self.entities:
+        if not len({entity[""] for entity in self.entities}) == len(self.weights) == len(self.entities):
             raise ValueError("a table needs as many weights as entities, and entities with different texts.")
 
     @cached_property
@@ -49,16 +49,6 @@ class Table:
         """Natural logarithm of each entity's probability."""
         total = sum(self.weights)
         return [math.log(weight / total) for weight in self.weights]
-
-    @cached_property
-    def by_text(self) -> dict[str, int]:
-        """Index of the entity with a text."""
-        return {entity[""]: i for i, entity in enumerate(self.entities)}
-
-    @cached_property
-    def lengths(self) -> tuple[int, ...]:
-        """The lengths that texts of this table have."""
-        return tuple(sorted({len(text) for text in self.by_text}))
 
 
 @dataclass(frozen=True)
@@ -155,9 +145,6 @@ class Grammar:
         return self.given_tables[draw.table][facts[draw.given][""]] if draw.given else self.tables[draw.table]
 
 
-# ---- making texts ----
-
-
 def sample(grammar: Grammar, rng: random.Random) -> Derivation:
     """Make one text. `random.Random.random` is stable across Python versions and machines, so equal seeds give equal texts."""
     out: list[str] = []
@@ -183,75 +170,3 @@ def sample(grammar: Grammar, rng: random.Random) -> Derivation:
             if part.variable:
                 facts[part.variable] = table.entities[i]
     return Derivation("".join(out), tuple(choices), facts)
-
-
-# ---- taking texts apart, and listing all of them ----
-
-_Todo = tuple[Part, "_Todo"] | None  # what is still to be made, as a linked list
-
-
-@dataclass(frozen=True)
-class _State:
-    at: int  # characters made so far
-    todo: _Todo
-    choices: tuple[Choice, ...]
-    facts: Facts
-    text: str  # what was made so far; only kept when listing
-
-
-def derivations(grammar: Grammar, text: str) -> Iterator[Derivation]:
-    """Yield every way to make `text`: none for a text that the grammar cannot make, one where it is unambiguous."""
-    yield from _search(grammar, text)
-
-
-def enumerate_texts(grammar: Grammar) -> Iterator[Derivation]:
-    """Yield every derivation of a grammar without recursion; meant for tiny ones."""
-    yield from _search(grammar, None)
-
-
-def _search(grammar: Grammar, target: str | None) -> Iterator[Derivation]:
-    """Depth-first search over choices, keeping to `target` where one is given."""
-    stack = [_State(0, (Expand(grammar.start), None), (), {}, "")]
-    while stack:
-        state = stack.pop()
-        if state.todo is None:
-            if target is None or state.at == len(target):
-                yield Derivation(state.text if target is None else target, state.choices, state.facts)
-            continue
-        part, rest = state.todo
-        if isinstance(part, Expand):
-            stack.extend(_expanded(grammar, part, rest, state))
-        elif isinstance(part, Draw):
-            stack.extend(_drawn(grammar, part, rest, state, target))
-        else:
-            word = part if isinstance(part, str) else state.facts[part.variable][part.attribute]
-            stack.extend(_written(word, rest, state, state.choices, state.facts, target))
-
-
-def _expanded(grammar: Grammar, part: Expand, rest: _Todo, state: _State) -> Iterator[_State]:
-    rule = grammar.rules[part.rule]
-    for i, template in enumerate(rule.templates):
-        todo = rest
-        for piece in reversed(template):
-            todo = (piece, todo)
-        yield _State(state.at, todo, (*state.choices, Choice(part.rule, i, rule.table.log_p[i])), state.facts, state.text)
-
-
-def _drawn(grammar: Grammar, part: Draw, rest: _Todo, state: _State, target: str | None) -> Iterator[_State]:
-    table = grammar.table_of(part, state.facts)
-    if target is None:
-        options = list(range(len(table.entities)))
-    else:  # look up what stands there instead of trying every entity
-        words = (target[state.at : state.at + length] for length in table.lengths if state.at + length <= len(target))
-        options = [table.by_text[word] for word in words if word in table.by_text]
-    for i in options:
-        entity = table.entities[i]
-        facts = {**state.facts, part.variable: entity} if part.variable else state.facts
-        yield from _written(entity[""], rest, state, (*state.choices, Choice(part.table, i, table.log_p[i])), facts, target)
-
-
-def _written(word: str, rest: _Todo, state: _State, choices: tuple[Choice, ...], facts: Facts, target: str | None) -> Iterator[_State]:
-    if target is None:
-        yield _State(state.at + len(word), rest, choices, facts, state.text + word)
-    elif target.startswith(word, state.at):
-        yield _State(state.at + len(word), rest, choices, facts, "")
