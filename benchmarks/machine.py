@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from study.train.device import processor
+from study.results.provenance import processor
 
 
 def describe() -> str:

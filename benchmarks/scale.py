@@ -19,7 +19,7 @@ import ray
 from ray import tune
 
 from study import records, run
-from study.train.outcome import Outcome, Ran, Replica, finished_row
+from study.train.outcome import Replica, finished_row
 from study.tune import environment, tuner, worker_input
 
 EVALUATIONS = 3
@@ -59,9 +59,9 @@ class Instant(tune.Trainable):
 
     def _outcome(self, row: dict[str, Any]) -> dict[str, Any]:
         one = self.bundled.trials[0]
-        ran = Ran(one.train.n_steps, "cpu (none)", "float32", 1.0, 1.0, 0.1, 0.1, 0.2, 1 << 20, 0, 1)
-        outcome = Outcome(finished_row(Replica(one, [row]), ran, self.work.vocab_size, 1000), [row], [])
-        return {"row": outcome.row, "curve": outcome.curve, "samples": outcome.samples}
+        times = {"ms_per_step": 1.0, "cpu_ms_per_step": 1.0, "train_s": 0.1, "eval_s": 0.1, "wall_s": 0.2}
+        machine = {"device": "cpu (none)", "precision": "float32", "peak_memory_bytes": 1 << 20, "restarts": 0, "bundle_size": 1}
+        return {"row": finished_row(Replica(one, [row]), one.train.n_steps, times | machine), "curve": [row], "samples": []}
 
 
 def main() -> None:

@@ -231,7 +231,7 @@ def _conclude(
     after = folder.survey(out, trials, corpus.sha256)
     n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
     n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
-    with report_process.Ending(out) if command.options.report and n_completed and not interrupts.signum else nullcontext() as ending:
+    with report_process.ending(out) if command.options.report and n_completed and not interrupts.signum else nullcontext() as wait:
         trained.stop_ray()
         given_up = f" and {n_given_up} given up by a search" if n_given_up else ""
         print(f"\n{n_completed} of {len(trials)} trials are completed{given_up}; results are in {shown(out)}", flush=True)
@@ -240,7 +240,7 @@ def _conclude(
         if interrupts.signum:
             return interrupts.exit_code
         _name_the_rest(out, trials)
-        reported = ending is None or _report(out, ending.wait())
+        reported = wait is None or _report(out, wait())
     return 0 if n_completed + n_given_up >= trained.asked and reported else 1
 
 

@@ -2,22 +2,19 @@
 
 They run in processes of their own: the driver stays small, and a fault there cannot touch a run.
 
-    later = held_out(trials, "largest", 1); ...; forecast(out, later); ...; with Ending(out) as ending: problem = ending.wait()
+    later = held_out(trials, "largest", 1); ...; forecast(out, later); ...; with ending(out) as wait: problem = wait()
 """
 
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import IO
 
 from study import records
 from study.display.terminal import printable
-from study.results.provenance import ROOT
+from study.results.provenance import environment
 from study.spec import Trial
 
 
@@ -53,61 +50,33 @@ def forecast(out: Path, targets: Sequence[Trial]) -> None:
     fresh = {t.config_id: t for t in targets if t.config_id not in started}
     for trial in fresh.values():
         shape = f"{trial.shape.n_layer}x{trial.shape.n_embd}h{trial.shape.n_head}@{trial.n_tokens}"
-        done = analysis(out, "--forecast", shape, "--no-report")
+        line = _line(out, "--forecast", shape, "--no-report")
+        done = subprocess.run(line, capture_output=True, text=True, env=environment(), check=False)
         lines = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines() or ["no message"]
         print(lines[0] if done.returncode == 0 else f"no forecast of {shape}: {lines[-1]}", flush=True)
 
 
-class Ending:
-    """The report, by a process that begins while Ray stops.
+@contextmanager
+def ending(out: Path) -> Iterator[Callable[[], str]]:
+    """The report, by a process that begins while Ray stops; yields a function that waits and says why there is none, or ""."""
+    silent = subprocess.DEVNULL
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(_line(out), stdin=silent, stdout=silent, stderr=said, env=environment()) as report,
+    ):
 
-    with Ending(out) as ending: ...; problem = ending.wait()
-    """
+        def wait() -> str:
+            if report.wait() == 0:
+                return ""
+            said.seek(0)
+            lines = said.read().decode(errors="replace").strip().splitlines()
+            return printable(lines[-1]) if lines else f"it ended with status {report.returncode}"
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
-        self._ends = ExitStack()
-
-    def __enter__(self) -> "Ending":
-        """Begin."""
-        with ExitStack() as ends:
-            self._said = ends.enter_context(tempfile.TemporaryFile())
-            line, silent = _line("analysis", str(self.out)), subprocess.DEVNULL
-            self._report = ends.enter_context(subprocess.Popen(line, stdin=silent, stdout=silent, stderr=self._said, env=_environment()))
-            ends.callback(self._report.kill)
-            self._ends = ends.pop_all()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._report.kill()
-        self._ends.close()
-
-    def wait(self) -> str:
-        """Why there is no report, or ""; returns when the process has ended."""
-        return _why(self._report, self._said)
+        try:
+            yield wait
+        finally:
+            report.kill()
 
 
-def _why(process: "subprocess.Popen[bytes]", said: "IO[bytes]") -> str:
-    """The last line that a process wrote, if it failed."""
-    if process.wait() == 0:
-        return ""
-    said.seek(0)
-    return _last_line(said.read().decode(errors="replace")) or f"it ended with status {process.returncode}"
-
-
-def analysis(out: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    """Run `python -m analysis` on the results in a process of its own."""
-    return subprocess.run(_line("analysis", str(out), *flags), capture_output=True, text=True, env=_environment(), check=False)
-
-
-def _line(module: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", module, *arguments]
-
-
-def _environment() -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, "PYTHONPATH": path}
-
-
-def _last_line(said: str) -> str:
-    return printable(said.strip().splitlines()[-1]) if said.strip() else ""
+def _line(out: Path, *flags: str) -> list[str]:
+    return [sys.executable, "-m", "analysis", str(out), *flags]

@@ -19,7 +19,7 @@ from study import records, run
 from study.command import parse
 from study.plan.packing import speed_key
 from study.spec import DataConfig, TrainConfig, Trial, expand
-from study.train import final_weights
+from study.train.branched_bundle import keep_weights
 from study.train.bundle import Bundle
 from study.train.device import Execution
 from tests.running import ROOT, tiny
@@ -110,9 +110,8 @@ def test_it_learns_and_a_seed_decides_its_beginning() -> None:
     first, same, other = (bundle_of(LLAMA, seed).model.flat for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
-    outcome = bundle.finish()[0]
-    assert outcome.row["params_total"] == bundle.model.flat.numel()
-    assert outcome.samples[-1]["text"]
+    assert bundle.model.config.params_total == bundle.model.flat.numel()
+    assert bundle.finish()[0].samples[-1]["text"]
 
 
 def test_a_resumed_run_equals_the_unbroken_one_with_buffers_and_noise_of_its_own(tmp_path: Path) -> None:
@@ -133,7 +132,7 @@ def test_its_weights_generate_and_score_with_its_file_and_never_without(tmp_path
     bundle = bundle_of(LLAMA)
     while not bundle.done:
         bundle.advance()
-    assert not final_weights.keep(bundle, tmp_path / "weights")
+    assert not keep_weights(bundle, tmp_path / "weights")
     with pytest.raises(ValueError, match=r"is of your own model llama.py:Llama; name its file: --module FILE:CLASS"):
         trained.load(tmp_path)
     model = trained.load(tmp_path, module=LLAMA)

@@ -249,8 +249,6 @@ def test_the_row_holds_what_the_curve_and_the_shape_say() -> None:
     assert row["status"] == "COMPLETED"
     assert (row["val_loss"], row["train_loss"]) == (last["val_loss"], last["train_loss"])
     assert row["n_tokens"] == 60 * 4 * 32 == last["tokens"]
-    assert row["flops"] == row["flops_per_token"] * row["n_tokens"]
-    assert row["epochs"] == pytest.approx(row["n_tokens"] / 12000)
     assert math.isfinite(row["ms_per_step"])
     assert last["val_loss"] < outcome.curve[0]["val_loss"] - 0.5, "training should have learned something"
 

@@ -7,7 +7,6 @@
 
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -15,12 +14,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from models import module_file
 from models.config import Shape
 from study.plan.packing import step_flops
+from study.results.provenance import environment
 from study.spec import DataConfig, TrainConfig, Trial
 
 PROBE_FLOPS = 8e9
@@ -64,13 +63,12 @@ def ask(
         "modules": module_file.texts,
         "execution": {"device": device, "precision": precision, "n_threads": n_threads},
     }
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(n_threads)}
     command, patience_s = [sys.executable, "-m", "study.plan.probe"], 60 + 5 * len(trials)
+    around = environment() | {"OMP_NUM_THREADS": str(n_threads)}
     with tempfile.TemporaryFile("w+") as asked:
         json.dump(request, asked)
         asked.seek(0)
-        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        with subprocess.Popen(command, stdin=asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=around) as child:
             try:
                 if meanwhile:
                     meanwhile()

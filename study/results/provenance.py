@@ -43,7 +43,7 @@ def provenance(cpus: int) -> Provenance:
     dirty = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None
     machine: dict[str, str | int] = {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor(),
         "cpus": cpus,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
@@ -69,11 +69,16 @@ def _git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Model name of the CPU."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine())
     except OSError:
-        pass
-    return platform.processor()
+        return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, str]:
+    """Of a process of this program: it finds our packages, wherever it is started."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path}

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
+from models import weights
 from models.tokenizer import Tokenizer
 from study.branches import leaves_at, lengths, own_seconds
-from study.spec import Trial
+from study.spec import RECIPE_VERSION, Trial
 from study.train import checkpoint
 from study.train.bundle import ANYWHERE, Bundle
 from study.train.device import Execution
@@ -173,6 +175,20 @@ class BranchedBundle:
             mark = self._mark(replica.trial.trial_id)
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
+
+
+def keep_weights(bundle: Bundle, folder: Path) -> list[str]:
+    """Save the final weights of every replica that did not diverge; a sentence for each that could not be written: no result needs it."""
+    problems = []
+    shared = {"recipe_version": str(RECIPE_VERSION)} | ({"tokenizer": bundle.tokenizer.dump()} if bundle.tokenizer else {})
+    for index, replica in enumerate(bundle.replicas):
+        if replica.diverged_at is None:
+            facts = shared | {"val_loss": repr(replica.curve[-1]["val_loss"])}
+            try:
+                weights.save(folder, replica.trial.trial_id, bundle.model, index, facts)
+            except (OSError, SafetensorError) as error:
+                problems.append(f"the weights of trial {replica.trial.trial_id} could not be kept ({error})")
+    return problems
 
 
 def _check_family(groups: Sequence[Group]) -> None:

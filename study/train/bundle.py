@@ -41,7 +41,7 @@ from study.train.device import (
 )
 from study.train.device_steps import DeviceSteps
 from study.train.optimizer import clip, groups_by_replica, make_optimizer, norm_limits
-from study.train.outcome import Outcome, Ran, Replica, finished_row
+from study.train.outcome import Outcome, Replica, finished_row
 from study.train.pace import Pace
 from study.train.samples import draw_samples, sample_steps
 
@@ -369,11 +369,12 @@ class Bundle:
             self.notes.append(f"a checkpoint of trial {self.replicas[0].trial.trial_id} could not be written ({error})")
         if self.tokenizer and any(r.diverged_at is None for r in self.replicas):
             self._collect_samples()
-        ms_per_step = self.pace.ms_per_step or (self.pace.train_s / self.step * 1e3 if self.step else None)
-        times = ms_per_step, self.pace.cpu_ms_per_step, self.pace.train_s, self.pace.eval_s, self.pace.wall_s
-        memory, size = peak_memory_bytes(self.device), len(self.replicas)
-        ran = Ran(self.step, device_name(self.device), self.model.precision, *times, memory, self.restarts, size)
-        return [
-            Outcome(finished_row(replica, ran, self.vocab_size, len(tokens)), replica.curve, replica.samples)
-            for replica, tokens in zip(self.replicas, self.train_tokens, strict=True)
-        ]
+        shared = {
+            **self.pace.columns(self.step),
+            "device": device_name(self.device),
+            "precision": self.model.precision,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "restarts": self.restarts,
+            "bundle_size": len(self.replicas),
+        }
+        return [Outcome(finished_row(replica, self.step, shared), replica.curve, replica.samples) for replica in self.replicas]

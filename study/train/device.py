@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 
 from models.arithmetic import Precision
+from study.results.provenance import processor
 
 
 @dataclass(frozen=True)
@@ -88,15 +89,6 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)})"
     return f"{device.type} ({processor()})"
-
-
-def processor() -> str:
-    """Model name of the CPU."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), platform.machine())
-    except OSError:
-        return platform.processor() or platform.machine()
 
 
 def room_bytes(execution: Execution, device: torch.device) -> int:

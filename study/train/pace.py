@@ -48,6 +48,12 @@ class Pace:
         """Median processor time of an optimizer step; None where several threads or a GPU share its work."""
         return median(self._cpu_steps) if self.one_thread and self._cpu_steps else None
 
+    def columns(self, steps: int) -> dict[str, float | None]:
+        """What a trial's row says of so many steps."""
+        ms_per_step = self.ms_per_step or (self.train_s / steps * 1e3 if steps else None)
+        times = {"train_s": self.train_s, "eval_s": self.eval_s, "wall_s": self.wall_s}
+        return {"ms_per_step": ms_per_step, "cpu_ms_per_step": self.cpu_ms_per_step, **times}
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         seconds = {"train": self.train_s, "eval": self.eval_s, "wall": self.wall_s}

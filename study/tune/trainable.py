@@ -83,9 +83,9 @@ class BundleTrainable(tune.Trainable):
         if self.bundle.ended:  # no checkpoint before the driver has these
             result["outcomes"] = [asdict(outcome) for outcome in self.bundle.outcomes]
             if self.shared:
-                from study.train import final_weights as weights
+                from study.train.branched_bundle import keep_weights
 
-                notes += weights.keep(self.bundle.ended, self.work.checkpoints.parent / "weights")
+                notes += keep_weights(self.bundle.ended, self.work.checkpoints.parent / "weights")
         elif (self.shared or self.work.store) and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
             self.bundle.save(beside=self.shared)
             if not self.shared:
