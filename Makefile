@@ -37,7 +37,8 @@ board: $(VENV)/.installed  ## open TensorBoard on RESULTS
 test: $(VENV)/.installed-dev  ## the tests that take seconds each, two at a time
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(ARGS)
 
-test-slow: $(VENV)/.installed-dev  ## the tests that take longer
+test-slow: $(VENV)/.installed-dev  ## the tests that take longer, those of the trackers among them
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[track]'
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 test-cluster: $(VENV)/.installed-dev  ## a real ray up on three hosts made of namespaces (needs root, sshd, rsync; ten minutes)

@@ -21,7 +21,7 @@ from study.command import Command
 from study.console import complain, how_to_continue, shown
 from study.data import corpus as data
 from study.data.corpus import Corpus
-from study.display import overview, tensorboard
+from study.display import overview, tensorboard, tracker
 from study.display.terminal import distinctions, printable, trial_name
 from study.files import read_json, write_json
 from study.options import Options
@@ -52,6 +52,7 @@ def checked(command: Command) -> Command:
     """
     command = suggested_trials.adopt(command)
     check_address(command.options)
+    tracker.check(command.options.track)
     searches = search_state.plan(command.study)
     trials = [*searches.plain, *searches.expected()]
     report_process.held_out(trials, *command.options.hold_out)
@@ -240,7 +241,7 @@ def _conclude(
         if interrupts.signum:
             return interrupts.exit_code
         _name_the_rest(out, trials)
-        reported = wait is None or _report(out, wait())
+        reported = wait is None or _report(out, wait(), command.options.track)
     return 0 if n_completed + n_given_up >= trained.asked and reported else 1
 
 
@@ -257,12 +258,14 @@ def _name_the_rest(out: Path, trials: Sequence[Trial]) -> None:
         print(f"  ... and {len(others) - 20} more")
 
 
-def _report(out: Path, problem: str) -> bool:
-    """Show the report on the board and print where it is and what it answers."""
+def _report(out: Path, problem: str, track: str) -> bool:
+    """Show the report on the board, and to a tracker, and print where it is and what it answers."""
     if problem:
         complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False
     tensorboard.publish(out, tensorboard.report_images(out))
+    if track and (said := tracker.publish(track, out)):
+        complain(said, 0)
     for sentence in read_json(out / "report" / "fits.json").get("answer", []):
         print(f"  {sentence}")
     print(f"report: {shown(out / 'report' / 'report.html')}")

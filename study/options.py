@@ -139,6 +139,8 @@ class Options:
     """a trial without any progress for so long is restarted"""
     timing: Literal["shared", "exclusive"] = "shared"
     """exclusive: one trial of each kind first trains with the device to itself, so that speeds can be compared"""
+    track: Literal["", "wandb", "trackio", "mlflow"] = ""
+    """an experiment tracker beside TensorBoard, one run per trial; its own variables (WANDB_MODE, MLFLOW_TRACKING_URI) say where"""
     report: bool = True
     """build the report at the end"""
 

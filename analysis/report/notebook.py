@@ -22,8 +22,8 @@ from analysis.report import sections
 from analysis.report import text_formats as markdown
 from analysis.table.evidence import Evidence, load
 from models.home import expanded
+from study.results.provenance import environment
 
-ROOT = Path(__file__).resolve().parents[2]
 KERNEL = "python3"
 """ipykernel offers the very interpreter under this name."""
 SETUP = """%matplotlib inline
@@ -111,17 +111,17 @@ def execute(made: nbformat.NotebookNode, folder: Path, limit_s: int = 120) -> st
     from jupyter_client.manager import AsyncKernelManager  # loads Jupyter's client, which only this needs
     from nbclient import NotebookClient
 
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])}
+    around = environment()
     # A socket's path may have 107 bytes (unix(7)); the kernel's is 16 longer than the folder that it lies in.
     long = len(os.fsencode(tempfile.gettempdir())) > 90
     with tempfile.TemporaryDirectory(prefix="nb-", dir="/tmp" if long else None) as private:
-        environment["IPYTHONDIR"] = private  # a person's start-up files are for what that person types
+        around["IPYTHONDIR"] = private  # a person's start-up files are for what that person types
         # Unix sockets in a private folder where there are any: nobody else on the machine can talk to the kernel.
         places = {"transport": "ipc", "ip": f"{private}/k"} if os.name == "posix" else {}
         manager = AsyncKernelManager(kernel_name=KERNEL, connection_file=f"{private}/kernel.json", **places)
         client = NotebookClient(made, km=manager, timeout=limit_s, resources={"metadata": {"path": str(folder)}})
         try:
-            client.execute(env=environment, cleanup_kc=True)
+            client.execute(env=around, cleanup_kc=True)
         except Exception as error:  # whatever keeps a kernel from running, the notebook is there
             return (str(error).strip().splitlines() or [type(error).__name__])[-1][:200]
         finally:

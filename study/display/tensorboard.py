@@ -7,7 +7,6 @@ are written with TensorBoard's own protocol buffers: the driver needs neither to
 """
 
 import json
-import os
 import shlex
 import shutil
 import subprocess
@@ -29,7 +28,7 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from study import records
 from study.display.event_file import EventFile
 from study.display.terminal import compact, printable
-from study.results.provenance import ROOT
+from study.results.provenance import environment
 from study.spec import Trial
 
 SCALARS = {
@@ -125,8 +124,7 @@ class Board:
         if self.painter is None and self.n_new >= NEW_TRIALS and now - self.painted_at > self.pause_s:
             self.n_new, self.painted_at = 0, now
             command = [sys.executable, "-m", "analysis.report.board_figures", str(self.folder.parent)]
-            environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))}
-            self.painter = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            self.painter = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def close(self) -> None:
         """Close what is still open."""

@@ -17,6 +17,7 @@ from study.data.corpus import Corpus
 from study.display.overview import flops
 from study.display.tensorboard import Board
 from study.display.terminal import open_view
+from study.display.tracker import Tracker
 from study.plan.budget import guard_seconds
 from study.plan.packing import speed_key
 from study.plan.quote import Quote, learn_memory
@@ -31,7 +32,7 @@ from study.spec import Trial
 from study.train import mps
 from study.tune import cluster, tuner, worker_input
 from study.tune.environment import temporary_folder
-from study.tune.monitor import Monitor, OutOfBudget, StoreLost
+from study.tune.monitor import Monitor, OutOfBudget, StoreLost, View
 from study.tune.searcher import Prober
 from study.tune.signals import Interrupted, Interrupts
 from study.tune.worker_input import Bundled
@@ -152,8 +153,9 @@ def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
     screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
     board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
     screen.say(f"board: {board.how_to_open()}")
+    views: list[View] = [Tracker(options.track, command.out, missing, corpus.vocab_size, screen.say)] if options.track else []
     budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None, time.monotonic() - job.began)
-    return Monitor(recorder, [screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
+    return Monitor(recorder, [*views, screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
 
 
 def make_prober(job: Job, wanted: Sequence[SizeSearch | ShapeSearch]) -> Prober:
