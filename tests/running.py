@@ -92,10 +92,20 @@ def _is_training(pid: int) -> bool:
         return False
 
 
-def tables(results: Path) -> dict[str, list[dict[str, Any]]]:
-    """All tables without the columns that hold times."""
+def one(out: Path, *more: str) -> list[str]:
+    """Arguments of one trial of the tiny study, without a report."""
+    return tiny(out, "--no-report", "--sweeps", "width:n_embd=24", *more)
+
+
+def tables(results: Path, of: Path | None = None) -> dict[str, list[dict[str, Any]]]:
+    """All tables without the columns that hold times; of the trials that another folder has, if one is given."""
+    wanted = {row["trial_id"] for row in rows(of or results)}
     return {
-        table: [{key: value for key, value in row.items() if key not in TIMES} for row in records.read(results, table).to_pylist()]
+        table: [
+            {key: value for key, value in row.items() if key not in TIMES}
+            for row in records.read(results, table).to_pylist()
+            if row["trial_id"] in wanted
+        ]
         for table in records.PER_TRIAL
     }
 

@@ -76,8 +76,8 @@ def without_times(outcome: Outcome) -> tuple[dict[str, Any], list[dict[str, Any]
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"dropout": 0.2}, {"eval_interval": 7}, {"decay_fraction": 1.0}, {"warmup_steps": 40, "unique_tokens": 500}],
-    ids=["plain", "dropout", "decay between evaluations", "all decay", "decay within warm-up"],
+    [{}, {"dropout": 0.2, "eval_interval": 7}, {"decay_fraction": 1.0}, {"warmup_steps": 40, "unique_tokens": 500}],
+    ids=["plain", "dropout and decay between evaluations", "all decay", "decay within warm-up"],
 )
 def test_every_length_of_a_family_equals_its_lone_run_bit_for_bit(tmp_path: Path, changes: dict[str, Any]) -> None:
     trials = family(20, 32, 64, **changes)

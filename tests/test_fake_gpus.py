@@ -14,9 +14,7 @@ from study.options import Options
 from study.plan.memory import is_out_of_memory, memory_cap, next_share
 from study.plan.packing import Machine, Speeds, make_plan, memory_bytes
 from study.spec import Study, expand
-from tests.running import ROOT, rows, tables, tiny
-
-pytestmark = pytest.mark.ray
+from tests.running import ROOT, rows, tiny
 
 
 def run_on_fake_gpus(kind: str, n_nodes: int, arguments: list[str], seconds: float = 400) -> str:
@@ -45,21 +43,7 @@ def most_at_once(events: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
     return most
 
 
-def test_a_trial_that_runs_out_of_its_share_gets_the_next_larger_one_and_ends_like_any_other(undisturbed: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    one = [*tiny(out, "--no-report", "--gpus-per-trial", str(1 / 6), "--device", "cpu"), "--sweeps", "width:n_embd=24"]
-    said = run_on_fake_gpus("greedy", 1, one)
-    assert "ran out of memory on 1/6 of a GPU; trying again with 1/4 of a GPU" in said
-    assert "ran out of memory on 1/4 of a GPU; trying again with 1/2 of a GPU" in said
-    (row,) = tables(out)["trials"]
-    assert (row["status"], row["gpu_fraction"]) == ("COMPLETED", 0.5)
-    assert "ran out of memory on 1/4 of a GPU" in row["reason"]
-    (same,) = (other for other in tables(undisturbed)["trials"] if other["trial_id"] == row["trial_id"])
-    assert row == {**same, "reason": row["reason"], "gpu_fraction": 0.5}
-    own = [point for point in tables(undisturbed)["curves"] if point["trial_id"] == row["trial_id"]]
-    assert tables(out)["curves"] == own
-
-
+@pytest.mark.ray
 @pytest.mark.slow
 def test_24_trials_of_half_a_gpu_on_three_nodes_fill_all_six_gpus_and_never_more(story_cache: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -15,31 +15,35 @@ from ray.cluster_utils import Cluster
 from benchmarks.scale import below
 from study import run
 from study.results import folder
-from tests.running import ROOT, checkpoints, facts, kill_one_worker, rows, start, tables, tiny, wait_until, workers
+from tests.running import ROOT, checkpoints, facts, kill_one_worker, one, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
 
 
-def test_a_worker_killed_in_mid_trial_resumes_from_its_checkpoint_with_equal_losses(
+def test_a_worker_that_is_killed_and_one_that_hangs_are_replaced_and_resume_with_equal_losses(
     undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def kill() -> None:
-        wait_until(lambda: checkpoints(tmp_path, 60))
-        kill_one_worker(os.getpid())
+    def strike() -> None:
+        wait_until(lambda: checkpoints(tmp_path, 40))
+        killed = kill_one_worker(os.getpid())
+        wait_until(lambda: checkpoints(tmp_path, 100))
+        kill_one_worker(os.getpid(), signal.SIGSTOP, spare=[killed])
 
-    killer = threading.Thread(target=kill)
-    killer.start()
-    code = run.main(tiny(tmp_path, "--no-report"))
-    killer.join()
+    striker = threading.Thread(target=strike)
+    striker.start()
+    code = run.main(one(tmp_path, "--stall-minutes", "0.15"))
+    striker.join()
     assert code == 0
-    assert "its worker process died" in capsys.readouterr().out
-    assert sum(row["restarts"] for row in rows(tmp_path)) >= 1
-    assert tables(tmp_path) == tables(undisturbed)
+    said = capsys.readouterr().out
+    assert "its worker process died" in said
+    assert "no progress" in said
+    assert [row["restarts"] for row in rows(tmp_path)] == [2]
+    assert tables(tmp_path) == tables(undisturbed, of=tmp_path)
 
 
 def test_ctrl_c_exits_130_and_the_same_command_ends_like_an_undisturbed_run(undisturbed: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "out", tmp_path / "log"
-    process = start(tiny(out, "--no-report"), log)
+    process = start(one(out), log)
     assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
     assert process.wait(30) == 130
@@ -49,8 +53,8 @@ def test_ctrl_c_exits_130_and_the_same_command_ends_like_an_undisturbed_run(undi
     cut = [row for row in rows(out) if row["status"] == "INTERRUPTED"]
     assert cut
     assert all(row["reason"] == "Ctrl-C" for row in cut)
-    assert run.main(tiny(out, "--no-report")) == 0
-    assert tables(out) == tables(undisturbed)
+    assert run.main(one(out)) == 0
+    assert tables(out) == tables(undisturbed, of=out)
 
 
 @pytest.mark.slow
@@ -101,20 +105,6 @@ print("exit", code, "ray", "ray" in sys.modules and sys.modules["ray"].is_initia
     assert "budget" in done.stderr
 
 
-def test_a_worker_that_hangs_is_replaced(undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    def hang() -> None:
-        wait_until(lambda: checkpoints(tmp_path, 60))
-        kill_one_worker(os.getpid(), signal.SIGSTOP)
-
-    stopper = threading.Thread(target=hang)
-    stopper.start()
-    code = run.main(tiny(tmp_path, "--no-report", "--stall-minutes", "0.15"))
-    stopper.join()
-    assert code == 0
-    assert "no progress" in capsys.readouterr().out
-    assert tables(tmp_path) == tables(undisturbed)
-
-
 @pytest.mark.slow
 def test_trials_of_a_node_that_is_removed_move_to_another(undisturbed: Path, tmp_path: Path) -> None:
     """Three nodes as processes of this machine; code travels as packages, tokens through the object store."""
@@ -159,7 +149,7 @@ def test_a_trial_without_enough_memory_fails_with_its_reason_one_that_explodes_d
     """A worker's machine may have less memory than the one that was asked (there such a shape is refused before anything starts)."""
     monkeypatch.setattr("study.plan.limits.room", lambda options: (1 << 60, "another machine has"))
     out = tmp_path / "out"
-    command = [*tiny(out, "--no-report"), "--seeds", "1", "--sweeps", f"width:n_embd=16,{2**20}", "rate:lr=0.01,1e30"]
+    command = tiny(out, "--no-report", "--train.n_steps", "40", "--sweeps", f"width:n_embd=16,{2**20}", "rate:lr=0.01,1e30")
     assert run.main(command) == 1
     ends = {(row["n_embd"], row["lr"]): row for row in rows(out)}
     assert ends[16, 0.01]["status"] == "COMPLETED"

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.scale import below
 from study import run
 from study.tune import local_ray
-from tests.running import checkpoints, kill_one_worker, rows, start, tables, tiny, wait_until, workers
+from tests.running import checkpoints, kill_one_worker, one, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
 
@@ -62,15 +62,15 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_the_same_command_
     out = small_disk / "out"
     filling = threading.Thread(target=lambda: wait_until(lambda: checkpoints(out, 40)) and fill(small_disk))
     filling.start()
-    assert run.main(tiny(out, "--no-report")) == 1
+    assert run.main(one(out)) == 1
     filling.join()
     said = capsys.readouterr().err
     assert "the disk is full" in said
     assert "the same command continues" in said
     assert "Traceback" not in said
     (small_disk / "filler").unlink()
-    assert run.main(tiny(out, "--no-report")) == 0
-    assert tables(out) == tables(undisturbed)
+    assert run.main(one(out)) == 0
+    assert tables(out) == tables(undisturbed, of=out)
 
 
 def test_ray_is_not_started_where_its_temporary_folder_has_no_room(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +112,7 @@ def test_a_read_only_file_system_is_refused_before_anything_starts(small_disk: P
     assert len(said.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_clock_that_is_set_back_and_an_object_store_full_of_other_things_are_no_obstacles(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ from study.command import parse
 from study.data import corpus as data
 from study.results import folder
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
-from tests.running import checkpoints, rows, start, tables, tiny, wait_until
+from tests.running import facts, rows, tables, tiny
 
 pytestmark = pytest.mark.ray
 
@@ -101,30 +101,20 @@ def test_a_default_that_changes_moves_only_the_studies_that_leave_it_open(monkey
     assert not ids()[0] & left_open
 
 
-def test_a_seed_and_a_length_added_together_train_beside_rows_that_stay_as_they_were(results: Path) -> None:
-    """Real runs: first lengths of one trunk, then one length and one seed more; everything as if it had been asked for at once."""
-    out, whole = results.parent / "grown", results.parent / "whole"
-    few = ["--train.schedule", "wsd", "--sweeps", "text:kind=grid:n_steps=50,100"]
-    more = ["--train.schedule", "wsd", "--sweeps", "text:kind=grid:n_steps=50,100,160", "--seeds", "1", "2"]
-    assert run.main([*tiny(out, "--no-report"), *few]) == 0
-    first = {row["trial_id"]: row for row in rows(out)}
-    assert run.main([*tiny(out, "--no-report"), *more]) == 0
-    assert {i: row for i, row in ((row["trial_id"], row) for row in rows(out)) if i in first} == first
-    assert run.main([*tiny(whole, "--no-report"), *more]) == 0
-    assert tables(out) == tables(whole)
-    assert len(rows(out)) == 6
-
-
-@pytest.mark.slow
-def test_of_two_runs_at_once_the_second_refuses_and_the_first_ends_undisturbed(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_length_and_a_seed_are_added_to_rows_that_stay_as_they_were_and_one_process_trains_like_two(
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(tiny(out, "--no-report"), log)
-    assert wait_until(lambda: checkpoints(out, 20), process=process), log.read_text()
-    assert run.main(tiny(out, "--no-report")) == 1
-    said = capsys.readouterr().err
-    assert f"is in use by another run (process {process.pid} on" in said
-    assert len(said.strip().splitlines()) == 1
-    assert process.wait(90) == 0, log.read_text()
-    assert tables(out) == tables(undisturbed)
+    """First one length of a trunk; then one length and one seed more, one after another in one process; against all at once in two."""
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    few = ["--train.schedule", "wsd", "--sweeps", "short:kind=grid:n_steps=60"]
+    more = ["--train.schedule", "wsd", "--sweeps", "text:kind=grid:n_steps=60,120", "--seeds", "1", "2"]
+    assert run.main([*tiny(grown, "--no-report"), *few]) == 0
+    (first,) = rows(grown)
+    assert run.main([*tiny(grown, "--no-report", "--max-concurrent", "1"), *more]) == 0
+    assert "4 trials = 2 configurations x 2 seeds; 1 done, 3 to run" in capsys.readouterr().out
+    assert {**first, "sweeps": ["text"]} in rows(grown)  # what was measured stays; its sweeps follow the study as it is now
+    assert all(row["exclusive_timing"] for row in rows(grown))
+    assert run.main([*tiny(whole, "--no-report"), *more]) == 0
+    assert tables(grown) == tables(whole)
+    assert not list((grown / "checkpoints").glob("*/*"))
+    assert set(facts(grown)["trial_ids"]) == {row["trial_id"] for row in rows(grown)}

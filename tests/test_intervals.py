@@ -6,7 +6,7 @@ from scipy import stats
 
 from analysis.fits import intervals
 from analysis.fits.coordinates import build
-from analysis.fits.fit import fit, fit_batch
+from analysis.fits.fit import fit
 from analysis.fits.intervals import Observations, bootstrap, profile, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, with_aspect
 from analysis.fits.profile_likelihood import SeedNoise
@@ -303,12 +303,3 @@ def test_quantities_report_what_their_names_say():
     reducible = value(Loss(at)) - result.params["E"]
     assert value(Slope(at)) == pytest.approx(-result.params["alpha"] * reducible / value(Loss(at)), rel=1e-8)
     assert value(Gain(more, at)) == pytest.approx(-1e-5 * value(Slope(at)) * value(Loss(at)), rel=1e-4)
-
-
-def test_bootstrap_weights_as_a_batch_give_the_intervals_that_bootstrap_reports():
-    columns, loss, group = study(10)
-    start = fit(POWER_FLOOR, columns, loss)
-    seen = Observations(POWER_FLOOR, columns, loss, group)
-    found = bootstrap(seen, start, {"E": Parameter("E")}, np.random.default_rng(4), 300)["E"]
-    values = fit_batch(start, columns, loss, intervals.resample(group, 300, np.random.default_rng(4))).params["E"]
-    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), rel=1e-9)

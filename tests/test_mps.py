@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from study.train import mps
-from tests.running import ROOT, rows, tiny, wait_until
+from tests.running import ROOT, one, rows, tables, wait_until
 from tests.test_fake_gpus import run_on_fake_gpus
 
 STAND_IN = """#!/bin/bash
@@ -160,11 +160,27 @@ def test_off_and_whole_gpus_start_nothing(driver: Driver, tmp_path: Path) -> Non
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize(("more", "on"), [((), True), (("--mps", "off"), False)])
-def test_rows_say_whether_it_was_on(driver: Driver, tmp_path: Path, story_cache: Path, more: tuple[str, ...], on: bool) -> None:
+def test_a_trial_that_runs_out_of_its_share_gets_the_next_larger_one_and_ends_like_any_other_under_mps(
+    driver: Driver, undisturbed: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
-    said = run_on_fake_gpus("placed", 1, tiny(out, "--no-report", "--gpus-per-trial", "0.25", "--device", "cpu", *more))
+    said = run_on_fake_gpus("greedy", 1, one(out, "--gpus-per-trial", "0.25", "--device", "cpu"))
+    assert "ran out of memory on 1/4 of a GPU; trying again with 1/2 of a GPU" in said
+    (row,) = tables(out)["trials"]
+    assert (row["status"], row["gpu_fraction"], row["mps"]) == ("COMPLETED", 0.5, True)
+    assert "ran out of memory on 1/4 of a GPU" in row["reason"]
+    (same,) = tables(undisturbed, of=out)["trials"]
+    assert row == {**same, "reason": row["reason"], "gpu_fraction": 0.5, "mps": True}
+    assert tables(out)["curves"] == tables(undisturbed, of=out)["curves"]
     assert "MPS" not in said
-    assert [row["mps"] for row in rows(out)] == [on] * 3
-    assert ("quit -t 5" in driver.log.read_text() if driver.log.exists() else False) is on
+    assert "quit -t 5" in driver.log.read_text()
     assert not list(tmp_path.glob("mps-*"))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_without_mps_none_is_started_and_rows_say_so(driver: Driver, story_cache: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert "MPS" not in run_on_fake_gpus("placed", 1, one(out, "--gpus-per-trial", "0.25", "--device", "cpu", "--mps", "off"))
+    assert [row["mps"] for row in rows(out)] == [False]
+    assert not driver.log.exists()

@@ -161,13 +161,6 @@ def test_while_a_probe_times_steps_other_things_are_done_and_what_goes_wrong_the
     assert time.monotonic() - began < 10  # the probe would take 30 s
 
 
-def test_speeds_are_plain_json(tmp_path: Path) -> None:
-    speeds = Speeds.load(tmp_path)
-    speeds.note("cpu", expand(STUDY)[0], 64, 5.0, real=True)
-    speeds.save()
-    assert next(iter(json.loads((tmp_path / "speed.json").read_text())["seen"]["cpu"].values()))["ms"] == 5.0
-
-
 def test_a_device_that_is_not_there_is_named_and_a_model_that_cannot_be_timed_is_no_fatal_mistake() -> None:
     tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
     if not torch_has_mps():

@@ -31,6 +31,7 @@ def container(tmp_path: Path) -> SimpleNamespace:
     return SimpleNamespace(prefix=f"{frozen} && ulimit -n 256 && exec taskset -c 0", settings=settings, home=home)
 
 
+@pytest.mark.slow
 def test_a_dry_run_in_a_container_writes_nothing_at_home(container: SimpleNamespace) -> None:
     command = f"{container.prefix} {sys.executable} -m study.run smoke --data.train_chars 200K --seeds 1 --sweeps width:n_embd=16 --dry-run"
     code, text = said(["unshare", "--mount", "sh", "-c", command], **container.settings)

@@ -13,9 +13,7 @@ from study import run
 from study.command import parse
 from study.display import overview
 from study.files import read_json, write_json
-from study.options import Options
 from study.results import folder
-from study.results.default_place import safe_name
 from study.spec import expand
 from study.study_file import preset_names, study_flags
 from study.tune import signals as interrupt
@@ -96,11 +94,6 @@ def test_a_data_path_in_a_study_file_is_taken_from_the_file(tmp_path: Path) -> N
     assert Path(parse(["sub/s.yaml"]).study.data.path) == Path("sub/book.txt")
 
 
-def test_names_cannot_leave_the_results_folder() -> None:
-    assert safe_name("../../etc/passwd") == "etc-passwd"
-    assert safe_name("...") == "study"
-
-
 # ---- messages ----
 
 
@@ -109,7 +102,6 @@ def test_names_cannot_leave_the_results_folder() -> None:
     [
         (["qiuck"], 2, "there is no study 'qiuck'; did you mean quick? presets are"),
         (["nowhere.yaml"], 2, "there is no study file nowhere.yaml"),
-        (["smoke", "--train.bach", "3"], 2, "--train.batch-size"),
         (["smoke", "--train.lr", "-1"], 2, "lr=-1.0 must be a positive number, for example 1e-3"),
         (["smoke", "--train.lr", "fast"], 2, "'fast' is no number; give numbers such as 64, 1e-3 or 4M"),
         (["smoke", "--model.n_embd", "100", "--model.n_head", "8"], 2, "n_embd=100 is not divisible by n_head=8"),
@@ -120,7 +112,7 @@ def test_names_cannot_leave_the_results_folder() -> None:
         (["smoke", "--lr-exponent", "99"], 2, "lr_exponent=99.0 must lie between -5 and 5"),
         (["smoke", "--train.unique-tokens", "999999999"], 1, "unique_tokens=999,999,999 must be 0 (all) or at most the"),
         (["smoke", "--model.block-size", "999999"], 1, "the text is too short for block_size=999999"),
-        (["smoke", "--budget", "3"], 2, "budget='3' is not a duration"),
+        (["smoke", "--budget", "3"], 2, "budget='3' is not a duration; write a number with a unit, for example 90s, 30m, 2h"),
         (["smoke", "--out", "ftp://host/x"], 2, "give a folder"),
         (["smoke", "--data.path", "missing.txt"], 1, "missing.txt"),
     ],
@@ -235,11 +227,3 @@ def test_an_interrupt_outside_of_training_ends_the_run_with_its_code() -> None:
             signal.raise_signal(signal.SIGTERM)
         assert interrupts.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) != interrupts._handle
-
-
-def test_options_have_no_part_in_what_a_trial_is() -> None:
-    import dataclasses
-
-    from study.spec import Study
-
-    assert not {f.name for f in dataclasses.fields(Options)} & {f.name for f in dataclasses.fields(Study)}

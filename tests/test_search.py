@@ -309,14 +309,14 @@ def test_the_same_command_trains_nothing_again(search_done: Path, capsys: pytest
 
 
 @pytest.mark.ray
-def test_a_search_continues_from_its_records_to_the_same_tables(search_done: Path, tmp_path: Path) -> None:
+def test_a_search_continues_from_its_records_to_the_same_tables_also_one_run_at_a_time(search_done: Path, tmp_path: Path) -> None:
     from study import run
 
     out = tmp_path / "cut"
     shutil.copytree(search_done, out)
     began = sorted(row["started_at"] for row in rows(out))[6]  # the four runs at the common rate and two more
     assert forget(out, lambda row: row["started_at"] >= began) >= 3
-    assert run.main(small(out)) == 0
+    assert run.main([*small(out), "--max-concurrent", "1"]) == 0
     assert tables(out) == tables(search_done)
 
 

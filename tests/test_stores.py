@@ -60,33 +60,6 @@ def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(there))
 
 
-# ---- a study ----
-
-
-@pytest.mark.ray
-def test_a_study_in_a_store_equals_one_in_a_folder_and_continues_from_another_machine(
-    undisturbed: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    address = f"{bucket}/quick"
-    study = ["smoke", "--out", address, *tiny(Path("unused"), "--no-report")[3:]]
-    assert run.main([*study, "--sweeps", "width:n_embd=16,32"]) == 0
-    assert {"study.json", "trials.parquet", "curves.parquet", "samples.parquet"} <= contents(address)
-    assert not any(name.startswith((".", "ray/", "checkpoints/")) for name in contents(address))
-    first = rows(parse(study).out)
-    another_machine(monkeypatch, tmp_path)
-    assert not parse(study).out.exists()
-    capsys.readouterr()
-    assert run.main(study) == 0
-    assert "3 trials = 3 configurations x 1 seeds; 2 done, 1 to run" in capsys.readouterr().out
-    out = parse(study).out
-    assert tables(out) == tables(undisturbed)
-    assert all(row in rows(out) for row in first)  # what the first machine measured, not trained again
-    stores_copy = tmp_path / "copy"
-    mirror.fetch(address, stores_copy)
-    assert tables(stores_copy) == tables(undisturbed)
-    assert "hush-hush" not in json.dumps(facts(stores_copy))
-
-
 def one_that_can_go(monkeypatch: pytest.MonkeyPatch, port: int = 0) -> ThreadedMotoServer:
     """A server of one's own, to be stopped; what it held is there again when another one starts in this process."""
     own = ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
@@ -102,31 +75,49 @@ def leaves_when(condition: Callable[[], Any], server: ThreadedMotoServer) -> thr
     return thread
 
 
+# ---- a study ----
+
+
 @pytest.mark.ray
-def test_a_run_ends_without_its_store_and_the_same_command_brings_the_results_there_when_it_is_back(
-    undisturbed: Path, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_study_in_a_store_goes_on_from_another_machine_ends_without_its_store_and_brings_its_results_there_later(
+    undisturbed: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = ["smoke", "--out", f"{bucket}/a", *tiny(Path("unused"), "--no-report")[3:]]
+    address = f"{bucket}/quick"
+    study = ["smoke", "--out", address, *tiny(Path("unused"), "--no-report")[3:], "--sweeps"]
+    assert run.main([*study, "width:n_embd=16"]) == 0
+    assert {"study.json", "trials.parquet", "curves.parquet", "samples.parquet"} <= contents(address)
+    assert not any(name.startswith((".", "ray/", "checkpoints/")) for name in contents(address))
+    study.append("width:n_embd=16,24")
+    (first,) = rows(parse(study).out)
+
+    another_machine(monkeypatch, tmp_path)
     out = parse(study).out
+    assert not out.exists()
     monkeypatch.setattr(mirror, "LAST_PATIENCE_S", 1.0)
     leaving = leaves_when(lambda: list(out.glob("checkpoints/*/step-*")), one_that_can_go(monkeypatch))
+    capsys.readouterr()
     assert run.main(study) == 1
     leaving.join()
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert f"{bucket}/a cannot be reached" in said
-    assert f"all results are in {out}, and the same command brings them there" in said
-    assert tables(out) == tables(undisturbed)
+    said = capsys.readouterr()
+    assert "2 trials = 2 configurations x 1 seeds; 1 done, 1 to run" in said.out
+    assert f"{address} cannot be reached" in said.err.strip().splitlines()[-1]
+    assert f"all results are in {out}, and the same command brings them there" in said.err.strip().splitlines()[-1]
+    assert tables(out) == tables(undisturbed, of=out)
+    assert first in rows(out)  # what the first machine measured, not trained again
+
     back = one_that_can_go(monkeypatch)
     ended = {"token": "t", "pid": 2**22 + 1, "host": socket.gethostname()}  # a person's first run was a process that has ended since
-    Store.at(f"{bucket}/a").write(".lock.json", json.dumps(ended).encode())
+    Store.at(address).write(".lock.json", json.dumps(ended).encode())
     assert run.main(study) == 0
-    assert "3 done, 0 to run" in capsys.readouterr().out
-    shutil.rmtree(out)
-    mirror.fetch(f"{bucket}/a", out)
+    assert "2 done, 0 to run" in capsys.readouterr().out
+    mirror.fetch(address, tmp_path / "copy")
     back.stop()
-    assert tables(out) == tables(undisturbed)
+    assert tables(tmp_path / "copy") == tables(out)
+    assert len(rows(out)) == 2
+    assert "hush-hush" not in json.dumps(facts(tmp_path / "copy"))
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_a_store_that_stays_away_stops_the_run_in_one_sentence(
     local_ray: None, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

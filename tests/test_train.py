@@ -79,6 +79,15 @@ def test_float32_trains_like_float64() -> None:
     assert alone != exact
 
 
+def test_steps_are_those_of_torchs_own_optimizer_bit_for_bit() -> None:
+    ours, torchs = (bundle(trial(), trial(seed=2, weight_decay=0.5, beta1=0.8)) for _ in range(2))
+    torchs.optimizer = torch.optim.AdamW(torchs.optimizer.param_groups, fused=True)  # type: ignore[assignment]
+    for one in (ours, torchs):
+        while not one.done:
+            one.advance()
+    assert torch.equal(ours.model.flat, torchs.model.flat)
+
+
 def test_two_equal_trials_give_bitwise_equal_curves_and_another_seed_does_not() -> None:
     first, second, other = (run(trial(seed))[0] for seed in (1, 1, 2))
     assert losses(first) == losses(second)
@@ -117,22 +126,20 @@ FACTORS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def together() -> dict[str, Outcome]:
+    """Replicas of one bundle that differ in one factor each, and one that does not."""
+    with float64():
+        found = run(trial(), *(trial(**{"seed": 2, **changes}) for changes in FACTORS.values()))
+    return dict(zip(("", *FACTORS), found, strict=True))
+
+
 @pytest.mark.parametrize("factor", FACTORS)
-def test_a_bundled_replica_has_the_losses_of_its_lone_run(factor: str) -> None:
-    changed = trial(**{"seed": 2, **FACTORS[factor]})
+def test_a_bundled_replica_has_the_losses_of_its_lone_run(together: dict[str, Outcome], factor: str) -> None:
     with float64():
-        together = run(trial(), changed, trial(seed=3))
-        lone = run(changed)[0]
-    assert losses(together[1]) == pytest.approx(losses(lone), rel=drift(RECIPE.n_steps, LONGEST_SUM))
-    assert losses(together[1]) != losses(together[0])
-
-
-def test_bundled_losses_stay_equal_over_200_steps() -> None:
-    specs = [trial(seed, n_steps=200, eval_interval=50) for seed in (1, 2)]
-    with float64():
-        together, lone = run(*specs), [run(spec)[0] for spec in specs]
-    for one, other in zip(together, lone, strict=True):
-        assert losses(one) == pytest.approx(losses(other), rel=drift(200, LONGEST_SUM))
+        lone = run(trial(**{"seed": 2, **FACTORS[factor]}))[0]
+    assert losses(together[factor]) == pytest.approx(losses(lone), rel=drift(RECIPE.n_steps, LONGEST_SUM))
+    assert losses(together[factor]) != losses(together[""])
 
 
 def test_a_diverging_replica_is_recorded_with_its_step_and_never_touches_its_neighbor() -> None:

@@ -13,7 +13,7 @@ from study.tune import session as training
 from study.tune.cluster import check_nodes, check_resources
 from study.tune.trainable import BundleTrainable
 from study.tune.worker_input import Bundled, Work, requests, share
-from tests.running import facts, rows, tables, tiny
+from tests.running import tiny
 
 pytestmark = pytest.mark.ray
 
@@ -111,21 +111,6 @@ def test_bundles_are_scheduled_longest_first_and_seeds_stay_paired(local_ray: No
     bundles = training.make_bundles(command, expand(command.study), 64, None)
     assert [(b.trials[0].shape.n_embd, b.trials[0].seed) for b in bundles] == [(48, 1), (48, 2), (32, 1), (32, 2), (16, 1), (16, 2)]
     assert all((b.cpus, b.gpus) == (1.0, 0.0) for b in bundles)
-
-
-def test_only_missing_trials_run_and_a_reused_process_trains_like_a_fresh_one(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """One trial in a process of its own, then the others one after another in one process, against two side by side."""
-    assert run.main([*tiny(tmp_path, "--no-report"), "--sweeps", "width:n_embd=24"]) == 0
-    (first,) = rows(tmp_path)
-    assert run.main(tiny(tmp_path, "--no-report", "--max-concurrent", "1")) == 0
-    assert "3 trials = 3 configurations x 1 seeds; 1 done, 2 to run" in capsys.readouterr().out
-    assert tables(tmp_path) == tables(undisturbed)
-    assert first in rows(tmp_path)
-    assert all(row["exclusive_timing"] for row in rows(tmp_path))
-    assert not list((tmp_path / "checkpoints").glob("*/*"))
-    assert set(facts(tmp_path)["trial_ids"]) == {row["trial_id"] for row in rows(tmp_path)}
 
 
 def test_what_ray_tune_unpickles_for_every_trial_stays_small_and_asks_for_each_bundles_share() -> None:

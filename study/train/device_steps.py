@@ -18,7 +18,7 @@ from torch import Tensor
 from models.transformer import Network
 from study.data import corpus as data
 from study.spec import Trial
-from study.train.optimizer import clip, groups_by_replica, norm_limits
+from study.train.optimizer import AdamW, clip, groups_by_replica, norm_limits
 
 MOST_BYTES = 4 << 30
 MOST_SHARE = 0.25
@@ -75,7 +75,7 @@ class DeviceSteps:
         tokens: (n,) the training split, of which each trial sees its first `unique_tokens`.
     """
 
-    def __init__(self, model: Network, optimizer: torch.optim.AdamW, trials: Sequence[Trial], tokens: np.ndarray) -> None:
+    def __init__(self, model: Network, optimizer: AdamW, trials: Sequence[Trial], tokens: np.ndarray) -> None:
         self.model, self.optimizer, self.trials = model, optimizer, trials
         self.parts = [data.first_tokens(tokens, trial.train.unique_tokens) for trial in trials]
         longest = max(self.parts, key=len)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 from models.transformer import Network, count_embeddings
 from study.spec import TrainConfig
@@ -39,8 +40,33 @@ class _Part:
     epsilon: float = 1.0
 
 
-def make_optimizer(model: Network, recipes: Sequence[TrainConfig], on_device: bool = False) -> torch.optim.AdamW:
-    """Fused AdamW. Each group has, beside torch's entries, a `name` and its `rate`: its learning rate over that of the recipe.
+class AdamW:
+    """Parameter groups of one tensor each, their moments, and torch's own step on them.
+
+    An object of torch.optim.AdamW would import torch's compiler when it is made: a quarter of what a worker needs to begin.
+    """
+
+    def __init__(self, groups: list[Groups], fused: bool, capturable: bool) -> None:
+        self.param_groups = groups
+        self.state: dict[Tensor, dict[str, Tensor]] = {}
+        self.how: dict[str, Any] = {"fused": fused, "capturable": capturable, "amsgrad": False, "maximize": False}
+        for group in groups:
+            (weights,) = group["params"]
+            counter = torch.zeros((), device=weights.device if weights.device.type == "cuda" else "cpu")
+            self.state[weights] = {"step": counter, "exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """One step of every group by the gradients in its weights' `grad`."""
+        for group in self.param_groups:
+            (weights,), (beta1, beta2) = group["params"], group["betas"]
+            state = self.state[weights]
+            recipe = {name: group[name] for name in ("lr", "weight_decay", "eps")} | {"beta1": beta1, "beta2": beta2}
+            adamw([weights], [weights.grad], [state["exp_avg"]], [state["exp_avg_sq"]], [], [state["step"]], **recipe, **self.how)
+
+
+def make_optimizer(model: Network, recipes: Sequence[TrainConfig], on_device: bool = False) -> AdamW:
+    """Fused AdamW. Each group has, beside the entries of torch's, a `name` and its `rate`: its learning rate over that of the recipe.
 
     Args:
         model: K replicas.
@@ -59,12 +85,7 @@ def make_optimizer(model: Network, recipes: Sequence[TrainConfig], on_device: bo
             decay = recipe.weight_decay / part.rate if part.decays else 0.0
             moments = {"betas": (recipe.beta1, recipe.beta2), "eps": EPSILON * part.epsilon}
             groups.append({"params": [weights], "weight_decay": decay, **moments, "lr": lr, "name": part.name, "rate": part.rate})
-    optimizer = torch.optim.AdamW(groups, fused=device.type in ("cpu", "cuda"), capturable=on_device and device.type == "cuda")
-    for group in groups:  # made here, not at the first step, so that a checkpoint can be read into them
-        weights = group["params"][0]
-        counter = torch.zeros((), device=device if device.type == "cuda" else "cpu")
-        optimizer.state[weights] = {"step": counter, "exp_avg": torch.zeros_like(weights), "exp_avg_sq": torch.zeros_like(weights)}
-    return optimizer
+    return AdamW(groups, fused=device.type in ("cpu", "cuda"), capturable=on_device and device.type == "cuda")
 
 
 def _parts(model: Network) -> list[_Part]:
@@ -85,7 +106,7 @@ def _parts(model: Network) -> list[_Part]:
     ]
 
 
-def groups_by_replica(optimizer: torch.optim.AdamW) -> list[list[Groups]]:
+def groups_by_replica(optimizer: AdamW) -> list[list[Groups]]:
     """The parameter groups of each replica; norm scales are the last of each."""
     found: list[list[Groups]] = [[]]
     for group in optimizer.param_groups:
