@@ -87,7 +87,7 @@ def shape(study: Study, levers: Sequence[Lever]) -> dict[str, Any]:
         law = study.laws[n]
         equal = equal_size(study, n, levers)
         rows.append({"n_tokens": n, "law": law.to_dict(), "verdict": verdict(law, study, n), "equal_size": equal.to_dict()})
-    told = [row for row in rows if row["verdict"] != "not_told"] or [row for row in rows if "refused" not in row["law"]] or rows
+    told = [row for row in rows if "refused" not in row["law"]] or rows  # a shorter length's verdict says nothing of the longest
     if not told:
         reason = "every configuration has a training length of its own, so shapes were not compared; train several shapes at equal length"
         refused = Refusal(Code.UNMATCHED, reason).to_dict()
