@@ -17,6 +17,7 @@ from study.data import corpus as data
 from study.data import tokens as text_tokens
 from study.spec import DataConfig
 from study.stories import generator as stories
+from tests.derivations import log_probability
 
 SHARED = Path(os.environ.get("SCALING_STUDY_SHARED") or Path(__file__).parents[2] / "shared")
 SAMPLE = SHARED / "data" / "tinystories_sample.txt"
@@ -53,7 +54,7 @@ def test_the_prepared_stories_are_the_generated_ones_with_their_floor(tmp_path: 
         )
         assert len(tokens) == sum(len(story) + 1 for story in part)
     assert (corpus.floor, corpus.floor_se) == (made.floor, made.floor_se)
-    nats = -sum(stories.log_probability(story) for story in made.val)
+    nats = -sum(log_probability(stories.story_grammar(), story) for story in made.val)
     assert corpus.floor == pytest.approx(nats / len(corpus.val))
     assert corpus.characters[:2] == ("<|endoftext|>", "<unk>")
     assert int(np.count_nonzero(corpus.val == 0)) == len(made.val)
