@@ -196,6 +196,28 @@ def test_shape_is_called_from_kappa(exponents: tuple[float, float], said: str) -
     assert found["equal_size"]["difference"]["verdict"] == "gain"
 
 
+def test_a_clear_verdict_at_a_shorter_length_says_nothing_of_the_longest() -> None:
+    balanced = (0.25, 0.5)  # kappa is 0 at the long length, where the noise hides more
+
+    def loss(depth: int, width: int, head: int, tokens: int) -> float:
+        a, b = (0.05, 0.6) if tokens == SHORT else balanced
+        return 0.4 + (depth / 2) ** -a * (width / 32) ** -b
+
+    rows = pd.concat([trials(lengths=[SHORT], loss=loss, sd=0.003), trials(lengths=[LONG], loss=loss, sd=0.04)])
+    known = study(rows)
+    found = verdict.shape(known, levers(known))
+    assert (found["n_tokens"], found["verdict"]) == (LONG, "not_told")
+    assert [row["verdict"] for row in found["by_length"]] == ["wide", "not_told"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "rule"),
+    [({}, "one"), ({"base_width": 32}, "mup"), ({"base_width": 32, "base_depth": 2}, "completep"), ({"lr_status": "tuned"}, "searched")],
+)
+def test_the_rule_of_learning_rates_is_named(columns: dict[str, Any], rule: str) -> None:
+    assert verdict.lr_rule(trials(**columns)) == rule
+
+
 def test_only_size_matters_is_said_where_all_that_the_interval_allows_is_within_the_noise() -> None:
     shapes = [(depth, width, 4) for depth in (1, 2, 3, 4, 6, 8) for width in (16, 24, 32, 48, 64, 96)]
     known = study(trials(shapes, [SHORT], loss=lambda d, w, h, t: 0.4 + (d * w**2 / 2048) ** -0.2, sd=0.006))

@@ -231,11 +231,12 @@ def _fast(falling: Estimate | Refusal, noise: Noise | Refusal) -> bool | None:
 
 
 def lr_rule(trials: pd.DataFrame) -> str:
-    """one, by_size, mup, or searched (any shape has a rate that a search found)."""
+    """one, by_size, mup, completep, or searched (any shape has a rate that a search found)."""
     if trials["lr_status"].isin(["tuned", "transferred", "at_edge"]).any():
         return "searched"
-    if "base_width" in trials and (trials["base_width"].fillna(0) > 0).any():
-        return "mup"
+    for column, rule in (("base_depth", "completep"), ("base_width", "mup")):
+        if column in trials and (trials[column].fillna(0) > 0).any():
+            return rule
     return "one" if trials["lr"].nunique() <= 1 else "by_size"
 
 

@@ -24,6 +24,7 @@ RULES = {
     "one": "one learning rate for all sizes",
     "by_size": "one learning-rate rule for all shapes",
     "mup": "one learning rate under muP",
+    "completep": "one learning rate under CompleteP",
     "searched": "learning rates searched",
 }
 
