@@ -41,6 +41,8 @@ class Code(StrEnum):
     INTERACTION = "depth_and_width_interact"
 
 
+SIZE = "params_non_embedding"
+"""What N counts unless another column is named (Kaplan et al. 2020, section 1.3)."""
 LEVEL = 0.95
 """Level of every interval of the report."""
 NATS = "nats per token"

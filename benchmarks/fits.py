@@ -26,12 +26,12 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import curve_fit, minimize
 
+from analysis.estimate import SIZE
 from analysis.fits.coordinates import Array
 from analysis.fits.fit import fit, fit_batch
 from analysis.fits.intervals import Observations, bootstrap, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, TOKENS, with_aspect
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
-from analysis.table.configurations import SIZE
 from benchmarks.coverage import profile_batch
 from benchmarks.machine import describe, write_csv
 

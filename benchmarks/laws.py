@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import Estimate
+from analysis.estimate import SIZE, Estimate
 from analysis.fits import fit as fits
 from analysis.fits import forecast_law, shape_law
 from analysis.fits.laws import (
@@ -36,7 +36,7 @@ from analysis.fits.laws import (
     Term,
     with_aspect,
 )
-from analysis.table.configurations import SIZE, Configurations, Floats, average, t_quantile
+from analysis.table.configurations import Configurations, Floats, average, t_quantile
 from analysis.table.load import size_labels
 
 RESULTS = Path(__file__).parent / "results"

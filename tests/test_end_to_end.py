@@ -110,6 +110,13 @@ def test_tensorboard_shows_scalars_hparams_and_stories_of_each_trial(smoke: tupl
     assert "open http://localhost:6006/?pinnedCards=" in smoke[1]
 
 
+def test_a_row_holds_what_follows_from_its_shape_its_length_and_its_text(smoke: tuple[Path, str]) -> None:
+    unique = facts(smoke[0])["data"]["n_train"]
+    for row in rows(smoke[0]):
+        assert row["flops"] == row["flops_per_token"] * row["n_tokens"]
+        assert (row["unique_tokens"], row["epochs"]) == (unique, pytest.approx(row["n_tokens"] / unique))
+
+
 def test_tensorboard_shows_the_studys_figures(smoke: tuple[Path, str]) -> None:
     events = EventAccumulator(str(smoke[0] / "tensorboard" / "_study"), size_guidance={"images": 0}).Reload()
     tags = events.Tags()["images"]

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from analysis.estimate import SIZE
 from analysis.fits import laws, newton, objective
 from analysis.fits.fit import FitError, FitStatus, fit, fit_batch, objective_of
 from analysis.fits.fit_result import coordinate_names
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, SHAPE, SHAPE_CROSSED, TIMING, with_aspect
-from analysis.table.configurations import SIZE
 
 SHARED = Path(os.environ.get("SCALING_STUDY_SHARED", Path(__file__).parents[2] / "shared")) / "reference"
 needs_chinchilla = pytest.mark.skipif(not (SHARED / "chinchilla_epoch.csv").exists(), reason=f"no Chinchilla points in {SHARED}")

@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.estimate import Code, Refusal
+from analysis.estimate import SIZE, Code, Refusal
 from analysis.fits.forecast_law import ForecastFit, fit_forecast_law
-from analysis.table.configurations import SIZE, Configurations, average
+from analysis.table.configurations import Configurations, average
 
 SHAPES = [(1, 16), (2, 16), (1, 32), (2, 32), (4, 32), (1, 64), (2, 64), (4, 64), (8, 64), (2, 128), (4, 128), (8, 128), (16, 128)]
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from analysis.estimate import SIZE
 from analysis.fits import intervals
 from analysis.fits.coordinates import build
 from analysis.fits.fit import fit
@@ -11,7 +12,6 @@ from analysis.fits.intervals import Observations, bootstrap, profile, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, with_aspect
 from analysis.fits.profile_likelihood import SeedNoise
 from analysis.fits.quantities import Gain, Loss, Parameter, Slope, read
-from analysis.table.configurations import SIZE
 from benchmarks.coverage import profile_batch
 
 TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4}

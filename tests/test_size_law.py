@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis.estimate import Code
+from analysis.estimate import SIZE, Code
 from analysis.findings import fit_summary
 from analysis.findings.conclude import conclude
 from analysis.findings.size_law import Fitted, fit_size_law, leave_largest_out, mean_variance
@@ -16,7 +16,7 @@ from analysis.fits.fit import FitStatus, fit
 from analysis.fits.laws import POWER_FLOOR, POWER_FLOOR_DATA
 from analysis.report.answer import sentences
 from analysis.table import load as table
-from analysis.table.configurations import SIZE, Configurations, Noise, average, measure_noise
+from analysis.table.configurations import Configurations, Noise, average, measure_noise
 from analysis.table.recipe import one_recipe
 from study import records
 from study.command import parse

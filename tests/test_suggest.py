@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import __main__ as command
+from analysis.estimate import SIZE
 from analysis.fits.laws import POWER_FLOOR
 from analysis.fits.profile_likelihood import SeedNoise
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
@@ -16,7 +17,6 @@ from analysis.next_trials import candidates, suggest
 from analysis.next_trials import optimal_design as optimal
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
-from analysis.table.configurations import SIZE
 from analysis.table.recipe import one_recipe
 from benchmarks.coverage import profile_batch
 from study import records, suggestion

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import Code, Estimate, Refusal, Verdict, judged, part_of
+from analysis.estimate import SIZE, Code, Estimate, Refusal, Verdict, judged, part_of
 from analysis.findings.contrast import Family, Pair
-from analysis.table.configurations import SIZE, Configurations, average, t_quantile
+from analysis.table.configurations import Configurations, average, t_quantile
 from analysis.table.load import Table
 from analysis.table.recipe import one_recipe
 

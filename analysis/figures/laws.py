@@ -6,10 +6,9 @@ Reads the tree of fits.json; writes nothing. Every function takes and returns an
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.estimate import Fits, Row, value_of
+from analysis.estimate import SIZE, Fits, Row, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, GREEN, INK, ORANGE, PURPLE, VERMILLION
-from analysis.table.configurations import SIZE
 from analysis.wording import CONVENTIONS, FACTORS
 
 COLORS = {"n_embd": BLUE, "n_layer": VERMILLION, "n_head": PURPLE, "params": GREEN, "n_tokens": ORANGE}

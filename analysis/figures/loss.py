@@ -14,10 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
-from analysis.estimate import Fits, Row, part_of, value_of
+from analysis.estimate import SIZE, Fits, Row, part_of, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, GREEN, INK, LETTERS, LOSS, MUTED, ORANGE, PURPLE, SKY, VERMILLION
-from analysis.table.configurations import SIZE
 from analysis.wording import CONVENTIONS, short_count
 
 DEPTH_COLORS = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE]

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.estimate import LEVEL, NATS, Code, Refusal
+from analysis.estimate import LEVEL, NATS, SIZE, Code, Refusal
 from analysis.findings.size_law import Fitted, mean_variance, observations, runs_shared
 from analysis.findings.sweeps import thinned
 from analysis.fits import intervals
 from analysis.fits.fit import FitResult, FitStatus
 from analysis.fits.laws import Law, Power
 from analysis.fits.quantities import Parameter, Quantity, Slope
-from analysis.table.configurations import SIZE, Configurations, Noise, t_quantile
+from analysis.table.configurations import Configurations, Noise, t_quantile
 from analysis.table.load import distinct_sizes
 
 CURVE_POINTS = 60

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import LEVEL, Code, Refusal
+from analysis.estimate import LEVEL, SIZE, Code, Refusal
 from analysis.findings.lines import at_length
 from analysis.findings.size_law import Fitted, observations
 from analysis.fits import intervals
 from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.quantities import Loss
-from analysis.table.configurations import SIZE, Configurations
+from analysis.table.configurations import Configurations
 from models.config import ModelConfig
 from study.files import write_json
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal
+from analysis.estimate import PER_DOUBLING, SIZE, Code, Estimate, Refusal
 from analysis.findings.contrast import Family, Pair
 from analysis.findings.lines import FACTORS, Line, at_length, lines, training_lengths
 from analysis.findings.size_law import gains
 from analysis.fits.shape_law import ShapeFit
-from analysis.table.configurations import SHAPE, SIZE, Configurations, Noise
+from analysis.table.configurations import SHAPE, Configurations, Noise
 
 NEAR = 0.1
 """Lines this much farther from the centre than the nearest one, in doublings, are as near."""

@@ -16,8 +16,9 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
+from analysis.estimate import SIZE
 from analysis.findings.contrast import Pair
-from analysis.table.configurations import SHAPE, SIZE, Configurations, Floats
+from analysis.table.configurations import SHAPE, Configurations, Floats
 
 FACTORS = (*SHAPE, "params", "n_tokens")
 HELD: Mapping[str, tuple[tuple[str, ...], ...]] = {

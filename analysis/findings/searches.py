@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from analysis.estimate import Code, Refusal
-from analysis.table.configurations import SHAPE, SIZE, Noise, t_quantile
+from analysis.estimate import SIZE, Code, Refusal
+from analysis.table.configurations import SHAPE, Noise, t_quantile
 from analysis.table.load import STALE_PREFIXES, Table
 from analysis.table.recipe import TUNED
 from study.search.learning_rate import Probe, bracket, noise_of, optimum

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal
+from analysis.estimate import PER_DOUBLING, SIZE, Code, Estimate, Refusal
 from analysis.findings.lines import at_length, training_lengths
 from analysis.findings.sweeps import find_sweeps
 from analysis.fits import fit as fits
@@ -22,7 +22,7 @@ from analysis.fits.fit import FitError, FitResult
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, TOKENS, Law
 from analysis.fits.quantities import Gain
 from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, departure, estimated, fit_to
-from analysis.table.configurations import SIZE, Configurations, Noise, f_p_value
+from analysis.table.configurations import Configurations, Noise, f_p_value
 from analysis.table.load import distinct_sizes, size_labels
 
 CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import Refusal, Verdict
-from analysis.table.configurations import SHAPE, SIZE, Configurations, Floats, Noise, t_p_value, t_quantile, whole
+from analysis.estimate import SIZE, Refusal, Verdict
+from analysis.table.configurations import SHAPE, Configurations, Floats, Noise, t_p_value, t_quantile, whole
 from analysis.table.load import SAME_SIZE
 
 RECIPE = ("lr", "n_tokens", "unique_tokens", "batch_size", "weight_decay", "dropout", "block_size")

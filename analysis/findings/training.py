@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from analysis.estimate import LEVEL, Code, Refusal
+from analysis.estimate import LEVEL, SIZE, Code, Refusal
 from analysis.findings.sweeps import Sweep, thinned
 from analysis.fits import fit as fits
 from analysis.fits.laws import TIMING
-from analysis.table.configurations import SHAPE, SIZE, Configurations, t_quantile, whole
+from analysis.table.configurations import SHAPE, Configurations, t_quantile, whole
 from analysis.table.load import Table
 
 SHARED = "these trials shared their device or do not say that they had it alone; run them with exclusive timing to compare speeds"

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import Code, Estimate, Refusal, Verdict, judged
+from analysis.estimate import SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.lines import FACTORS, at_length, lines
-from analysis.table.configurations import SIZE, Configurations, Floats, Noise, t_quantile
+from analysis.table.configurations import Configurations, Floats, Noise, t_quantile
 from analysis.table.load import SAME_SIZE
 
 GRID = 401

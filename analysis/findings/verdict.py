@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import PER_DOUBLING, Code, Estimate, Refusal, Verdict, judged
+from analysis.estimate import PER_DOUBLING, SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.contrast import Family, Pair
 from analysis.findings.levers import Lever, Study, best
 from analysis.findings.lines import at_length
 from analysis.fits.shape_law import ShapeFit
-from analysis.table.configurations import SIZE, Configurations, Noise, t_quantile, whole
+from analysis.table.configurations import Configurations, Noise, t_quantile, whole
 from analysis.table.load import SAME_SIZE, Table
 from study import records
 

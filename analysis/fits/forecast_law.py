@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.estimate import NATS, Code, Estimate, Refusal
-from analysis.table.configurations import SIZE, Configurations, Floats
+from analysis.estimate import NATS, SIZE, Code, Estimate, Refusal
+from analysis.table.configurations import Configurations, Floats
 from analysis.table.load import size_labels
 
 EXPONENTS = (1.0, 1.0, 0.34)

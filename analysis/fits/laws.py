@@ -22,7 +22,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-SIZE, TOKENS = "params_non_embedding", "n_tokens"  # the table names them too, with pandas, which a fit needs not
+from analysis.estimate import SIZE
+
+TOKENS = "n_tokens"
 MAX_EXPONENT = 5.0  # beyond this a power law is a step at the smallest size: no data of this kind determine it
 
 

@@ -14,8 +14,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from analysis.estimate import SIZE
 from analysis.fits.coordinates import Array, Design
-from analysis.fits.laws import SIZE, Bowl, Cross, Power, column_values
+from analysis.fits.laws import Bowl, Cross, Power, column_values
 from analysis.fits.objective import Basis, parts, reduce_points
 
 SLOPE_STEP = 0.01  # of ln x; the five-point formula then errs by about 1e-9 of the slope and rounding by 1e-14

@@ -20,14 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import NATS, Code, Estimate, Refusal, Verdict, judged
+from analysis.estimate import NATS, SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.fits.coordinates import Array, FitError
 from analysis.fits.intervals import Interval, Observations, interval_of
 from analysis.fits.laws import POWER_FLOOR, SHAPE, SHAPE_CROSSED, Law, with_aspect
 from analysis.fits.objective import jacobians, residuals
 from analysis.fits.profile_likelihood import MeansFit, fit_means
 from analysis.fits.quantities import Gain, Parameter, Quantity, Sum
-from analysis.table.configurations import SIZE, Configurations, f_p_value, t_p_value
+from analysis.table.configurations import Configurations, f_p_value, t_p_value
 
 CURVED = with_aspect(POWER_FLOOR.on(**{SIZE: "shape_size"}))
 """E + A (n_layer n_embd^2)^-alpha exp(gamma ln(aspect / aspect_opt)^2): the shape law with a best aspect."""

@@ -20,8 +20,6 @@ from analysis.estimate import LEVEL, NATS, Code, Refusal
 from analysis.table.runs_file import CHECKPOINTS
 
 SHAPE = ("n_layer", "n_embd", "n_head")
-SIZE = "params_non_embedding"
-"""What N counts unless another column is named (Kaplan et al. 2020, section 1.3)."""
 EQUAL = 1e-12
 """Relative differences of loss below this are rounding."""
 NUMERIC = (

@@ -1,1 +1,1 @@
-"""What a person sees while a study runs: terminal and TensorBoard."""
+"""What a person sees while a study runs: terminal, TensorBoard, a tracker."""

@@ -10,25 +10,9 @@ import importlib
 import json
 import os
 import sys
-from typing import Any, Protocol
+from typing import Any
 
 STUDY_RUN = "_study"
-
-
-class Library(Protocol):
-    """What a tracker has to do."""
-
-    def start(self, run: str, name: str, group: str, config: dict[str, Any]) -> None:
-        """Begin a run, or go on with the one that an earlier command began."""
-
-    def log(self, run: str, step: int, values: dict[str, float]) -> None:
-        """Scalars at so many training tokens."""
-
-    def end(self, run: str, step: int, status: str, final: dict[str, float]) -> None:
-        """The last row, and the run is over."""
-
-    def figures(self, paths: dict[str, str]) -> None:
-        """PNG files of the study, by name."""
 
 
 class Wandb:
@@ -36,20 +20,16 @@ class Wandb:
 
     def __init__(self, name: str, project: str, key: str) -> None:
         self.library: Any = importlib.import_module(name)
-        self.key, self.runs = key, dict[str, Any]()
-        if name == "wandb":
-            settings = self.library.Settings(console="off", silent=True, x_disable_stats=True, x_save_requirements=False, disable_git=True)
-            self.always: dict[str, Any] = {
-                "project": os.environ.get("WANDB_PROJECT", project),
-                "reinit": "create_new",
-                "settings": settings,
-            }
+        self.key, self.runs, self.has_ids = key, dict[str, Any](), name == "wandb"
+        if self.has_ids:
+            quiet = self.library.Settings(console="off", silent=True, x_disable_stats=True, x_save_requirements=False, disable_git=True)
+            self.always = {"project": os.environ.get("WANDB_PROJECT", project), "reinit": "create_new", "settings": quiet}
         else:
             self.always = {"project": project, "embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
 
     def start(self, run: str, name: str, group: str, config: dict[str, Any]) -> None:
         """Begin or resume: wandb by an id, trackio by the name."""
-        own = {"id": f"{run}-{self.key}"} if self.library.__name__ == "wandb" else {}
+        own = {"id": f"{run}-{self.key}"} if self.has_ids else {}
         self.runs[run] = self.library.init(name=name, group=group, config=config, resume="allow", **own, **self.always)
 
     def log(self, run: str, step: int, values: dict[str, float]) -> None:
@@ -59,10 +39,8 @@ class Wandb:
     def end(self, run: str, step: int, status: str, final: dict[str, float]) -> None:
         """The last row under `final/`."""
         self.runs[run].log({f"final/{name}": value for name, value in final.items()}, step=step)
-        if self.library.__name__ == "wandb":
-            self.runs.pop(run).finish(exit_code=int(status not in ("COMPLETED", "STOPPED")))
-        else:
-            self.runs.pop(run).finish()
+        failed = {"exit_code": int(status not in ("COMPLETED", "STOPPED"))} if self.has_ids else {}
+        self.runs.pop(run).finish(**failed)
 
     def figures(self, paths: dict[str, str]) -> None:
         """Images in the run of the study."""
@@ -116,7 +94,7 @@ class Mlflow:
 def main(name: str, project: str, key: str) -> int:
     """Tell the tracker what standard input says, to its end; a failure ends it with the reason as the last line."""
     try:
-        library: Library = Mlflow(name, project, key) if name == "mlflow" else Wandb(name, project, key)
+        library: Wandb | Mlflow = Mlflow(name, project, key) if name == "mlflow" else Wandb(name, project, key)
         for line in sys.stdin:
             event = json.loads(line)
             getattr(library, event.pop("do"))(**event)

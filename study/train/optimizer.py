@@ -43,7 +43,7 @@ class _Part:
 class AdamW:
     """Parameter groups of one tensor each, their moments, and torch's own step on them.
 
-    An object of torch.optim.AdamW would import torch's compiler when it is made: a quarter of what a worker needs to begin.
+    An object of torch.optim.AdamW would import torch's compiler when it is made: 1.6 s of processor time in every worker (LOG).
     """
 
     def __init__(self, groups: list[Groups], fused: bool, capturable: bool) -> None:
