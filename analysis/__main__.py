@@ -282,7 +282,9 @@ def record_forecast(results: Path, text: str) -> str:
     target = forecasts.parse(text, cells)
     commits, texts = (sorted(str(value) for value in trials[name].dropna().unique()) for name in ("git_commit", "data_sha256"))
     source = forecasts.Source(commits[-1] if commits else None, datetime.now(UTC), texts[0] if texts else None)
-    made = forecasts.by_shape(cells, target, source)
+    made = forecasts.by_length(cells, target, source)
+    if isinstance(made, Refusal):
+        made = forecasts.by_shape(cells, target, source)
     if isinstance(made, Refusal) and made.code != Code.EXTRAPOLATION:  # the law of shapes is not determined: that of size alone
         fitted = next((f for f in all_fits(cells) if isinstance(f, Fitted)), None)
         if fitted is None:

@@ -25,7 +25,7 @@ from tests.conftest import SWEEPS, TRUTH, synthetic_row
 TOP_LEVEL = {
     "schema_version", "study", "question", "results", "data", "counts", "exclusions", "problems", "card", "provenance", "noise", "fits",
     "primary_fit", "sweeps", "compute_optimal", "diagnostics", "timing", "overfitting", "learning_rates", "fronts", "forecasts", "stories",
-    "refusals", "levers", "over_length", "shape", "best", "forecast_law", "trust", "next",
+    "refusals", "levers", "over_length", "length_law", "shape", "best", "forecast_law", "trust", "next",
 }  # fmt: skip
 """Keys of fits.json, whatever the study lacks."""
 

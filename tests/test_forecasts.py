@@ -54,6 +54,7 @@ def test_a_forecast_states_point_interval_law_data_time_and_commit(tmp_path: Pat
     assert forecast["outcome"] is None
 
 
+HORIZON = Path(__file__).parents[1] / "benchmarks/results/study_horizon.parquet"
 GRID = [(depth, width, 4) for depth in (1, 2, 4, 8) for width in (16, 32, 64)]
 
 
@@ -69,6 +70,19 @@ def test_where_shapes_vary_the_law_of_fixed_exponents_forecasts(tmp_path: Path, 
     cells = replicates.average(table.load(tmp_path).trials)
     (scored,) = forecasts.scored([forecast], cells, table.load(tmp_path).trials)
     assert scored["outcome"]["covered"] in ((None,) if forecast["interval_refused"] else (True, False))
+    assert abs(scored["outcome"]["error_percent"]) < 10
+
+
+def test_a_shape_that_ran_shorter_lengths_is_forecast_by_the_law_of_length(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = records.read_file(HORIZON, "trials").to_pylist()
+    records.write(tmp_path / "trials.parquet", "trials", [row for row in rows if row["n_tokens"] < 6_000_000])
+    assert main([str(tmp_path), "--forecast", "8x64h4@6144000", "--no-report"]) == 0
+    assert "by D: E_s + B_s * D^-beta, on record" in capsys.readouterr().out
+    forecast = forecasts.read(tmp_path / "forecasts.json")[0]
+    assert forecast["interval_refused"]  # no length was forecast from three shorter ones yet
+    records.write(tmp_path / "trials.parquet", "trials", rows)
+    trials = table.load(tmp_path).trials
+    (scored,) = forecasts.scored([forecast], replicates.average(trials), trials)
     assert abs(scored["outcome"]["error_percent"]) < 10
 
 

@@ -1,14 +1,20 @@
 """Levers over training length: planted gains, and the length from which a planted lever pays, are recovered; their intervals cover."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from analysis.findings.training_length import over_length
+from analysis.estimate import Refusal
+from analysis.findings.size_law import Fitted, fit_size_law
+from analysis.findings.training_length import Longer, longer, over_length
+from analysis.fits.length_law import fit_length_law
 from analysis.table.configurations import Noise, average, measure_noise, t_quantile
+from analysis.table.load import load
 from tests.test_levers import trials
 
+HORIZON = Path(__file__).parents[1] / "benchmarks/results/study_horizon.parquet"
 LENGTHS = tuple(768_000 * 2**k for k in range(5))
 SD, SHARED = 0.012, 0.012
 """Scatter of a length, and of a run that its lengths share, nats."""
@@ -73,3 +79,82 @@ def test_text_seen_more_than_once_is_left_out() -> None:
     cells = average(trials(lengths=LENGTHS, loss=loss, sd=0.01, seeds=2, unique_tokens=4_000_000))
     found = over_length(cells, measure_noise(cells))
     assert found["lengths"] == [n for n in LENGTHS if n <= 4_000_000]
+
+
+# ---- longer than was trained ----
+
+
+def flattening(depth: int, width: int, head: int, tokens: int) -> float:
+    """A floor and an amplitude that both depend on the shape, in a way that no sum of a law of size and a law of text has."""
+    return 0.4 + 8 / width + (0.6 + 0.2 * math.log2(depth)) * (tokens / LENGTHS[0]) ** -0.6
+
+
+def test_the_law_of_length_recovers_what_was_planted_and_foretells_it() -> None:
+    cells = average(trials(lengths=LENGTHS, loss=flattening, sd=1e-9, seeds=2, unique_tokens=13_000_000))
+    found = longer(cells)
+    assert isinstance(found, Longer)
+    assert found.law.beta == pytest.approx(0.6, rel=0.01)  # the step between the exponents that are tried
+    for row in found.to_dict(cells)["twice"]:
+        truth = flattening(row["n_layer"], row["n_embd"], 4, row["n_tokens"])
+        assert row["n_tokens"] == 2 * LENGTHS[-1]
+        assert row["forecast"]["low"] <= truth <= row["forecast"]["high"]
+        assert row["forecast"]["value"] == pytest.approx(truth, rel=1e-3)
+
+
+def test_its_interval_holds_the_next_length_of_most_shapes() -> None:
+    rng, inside = np.random.default_rng(6), []
+    for _ in range(40):
+        held = average(trials(lengths=LENGTHS, loss=flattening, sd=SD, shared=SHARED, seeds=2, rng=rng, unique_tokens=13_000_000))
+        known = longer(held)
+        assert isinstance(known, Longer)
+        rows = known.to_dict(held)["twice"]
+        truth = [flattening(row["n_layer"], row["n_embd"], 4, row["n_tokens"]) for row in rows]
+        inside.append(np.mean([row["forecast"]["low"] <= t <= row["forecast"]["high"] for row, t in zip(rows, truth, strict=True)]))
+    assert np.mean(inside) >= 0.9
+
+
+def test_a_step_longer_than_any_that_was_tested_has_no_interval() -> None:
+    known = longer(average(trials(lengths=LENGTHS, loss=flattening, sd=1e-9, seeds=2, unique_tokens=13_000_000)))
+    assert isinstance(known, Longer)
+    assert known.law.predict(0, 2 * LENGTHS[-1]).low is not None
+    assert known.law.predict(0, 4 * LENGTHS[-1]).low is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([[2.0, 1.5]], "trained at 3 lengths"),
+        ([[2.0, 1.5, 1.25]], "degrees of freedom"),
+        ([[2.0, 1.99, 1.97, 1.93]] * 4, "do not flatten"),
+    ],
+)
+def test_lengths_that_determine_no_law_are_refused(losses: list[list[float]], reason: str) -> None:
+    tokens = np.array(LENGTHS[: len(losses[0])], dtype=float)
+    found = fit_length_law(tokens, np.array(losses))
+    assert isinstance(found, Refusal)
+    assert reason in found.reason
+
+
+def test_a_floor_is_never_below_the_entropy_of_the_text() -> None:
+    tokens = np.array(LENGTHS, dtype=float)
+    rows = np.stack([0.5 + scale * (tokens / LENGTHS[0]) ** -0.3 for scale in (1.0, 1.5, 2.0)])
+    found = fit_length_law(tokens, rows, floor=0.7)
+    assert not isinstance(found, Refusal)
+    assert (found.floor >= 0.7).all()
+
+
+def test_on_horizon_it_errs_less_than_half_as_much_as_the_additive_law() -> None:
+    cells = average(load(HORIZON).trials)
+    early = cells.take(cells.columns["n_tokens"] < 6_000_000)
+    late = cells.take(cells.columns["n_tokens"] == 6_144_000)
+    known, additive = longer(early), fit_size_law("joint", "", early)
+    assert isinstance(known, Longer)
+    assert isinstance(additive, Fitted)
+    of_shape = [early.columns["params_non_embedding"][members[-1]] + early.columns["n_embd"][members[-1]] for members in known.members]
+    wanted = [
+        of_shape.index(size + width) for size, width in zip(late.columns["params_non_embedding"], late.columns["n_embd"], strict=True)
+    ]
+    own = np.array([known.law.predict(shape, 6_144_000).value for shape in wanted])
+    errors = [float(np.median(np.abs(values / late.loss - 1))) for values in (own, additive.result.predict(late.columns))]
+    assert errors[0] < 0.02
+    assert errors[1] > 2 * errors[0]

@@ -23,7 +23,7 @@ from analysis.findings.levers import Study, levers
 from analysis.findings.lines import at_length, training_lengths, without_head_sweep
 from analysis.findings.size_law import Fitted, all_fits, leave_largest_out
 from analysis.findings.sweeps import describe, find_sweeps
-from analysis.findings.training_length import over_length
+from analysis.findings.training_length import Longer, longer, over_length
 from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.shape_law import fit_shape_law
 from analysis.table import evidence
@@ -37,7 +37,7 @@ from study.files import replaced
 SCHEMA_VERSION = "1.0"
 QUESTION = "What do depth, width, heads, or simply more parameters buy?"
 FINDINGS = (
-    "over_length", "shape", "best", "trust", "next", "forecast_law", "noise", "compute_optimal", "diagnostics", "overfitting",
+    "over_length", "length_law", "shape", "best", "trust", "next", "forecast_law", "noise", "compute_optimal", "diagnostics", "overfitting",
     "learning_rates",
 )  # fmt: skip
 """Keys that a study without a usable trial refuses."""
@@ -134,10 +134,11 @@ def _answer(study: _Evidence) -> dict[str, Any]:
     shape = verdict.shape(asked, found)
     misfit = residual_sd(study.primary) if study.primary else None
     trust = verdict.trust(table, table.trials[one_recipe(table.trials)], asked, found, misfit)
-    longest = training_lengths(cells)[-1]
+    longest, law = training_lengths(cells)[-1], longer(cells)
     return {
         "levers": [lever.to_dict() for lever in found],
         "over_length": over_length(cells, study.noise),
+        "length_law": law.to_dict(cells) if isinstance(law, Longer) else law.to_dict(),
         "shape": shape,
         "best": verdict.best_model(asked),
         "forecast_law": {"n_tokens": longest} | fit_forecast_law(cells.take(at_length(cells, longest))).to_dict(),

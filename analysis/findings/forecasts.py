@@ -24,6 +24,7 @@ import pandas as pd
 from analysis.estimate import LEVEL, SIZE, Code, Refusal
 from analysis.findings.lines import at_length
 from analysis.findings.size_law import Fitted, observations
+from analysis.findings.training_length import longer
 from analysis.fits import intervals
 from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.quantities import Loss
@@ -104,6 +105,38 @@ def make(fitted: Fitted, target: Target, source: Source) -> dict[str, Any] | Ref
     law = {"law": result.law.name, "equation": result.law.equation, "parameters": dict(result.params), "reference": dict(result.reference)}
     said = {"point": interval.point, "low": low, "high": high, "level": LEVEL, "method": interval.method, **law, "interval_refused": None}
     return _record(said, fitted.cells, target, size, source)
+
+
+def by_length(cells: Configurations, target: Target, source: Source) -> dict[str, Any] | Refusal:
+    """Forecast a shape that was trained at shorter lengths from the law of length."""
+    found = longer(cells)
+    if isinstance(found, Refusal):
+        return found
+    names = SHAPE_COLUMNS[:-1]
+    same = [all(cells.columns[name][own[0]] == getattr(target, name) for name in names) for own in found.members]
+    if not any(same):
+        return Refusal(Code.EXTRAPOLATION, "the shape was not trained at three shorter lengths")
+    shape = same.index(True)
+    own = cells.columns["n_tokens"][list(found.members[shape])]
+    if target.n_tokens * own[0] > own[-1] ** 2:
+        return Refusal(
+            Code.EXTRAPOLATION, f"{target.n_tokens:,} training tokens lie more than one observed log-range beyond the shape's own"
+        )
+    told, law = found.law.predict(shape, target.n_tokens), found.law.to_dict()
+    params = {"E_s": float(found.law.floor[shape]), "B_s": float(found.law.amplitude[shape]), **law["params"]}
+    said = {
+        "point": told.value,
+        "low": told.low,
+        "high": told.high,
+        "level": LEVEL,
+        "method": told.method,
+        "law": "D",
+        "parameters": params,
+    }
+    untested = "no step as long was forecast from three shorter lengths" if told.low is None else None
+    said |= {"equation": law["equation"], "reference": law["reference"], "interval_refused": untested}
+    used = cells.take(sorted(i for members in found.members for i in members))
+    return _record(said, used, target, size_of(target, used, SIZE), source)
 
 
 def by_shape(cells: Configurations, target: Target, source: Source) -> dict[str, Any] | Refusal:

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from analysis.estimate import SIZE, Code, Estimate, Refusal, Verdict, judged
-from analysis.findings.lines import FACTORS, at_length, lines
+from analysis.findings.lines import FACTORS, Line, at_length, lines
+from analysis.fits.length_law import MIN_LENGTHS, LengthFit, fit_length_law
 from analysis.table.configurations import Configurations, Floats, Noise, t_quantile
 from analysis.table.load import SAME_SIZE
 
@@ -135,13 +136,51 @@ def over_length(cells: Configurations, noise: Noise | Refusal) -> dict[str, Any]
     }
 
 
+# ---- longer than was trained ----
+
+
+@dataclass(frozen=True)
+class Longer:
+    """The law of length, and the configurations of each of its shapes, shortest length first."""
+
+    law: LengthFit
+    members: tuple[tuple[int, ...], ...]
+
+    def to_dict(self, cells: Configurations) -> dict[str, Any]:
+        """The law, and what each shape would reach on twice its longest text."""
+        rows = []
+        for shape, members in enumerate(self.members):
+            n_tokens = 2 * int(self.law.longest[shape])
+            there, here = self.law.predict(shape, n_tokens), float(cells.loss[members[-1]])
+            place = {**_shape(cells, members[-1]), "config_id": str(cells.config_id[members[-1]])}
+            rows.append({**place, "n_tokens": n_tokens, "observed": here, "forecast": there.to_dict(), "gain": here - there.value})
+        return self.law.to_dict() | {"twice": rows}
+
+
+def longer(cells: Configurations) -> Longer | Refusal:
+    """The law of length of the shapes that were trained at three lengths or more, each within one epoch of its text."""
+    found = [line for line in _over_text(cells) if len(line.members) >= MIN_LENGTHS]
+    tokens = sorted({n for line in found for n in line.values})
+    loss = np.full((len(found), len(tokens)), np.nan)
+    for row, line in zip(loss, found, strict=True):
+        row[[tokens.index(n) for n in line.values]] = cells.loss[list(line.members)]
+    floors = cells.columns["loss_floor"][np.isfinite(cells.columns["loss_floor"])]
+    law = fit_length_law(np.array(tokens), loss, float(floors.min()) if len(floors) else 0.0)
+    return law if isinstance(law, Refusal) else Longer(law, tuple(line.members for line in found))
+
+
 # ---- the block ----
+
+
+def _over_text(cells: Configurations) -> list[Line]:
+    """Lines of shapes that were trained at several lengths, each within one epoch of its text."""
+    fresh = [i for n in np.unique(cells.columns["n_tokens"]) for i in at_length(cells, n) if _epochs(cells, i) <= 1]
+    return lines(cells, fresh, "n_tokens") if fresh else []
 
 
 def block_of(cells: Configurations) -> Block | Refusal:
     """Shapes that ran every common length on fresh text, and every seed."""
-    fresh = [i for n in np.unique(cells.columns["n_tokens"]) for i in at_length(cells, n) if _epochs(cells, i) <= 1]
-    found = lines(cells, fresh, "n_tokens") if fresh else []
+    found = _over_text(cells)
     if not found:
         return Refusal(Code.FIXED_TOKENS, "no shape was trained at two lengths within one epoch of its text; train several lengths of each")
     most = max(len(line.members) for line in found)

@@ -246,9 +246,18 @@ def trust(tree: Fits) -> str:
         steep = f"{how} by {interval(falling)} nats per doubling of text"
         asked = (part_of(tree, "next") or {}).get("why") == "longer"
         steep += ": longer training may change the ranking" if told.get("falls_fast") and not asked else ""
+    steep = "; ".join(clause for clause in (steep, _twice(tree)) if clause)
     misfit = f"the law misses by {plain(100 * told['misfit'], 2)} %" if told.get("misfit") else ""
     clauses = [", ".join(parts), steep, misfit, _outliers(tree, told), _next(tree)]
     return sentence("; ".join(clause for clause in clauses if clause))
+
+
+def _twice(tree: Fits) -> str:
+    """What the best model is forecast to reach on twice its text, where a law of length forecast its lengths before."""
+    best = part_of(tree, "best") or {}
+    rows = (part_of(tree, "length_law") or {}).get("twice") or []
+    own = next((row for row in rows if row["config_id"] == best.get("config_id") and row["forecast"]["low"] is not None), None)
+    return f"{short_shape(own)} is forecast to reach {interval(own['forecast'])} on twice its text" if own else ""
 
 
 def _outliers(tree: Fits, told: Fits) -> str:

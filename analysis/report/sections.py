@@ -117,7 +117,7 @@ def length_section(evidence: Evidence) -> Section:
         caption = "Validation loss during training, from small models (light) to large ones."
         pictures.append(Picture("learning_curves", caption, "Learning curves of all trials"))
     listings = [tables.levers_listing(evidence.fits, everything=True)] if several_lengths else []
-    listings += [tables.courses_listing(evidence.fits), tables.best_shapes_listing(evidence.fits)]
+    listings += [tables.courses_listing(evidence.fits), tables.twice_listing(evidence.fits), tables.best_shapes_listing(evidence.fits)]
     optimal = part_of(evidence.fits, "compute_optimal")
     prose = []
     if optimal and value_of(optimal) is not None:

@@ -232,6 +232,20 @@ def courses_listing(fits: Fits) -> Listing:
     return listing("over_length", "When a lever begins to pay", courses, "/over_length/courses", columns, note)
 
 
+def twice_listing(fits: Fits) -> Listing:
+    """What each shape would reach on twice its longest text, by the law of length."""
+    law = part_of(fits, "length_law") or {}
+    columns = [
+        SHAPE,
+        Column("loss (nats)", "observed", lambda v: fixed(v, 3)),
+        Column("twice the text", "n_tokens", short_count),
+        Column("forecast (nats)", "forecast"),
+        Column("gain (nats)", "gain", lambda v: fixed(v, 3)),
+    ]
+    note = f"{law['equation']}, beta {plain(law['params']['beta'], 2)}: {law['source']}." if law else ""
+    return listing("length_law", "What twice the text would reach", law.get("twice") or [], "/length_law/twice", columns, note)
+
+
 def best_shapes_listing(fits: Fits) -> Listing:
     """The best shape of each size at each length, and its lead over the next."""
     rows = (part_of(fits, "over_length") or {}).get("best_shapes") or []
@@ -321,6 +335,7 @@ SUBJECTS = {
     "law": "law in depth and width", "worth_in_parameters": "worth of a shape in parameters",
     "equal_size": "comparison at equal size", "still_falling": "how steeply losses still fall",
     "compute_optimal": "compute-optimal size", "learning_rates": "learning rates", "stories": "generated text",
+    "length_law": "what longer training would reach",
     "over_length": "levers over training length", "crossing": "length from which a lever pays",
 }  # fmt: skip
 """Names of refused parts that do not explain themselves."""
