@@ -4,14 +4,18 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.estimate import Refusal
+from analysis.findings.conclude import conclude
 from analysis.findings.size_law import Fitted, fit_size_law
 from analysis.findings.training_length import Longer, longer, over_length
 from analysis.fits.length_law import fit_length_law
+from analysis.report.answer import recommendation
 from analysis.table.configurations import Noise, average, measure_noise, t_quantile
 from analysis.table.load import load
+from analysis.wording import text_length
 from tests.test_levers import trials
 
 HORIZON = Path(__file__).parents[1] / "benchmarks/results/study_horizon.parquet"
@@ -158,3 +162,18 @@ def test_on_horizon_it_errs_less_than_half_as_much_as_the_additive_law() -> None
     errors = [float(np.median(np.abs(values / late.loss - 1))) for values in (own, additive.result.predict(late.columns))]
     assert errors[0] < 0.02
     assert errors[1] > 2 * errors[0]
+
+
+@pytest.mark.parametrize("shortest", [768_000, 1_536_000, 3_072_000])
+def test_what_quick_says_holds_at_twice_and_four_times_its_length(shortest: int, tmp_path: Path) -> None:
+    rows = pd.read_parquet(HORIZON)
+    quick = [(depth, 32) for depth in (1, 2, 4, 8)] + [(2, 16), (2, 64)]
+    chosen = [shape in quick for shape in zip(rows["n_layer"], rows["n_embd"], strict=True)]
+    own = rows[np.array(chosen) & rows["n_tokens"].isin([shortest, 2 * shortest])]
+    own.to_parquet(tmp_path / "runs.parquet")
+    tree = conclude(load(tmp_path / "runs.parquet"))
+    assert recommendation(tree).startswith(f"At {text_length(2 * shortest)} go wider rather than deeper")
+    equal = tree["shape"]["equal_size"]
+    assert ((equal["winner"]["n_layer"], equal["winner"]["n_embd"]), equal["difference"]["verdict"]) == ((2, 64), "gain")
+    depth = next(row for row in tree["levers"] if (row["factor"], row["n_tokens"], row["at"]) == ("n_layer", 2 * shortest, "centre"))
+    assert depth["gain_per_doubling"]["verdict"] == "gain"
