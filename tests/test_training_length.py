@@ -85,6 +85,12 @@ def test_text_seen_more_than_once_is_left_out() -> None:
     assert found["lengths"] == [n for n in LENGTHS if n <= 4_000_000]
 
 
+def test_a_length_whose_seeds_are_still_under_way_takes_nothing_from_the_others() -> None:
+    rows = trials(lengths=LENGTHS, loss=loss, sd=0.01, seeds=2, unique_tokens=13_000_000)
+    cells = average(rows[~((rows["n_tokens"] == LENGTHS[-1]) & (rows["seed"] == 1) & (rows["n_embd"] == 16))])
+    assert over_length(cells, measure_noise(cells))["lengths"] == list(LENGTHS[:-1])
+
+
 # ---- longer than was trained ----
 
 

@@ -185,9 +185,11 @@ def block_of(cells: Configurations) -> Block | Refusal:
         return Refusal(Code.FIXED_TOKENS, "no shape was trained at two lengths within one epoch of its text; train several lengths of each")
     most = max(len(line.members) for line in found)
     whole = [line for line in found if 2 * len(line.members) > most]
-    shared = sorted(set.intersection(*(set(line.values) for line in whole)))
+    common = set.intersection(*(set(line.values) for line in whole))
+    of = {n: set.intersection(*(_seeds(cells, line.members[line.values.index(n)]) for line in whole)) for n in common}
+    shared = sorted(n for n in common if len(of[n]) > 1)  # a length that is under way waits for its seeds
     members = np.array([[line.members[line.values.index(n)] for n in shared] for line in whole])
-    seeds = set.intersection(*(set(cells.cell_seed[cells.cell_config == i]) for i in members.ravel())) if len(shared) > 1 else set()
+    seeds = set.intersection(*(of[n] for n in shared)) if len(shared) > 1 else set()
     if len(seeds) < 2 or len(members) < 2:
         reason = (
             "no two shapes share two lengths and two seeds, so that what a length changes is not told from luck; add a seed or a length"
@@ -199,6 +201,10 @@ def block_of(cells: Configurations) -> Block | Refusal:
     df = (losses.shape[0] - 1) * (losses.shape[1] - 1)
     covariance = np.einsum("csi,csj->ij", residual, residual) / df
     return Block(members, np.array(shared), losses.mean(1), covariance, df, losses.shape[1])
+
+
+def _seeds(cells: Configurations, i: int) -> set[int]:
+    return {int(seed) for seed in cells.cell_seed[cells.cell_config == i]}
 
 
 def _epochs(cells: Configurations, i: int) -> float:
