@@ -220,12 +220,21 @@ def forecasts_listing(found: Sequence[Mapping[str, Any]]) -> Listing:
 # ---- training length ----
 
 
+def _from_length(crossing: Fits) -> str | None:
+    """The length with its interval; where all lengths lie on one side, which."""
+    if is_refused(crossing):
+        ends = crossing.get("bound") or {}
+        return "the shortest on" if "upper" in ends else "none" if "lower" in ends else None
+    low, high = ("" if value_of(crossing[end]) is None else short_count(crossing[end]) for end in ("low", "high"))
+    return f"{short_count(crossing['value'])} [{low}, {high}]"
+
+
 def courses_listing(fits: Fits) -> Listing:
     """From which training length each lever buys more than the noise, and how its gain moves with more text."""
     courses = (part_of(fits, "over_length") or {}).get("courses") or []
     columns = [
         LEVER_NAME,
-        Column("buys more than noise from (tokens)", "crossing", known),
+        Column("buys more than noise from (tokens)", "crossing", _from_length),
         Column("gain moves per doubling of text (nats)", "per_doubling_of_text"),
     ]
     note = "Of shapes that ran every length; the rest is in fits.json under over_length."
@@ -242,7 +251,7 @@ def twice_listing(fits: Fits) -> Listing:
         Column("forecast (nats)", "forecast"),
         Column("gain (nats)", "gain", lambda v: fixed(v, 3)),
     ]
-    note = f"{law['equation']}, beta {plain(law['params']['beta'], 2)}: {law['source']}." if law else ""
+    note = f"{equation(law['equation'], law['reference'])}, β = {plain(law['params']['beta'], 2)}: {law['source']}." if law else ""
     return listing("length_law", "What twice the text would reach", law.get("twice") or [], "/length_law/twice", columns, note)
 
 
