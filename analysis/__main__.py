@@ -41,7 +41,7 @@ from analysis.table import runs_file
 from analysis.table.recipe import one_recipe
 from models.home import expanded
 from study.console import until_closed
-from study.data.corpus import default_cache_dir
+from study.files import cache_folder
 from study.results import object_store as stores
 from study.results import store_sync as mirror
 
@@ -104,7 +104,7 @@ def _folder(place: str) -> Path:
     if not stores.is_address(place):
         return expanded(place, "RESULTS")
     stores.check_address(place)
-    folder = stores.staging(place, default_cache_dir())
+    folder = stores.staging(place, cache_folder())
     mirror.fetch(place, folder)
     print(f"fetched {place} into {folder}")
     return folder

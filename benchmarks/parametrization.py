@@ -25,6 +25,7 @@ import torch
 from benchmarks.machine import write_csv
 from models.config import Shape
 from models.transformer import Transformer
+from study.data import batches
 from study.data import corpus as data
 from study.spec import DataConfig, Study, Trial, changed
 from study.train.bundle import Bundle
@@ -55,7 +56,7 @@ def coordinates(corpus: data.Corpus, trial: Trial, seeds: Sequence[int], n_steps
     """Root mean square change of `read`'s parts over the first steps of training, on one batch of text."""
     trials = [replace(trial, seed=seed, train=replace(trial.train, lr=lr, n_steps=n_steps, warmup_steps=0)) for seed in seeds]
     bundle = Bundle(trials, corpus.train, corpus.val, corpus.vocab_size, None, Execution("cpu", "float32"))
-    windows = [data.window(corpus.val, 0, 0, 8, trial.shape.block_size)[0]] * len(seeds)
+    windows = [batches.window(corpus.val, 0, 0, 8, trial.shape.block_size)[0]] * len(seeds)
     tokens = torch.from_numpy(np.stack(windows).astype(np.int64))
     before = read(bundle, tokens)
     bundle._train_until(n_steps)

@@ -17,7 +17,7 @@ from models.__main__ import export, generate, score
 from models.config import Shape
 from study import records
 from study.options import Options
-from study.search_settings import COSTS, SearchSettings, ShapeSettings
+from study.search.settings import COSTS, SearchSettings, ShapeSettings
 from study.spec import DataConfig, Study, TrainConfig
 from study.sweeps import KINDS, Sweep
 

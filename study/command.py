@@ -18,7 +18,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from models.config import Extra
 from models.home import expanded
 from models.module_file import resolve
-from study.files import is_file_name
+from study.files import cache_folder, is_file_name
 from study.options import Options
 from study.results.default_place import default_place, safe_name
 from study.results.object_store import is_address, staging
@@ -48,9 +48,7 @@ class Command:
     def out(self) -> Path:
         """The results folder (for an object store the local one that it mirrors)."""
         if is_address(self.options.out):
-            from study.data.corpus import default_cache_dir
-
-            return staging(self.options.out, default_cache_dir()).resolve()
+            return staging(self.options.out, cache_folder()).resolve()
         if self.options.out:
             return expanded(self.options.out, "out").resolve()
         return default_place(self.name, self.study.data, _parse_with(self.name, [self.name], []).study.data)

@@ -19,6 +19,7 @@ from typing import Any
 from study import records, report_process
 from study.command import Command
 from study.console import complain, how_to_continue, shown
+from study.data import batches
 from study.data import corpus as data
 from study.data.corpus import Corpus
 from study.display import overview, tensorboard, tracker
@@ -27,8 +28,8 @@ from study.files import read_json, write_json
 from study.options import Options
 from study.plan import exclusive_timing, suggested_trials
 from study.plan.cautions import cautions
-from study.plan.limits import check_memory
 from study.plan.machine import processors
+from study.plan.memory import check_memory
 from study.plan.probe import ProbeError
 from study.plan.quote import Quote, duration, learn, make_quote
 from study.results import folder, store_sync
@@ -72,7 +73,7 @@ def run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     trials = expand(study, data.data_key(study.data))
     if corpus:
         for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:
-            data.check_lengths(corpus, block_size, unique_tokens)
+            batches.check_lengths(corpus.train, corpus.val, block_size, unique_tokens)
     if command.options.dry_run:
         if is_address(command.options.out):
             store_sync.fetch(command.options.out, out)
@@ -211,7 +212,7 @@ def _study_facts(command: Command, trials: Sequence[Trial], corpus: Corpus, orig
         "options": command.options.facts(),
         "data": corpus_facts,
         "data_sha256": corpus.sha256,
-        "eval_sha256": data.eval_sha256(*data.evaluation_windows(corpus.val, command.study.train.eval_windows, block)),
+        "eval_sha256": batches.eval_sha256(*batches.evaluation_windows(corpus.val, command.study.train.eval_windows, block)),
         "recipe_version": RECIPE_VERSION,
         "trial_ids": [trial.trial_id for trial in trials],
         **dataclasses.asdict(origin),

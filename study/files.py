@@ -1,15 +1,18 @@
-"""Files that are replaced whole, and what a person means by a name. Standard library only.
+"""Files that are replaced whole, and what a person means by a name, and where the cache is.
 
 with replaced(path) as file: file.write(b"...")   # a reader sees the old file or the whole new one
 """
 
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from models.home import expanded, home
 
 
 def is_file_name(name: str) -> bool:
@@ -53,3 +56,12 @@ def read_json(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def cache_folder() -> Path:
+    """The cache folder: $SCALING_STUDY_CACHE, else ~/.cache/scaling-study, else (in a home that cannot be written) a temporary folder."""
+    if named := os.environ.get("SCALING_STUDY_CACHE"):
+        return expanded(named, "SCALING_STUDY_CACHE")
+    at_home = home() / ".cache" / "scaling-study"
+    existing = next(folder for folder in (at_home, *at_home.parents) if folder.exists())
+    return at_home if os.access(existing, os.W_OK | os.X_OK) else Path(tempfile.gettempdir()) / f"scaling-study-{os.getuid()}"

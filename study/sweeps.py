@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from models.config import Shape
-from study.search_settings import SearchSettings, ShapeSettings, read_settings, read_shape_settings
+from study.search.settings import SearchSettings, ShapeSettings, read_settings, read_shape_settings
 
 KINDS = ("one_factor", "grid", "matched", "search")
 MATCH_TOLERANCE = 0.02

@@ -15,7 +15,6 @@ import torch
 
 from models.config import Shape
 from models.tokenizer import Tokenizer
-from study.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
 from study.command import parse
 from study.display.overview import flops, flops_to_train
 from study.options import Options
@@ -23,6 +22,7 @@ from study.plan.packing import Machine, Speeds, make_plan
 from study.plan.quote import Quote
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.train.branched_bundle import BranchedBundle
+from study.train.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
 from study.train.bundle import Bundle
 from study.train.device import Execution
 from study.train.outcome import Outcome

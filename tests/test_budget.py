@@ -16,9 +16,8 @@ import pytest
 from analysis import __main__ as analysis
 from study import run
 from study.command import parse
-from study.data.corpus import default_cache_dir
 from study.options import Options, parse_budget
-from study.plan import budget, limits, packing
+from study.plan import budget, memory, packing
 from study.plan.packing import Machine, Plan, Speeds, make_plan
 from study.plan.quote import Quote, duration, make_quote
 from study.spec import Study, Trial, expand
@@ -197,7 +196,7 @@ def test_suggested_trials_are_bought_within_a_budget_and_the_study_as_typed_goes
     suggested = json.loads((out / "report" / "suggestion.json").read_text())["trials"]
     command = ["--from-suggestion", str(out), "--no-report", "--precision", "float32", "--checkpoint-s", "0"]
     assert run.main([*command, "--dry-run"]) == 0  # times what was never timed here
-    speeds = Speeds.load(default_cache_dir())
+    speeds = Speeds.load()
     before = json.dumps(speeds.seen)
     for entry in speeds.seen[make_quote(expand(parse(tiny(out)).study), 64, Options(precision="float32")).machine.name].values():
         entry["ms"] = 2000.0  # a quote far above the truth, so that the guard does not interfere
@@ -224,7 +223,7 @@ def test_a_wall_time_that_the_quote_missed_stops_the_run_and_the_same_command_co
     command = tiny(tmp_path, "--no-report")
     study = parse(command).study
     quoted = make_quote(expand(study), 64, Options(precision="float32"))
-    speeds = Speeds.load(default_cache_dir())
+    speeds = Speeds.load()
     before = json.dumps(speeds.seen)
     for entry in speeds.seen[quoted.machine.name].values():
         entry["ms"] = 1e-6
@@ -278,14 +277,14 @@ def test_what_cannot_be_run_is_refused_in_one_sentence_and_nothing_is_written(
 
 def test_memory_is_held_against_this_machine_and_against_none_where_another_trains() -> None:
     shapes = [replace(TRIALS[0], shape=replace(TRIALS[0].shape, n_embd=width)) for width in (1024, 8192, 32768)]
-    assert limits.room(Options(device="cpu"))[0] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert memory.room(Options(device="cpu"))[0] == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert (
-        limits.room(Options(dry_run=True)) == limits.room(Options(address="auto")) == (limits.ABSURD, "the most that a trial may have is")
+        memory.room(Options(dry_run=True)) == memory.room(Options(address="auto")) == (memory.ABSURD, "the most that a trial may have is")
     )
     with pytest.raises(ValueError, match=r"n_embd=32768.*GiB to train and this machine has .* choose a smaller shape"):
-        limits.check_memory(shapes, Options(device="cpu"))
-    limits.check_memory(shapes, Options(dry_run=True))
-    limits.check_memory(shapes[:1], Options(device="cpu"))
+        memory.check_memory(shapes, Options(device="cpu"))
+    memory.check_memory(shapes, Options(dry_run=True))
+    memory.check_memory(shapes[:1], Options(device="cpu"))
 
 
 @pytest.mark.parametrize("module", ["study.run", "analysis"])

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from study.data import batches
 from study.data import corpus as data
 from study.data import tokens as text_tokens
 from study.spec import DataConfig
@@ -319,10 +320,10 @@ def test_identity_notices_a_file_that_changed_in_place(tmp_path: Path) -> None:
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
     tokens = np.arange(10_000, dtype=np.uint16)
-    x, y = data.window(tokens, 3, 17, 8, 64)
-    data.window(tokens, 3, 18, 8, 64)
+    x, y = batches.window(tokens, 3, 17, 8, 64)
+    batches.window(tokens, 3, 18, 8, 64)
     np.random.default_rng(0).random()
-    x2, y2 = data.window(tokens, 3, 17, 8, 64)
+    x2, y2 = batches.window(tokens, 3, 17, 8, 64)
     assert np.array_equal(x, x2)
     assert np.array_equal(y, y2)
     assert (x.shape, x.dtype) == ((8, 64), np.int64)
@@ -333,14 +334,14 @@ def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
 
 def test_steps_and_seeds_give_different_batches_and_larger_batches_begin_alike() -> None:
     tokens = np.arange(50_000, dtype=np.uint16)
-    starts = {tuple(data.window(tokens, seed, step, 4, 16)[0][:, 0].tolist()) for seed in range(10) for step in range(50)}
+    starts = {tuple(batches.window(tokens, seed, step, 4, 16)[0][:, 0].tolist()) for seed in range(10) for step in range(50)}
     assert len(starts) == 500
-    assert np.array_equal(data.window(tokens, 1, 2, 4, 16)[0], data.window(tokens, 1, 2, 8, 16)[0][:4])
+    assert np.array_equal(batches.window(tokens, 1, 2, 4, 16)[0], batches.window(tokens, 1, 2, 8, 16)[0][:4])
 
 
 def test_starts_cover_the_split_evenly_from_its_first_to_its_last_window() -> None:
     tokens = np.arange(74, dtype=np.uint8)  # ten possible starts for a block of 64
-    starts = np.concatenate([data.window(tokens, 0, step, 64, 64)[0][:, 0] for step in range(200)])
+    starts = np.concatenate([batches.window(tokens, 0, step, 64, 64)[0][:, 0] for step in range(200)])
     counts = np.bincount(starts, minlength=10)
     assert len(counts) == 10
     assert abs(counts - 1280).max() < 5 * np.sqrt(1280)
@@ -351,7 +352,7 @@ def test_a_batch_costs_no_more_from_a_longer_text() -> None:
         tokens, times = np.zeros(n_tokens, dtype=np.uint8), []
         for step in range(400):
             begin = time.process_time()
-            data.window(tokens, 1, step, 8, 64)
+            batches.window(tokens, 1, step, 8, 64)
             times.append(time.process_time() - begin)
         return sorted(times)[100]  # the lower quartile: other programs share the machine
 
@@ -360,36 +361,39 @@ def test_a_batch_costs_no_more_from_a_longer_text() -> None:
 
 def test_evaluation_windows_are_fixed_evenly_spaced_and_do_not_overlap() -> None:
     tokens = np.arange(10_001, dtype=np.uint16)
-    x, y = data.evaluation_windows(tokens, 100, 64)
+    x, y = batches.evaluation_windows(tokens, 100, 64)
     assert x.shape == (100, 64)
     assert np.array_equal(y, x + 1)
     assert (x[0, 0], y[-1, -1]) == (0, 10_000)
     gaps = np.diff(x[:, 0])
     assert gaps.min() >= 64
     assert gaps.max() - gaps.min() <= 1
-    assert data.eval_sha256(x, y) == data.eval_sha256(*data.evaluation_windows(tokens, 100, 64))
-    assert data.eval_sha256(x, y) != data.eval_sha256(*data.evaluation_windows(tokens, 99, 64))
+    assert batches.eval_sha256(x, y) == batches.eval_sha256(*batches.evaluation_windows(tokens, 100, 64))
+    assert batches.eval_sha256(x, y) != batches.eval_sha256(*batches.evaluation_windows(tokens, 99, 64))
 
 
 def test_evaluation_takes_what_fits_of_a_short_split() -> None:
     tokens = np.arange(200, dtype=np.uint8)
-    x, _ = data.evaluation_windows(tokens, 100, 64)
+    x, _ = batches.evaluation_windows(tokens, 100, 64)
     assert x[:, 0].tolist() == [0, 67, 135]
-    assert data.evaluation_windows(tokens[:65], 100, 64)[0].shape == (1, 64)
+    assert batches.evaluation_windows(tokens[:65], 100, 64)[0].shape == (1, 64)
 
 
 def test_a_split_shorter_than_one_block_is_refused_in_a_sentence() -> None:
-    for call in (lambda: data.window(np.zeros(64, np.uint8), 0, 0, 8, 64), lambda: data.evaluation_windows(np.zeros(64, np.uint8), 8, 64)):
+    for call in (
+        lambda: batches.window(np.zeros(64, np.uint8), 0, 0, 8, 64),
+        lambda: batches.evaluation_windows(np.zeros(64, np.uint8), 8, 64),
+    ):
         with pytest.raises(ValueError, match="too short for block_size=64: a split has 64 characters and needs 65"):
             call()
 
 
 def test_the_first_tokens_are_a_prefix_and_too_many_are_refused() -> None:
     tokens = np.arange(100, dtype=np.uint8)
-    assert data.first_tokens(tokens, 10).tolist() == list(range(10))
-    assert len(data.first_tokens(tokens, 0)) == 100
+    assert batches.first_tokens(tokens, 10).tolist() == list(range(10))
+    assert len(batches.first_tokens(tokens, 0)) == 100
     with pytest.raises(ValueError, match="unique_tokens=101"):
-        data.first_tokens(tokens, 101)
+        batches.first_tokens(tokens, 101)
 
 
 # ---- speed ----

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from study.data import corpus as data
+from study.data import batches
 from study.spec import Trial
 from study.train.bundle import Bundle
 from study.train.device import Execution
@@ -37,7 +37,7 @@ def test_windows_cut_on_the_device_are_those_of_the_data(dtype: type, monkeypatc
     for step in range(17, 20):
         found = steps.windows()
         for k, spec in enumerate(specs):
-            expected = data.window(data.first_tokens(tokens, spec.train.unique_tokens), spec.seed, step, 4, 32)
+            expected = batches.window(batches.first_tokens(tokens, spec.train.unique_tokens), spec.seed, step, 4, 32)
             for got, wanted in zip(found, expected, strict=True):
                 assert torch.equal(got[k], torch.from_numpy(np.ascontiguousarray(wanted)))
         steps.cursor += 1

@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from study import run
-from study.branches import families
 from study.command import parse
 from study.data.corpus import prepare
 from study.search.search_state import plan
 from study.sweeps import number
 from study.train.branched_bundle import BranchedBundle
+from study.train.branches import families
 from study.train.device import Execution
 from tests.running import ROOT, rows
 

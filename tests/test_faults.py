@@ -147,7 +147,7 @@ def test_a_trial_without_enough_memory_fails_with_its_reason_one_that_explodes_d
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker's machine may have less memory than the one that was asked (there such a shape is refused before anything starts)."""
-    monkeypatch.setattr("study.plan.limits.room", lambda options: (1 << 60, "another machine has"))
+    monkeypatch.setattr("study.plan.memory.room", lambda options: (1 << 60, "another machine has"))
     out = tmp_path / "out"
     command = tiny(out, "--no-report", "--train.n_steps", "40", "--sweeps", f"width:n_embd=16,{2**20}", "rate:lr=0.01,1e30")
     assert run.main(command) == 1

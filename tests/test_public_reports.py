@@ -16,7 +16,7 @@ import pytest
 from nbclient import NotebookClient
 
 from models.home import expanded
-from study.data.corpus import default_cache_dir
+from study.files import cache_folder
 from study.options import Options
 from study.plan import machine
 from study.tune import cluster, environment, local_ray
@@ -206,7 +206,7 @@ def test_an_account_without_a_home_keeps_its_texts_in_the_temporary_folder(tmp_p
     monkeypatch.setattr("pwd.getpwuid", nobody)
     monkeypatch.setattr("os.access", lambda place, mode: place != Path("/"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert default_cache_dir() == tmp_path / f"scaling-study-{os.getuid()}"
+    assert cache_folder() == tmp_path / f"scaling-study-{os.getuid()}"
     with pytest.raises(ValueError, match=r"--out=~/x begins with a home folder that cannot be found"):
         expanded("~/x", "--out")
 

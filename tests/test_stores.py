@@ -17,6 +17,7 @@ from analysis import __main__ as analysis
 from study import run
 from study.command import parse
 from study.data import corpus as data
+from study.files import cache_folder
 from study.results import object_store as stores
 from study.results import store_sync as mirror
 from study.results.object_store import Store
@@ -56,7 +57,7 @@ def contents(address: str) -> set[str]:
 def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty cache, but for the text: what a second machine has."""
     there = tmp_path / "another-machine"
-    shutil.copytree(data.default_cache_dir(), there, ignore=shutil.ignore_patterns("stores"))
+    shutil.copytree(cache_folder(), there, ignore=shutil.ignore_patterns("stores"))
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(there))
 
 

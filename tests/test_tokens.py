@@ -12,9 +12,10 @@ import pytest
 
 from models.config import Shape
 from models.tokenizer import BYTES, Tokenizer, train_bpe
+from study.data import batches
 from study.data import corpus as data
 from study.data import tokens as text_tokens
-from study.plan.limits import check_memory
+from study.plan.memory import check_memory
 from study.spec import DataConfig, TrainConfig, Trial
 from study.train.bundle import Bundle
 from study.train.device import Execution
@@ -118,7 +119,7 @@ def test_bits_per_byte_count_the_bytes_of_the_windows_and_compare_across_tokeniz
         trial = Trial(shape, TrainConfig(n_steps=1, eval_windows=64), DataConfig(), 1)
         bundle = Bundle([trial], corpus.train, corpus.val, corpus.vocab_size, corpus.tokenizer, Execution(device="cpu", n_threads=1))
         row = bundle.advance()[0]
-        _, targets = data.evaluation_windows(corpus.val, 64, 32)
+        _, targets = batches.evaluation_windows(corpus.val, 64, 32)
         n_bytes = sum(len(corpus.tokenizer.decode(t).replace("<|endoftext|>", "").encode()) for t in targets)
         assert row["val_bpb"] == pytest.approx(row["val_loss"] * targets.size / n_bytes / math.log(2), rel=1e-3)
         assert row["val_bpb"] == pytest.approx(math.log2(corpus.vocab_size) * targets.size / n_bytes, rel=0.02)

@@ -19,8 +19,8 @@ from analysis.next_trials.candidates import Clock
 from analysis.next_trials.suggest import SCHEMA_VERSION
 from analysis.table import configurations as replicates
 from analysis.table.load import Table
+from study.plan.suggestion import KIND, study_of
 from study.spec import Study, changed
-from study.suggestion import KIND, study_of
 from study.sweeps import nearest_shape
 
 SWEEP = "next_size"

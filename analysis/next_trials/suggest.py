@@ -28,7 +28,7 @@ from analysis.table import configurations as replicates
 from analysis.table.configurations import Configurations
 from analysis.table.load import Table
 from analysis.table.recipe import one_recipe
-from study.suggestion import FILE, KIND, study_of
+from study.plan.suggestion import FILE, KIND, study_of
 
 SCHEMA_VERSION = "1.0"
 FORMS = "slope, alpha, E, loss@2M (the loss at 2,000,000 parameters), each also of one sweep (slope:width), or contrast:depth"

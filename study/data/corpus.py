@@ -3,7 +3,6 @@
 Reads what `study.data.sources` gathers; writes `<cache>/corpora/<key>/{train.bin, val.bin, meta.json}`. No torch, no ray, no pandas.
 
     corpus = prepare(DataConfig(name="stories"))
-    x, y = window(corpus.train, seed=0, step=7, batch_size=8, block_size=64)
 """
 
 import hashlib
@@ -11,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from models.home import expanded, home
+from models.home import expanded
 from models.tokenizer import BYTES, Tokenizer
 from study.data import sources
 from study.data import tokens as text_tokens
+from study.files import cache_folder
 
 if TYPE_CHECKING:
     from study.spec import DataConfig
@@ -76,7 +75,7 @@ def data_identity(config: "DataConfig", cache_dir: Path | None = None) -> dict[s
     if folder := _arrays(config):
         hashes = [sources.file_sha256(folder / name) for name in sources.ARRAYS]
         return {"name": "arrays", "sha256": hashes, "vocab_size": config.vocab_size}
-    facts = sources.identity(config, cache_dir or default_cache_dir())
+    facts = sources.identity(config, cache_dir or cache_folder())
     if config.tokenizer == "char":
         return facts
     named = config.tokenizer if config.tokenizer == "bytes" or config.tokenizer.startswith("bpe:") else _file_tokenizer(config).json
@@ -116,7 +115,7 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None) -> Corpus:
     Raises:
         ValueError: the text cannot be had or used, with one sentence saying why.
     """
-    root = cache_dir or default_cache_dir()
+    root = cache_dir or cache_folder()
     found = find(config, root)
     if found is None:
         key, folder = _place(config, root)
@@ -136,7 +135,7 @@ def find(config: "DataConfig", cache_dir: Path | None = None) -> Corpus | None:
     """The corpus if the cache has it, else None: nothing is made and no text downloaded."""
     if folder := _arrays(config):
         return _open_arrays(config, folder)
-    key, folder = _place(config, cache_dir or default_cache_dir())
+    key, folder = _place(config, cache_dir or cache_folder())
     meta = _read_meta(folder, key)
     return None if meta is None else _open(folder, meta)
 
@@ -145,15 +144,6 @@ def _place(config: "DataConfig", root: Path) -> tuple[str, Path]:
     """The key of a corpus in the cache and its folder."""
     key = hashlib.sha256(json.dumps({**data_identity(config, root), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
     return key, root / "corpora" / key[:20]
-
-
-def default_cache_dir() -> Path:
-    """The cache folder: $SCALING_STUDY_CACHE, else ~/.cache/scaling-study, else (in a home that cannot be written) a temporary folder."""
-    if named := os.environ.get("SCALING_STUDY_CACHE"):
-        return expanded(named, "SCALING_STUDY_CACHE")
-    at_home = home() / ".cache" / "scaling-study"
-    existing = next(folder for folder in (at_home, *at_home.parents) if folder.exists())
-    return at_home if os.access(existing, os.W_OK | os.X_OK) else Path(tempfile.gettempdir()) / f"scaling-study-{os.getuid()}"
 
 
 def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
@@ -350,80 +340,3 @@ def _largest_id(path: str, dtype: str, size: int, mtime_ns: int) -> int:
     """The largest token id of a file, read once while its size and time stay."""
     tokens = np.memmap(path, dtype=dtype, mode="r", shape=(size // np.dtype(dtype).itemsize,))
     return max((int(tokens[start : start + (1 << 24)].max()) for start in range(0, len(tokens), 1 << 24)), default=0)
-
-
-# ---- batches ----
-
-
-def first_tokens(tokens: np.ndarray, unique_tokens: int) -> np.ndarray:
-    """The first `unique_tokens` tokens of a split, for studies of repetition; 0 means all."""
-    if not 0 <= unique_tokens <= len(tokens):
-        raise ValueError(f"unique_tokens={unique_tokens:,} must be 0 (all) or at most the {len(tokens):,} training tokens there are.")
-    return tokens[:unique_tokens] if unique_tokens else tokens
-
-
-def check_lengths(corpus: Corpus, block_size: int, unique_tokens: int) -> None:
-    """Raise ValueError where a split has no whole window, or the training text fewer tokens than are to be repeated."""
-    for tokens in (first_tokens(corpus.train, unique_tokens), corpus.val):
-        _count_starts(tokens, block_size)
-
-
-def window(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """One training batch, a pure function of (seed, step): the same on every machine, whatever was drawn before.
-
-    The starts come from the counter-based generator Philox (Salmon et al. 2011) keyed by (seed, step), read as raw 64-bit words,
-    because the higher-level methods of NumPy's generators may change between its versions.
-
-    Args:
-        tokens: (n,) one split of a corpus.
-        seed: the trial's seed, not negative.
-        step: the optimizer step, not negative.
-        batch_size: B, windows in the batch.
-        block_size: T, characters in a window.
-
-    Returns:
-        (B, T) int64 inputs and (B, T) int64 targets, the inputs moved on by one character.
-    """
-    return _cut(tokens, window_starts(tokens, seed, step, batch_size, block_size), block_size)
-
-
-def window_starts(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> np.ndarray:
-    """Where the windows of a training batch begin, (B,) int64: all that is random about `window`, whose arguments these are."""
-    n_starts = _count_starts(tokens, block_size)
-    raw = np.random.Philox(key=np.array([seed, step], dtype=np.uint64)).random_raw(batch_size)
-    starts: np.ndarray = ((raw >> np.uint64(11)) * 2.0**-53 * n_starts).astype(np.int64)  # 53 random bits to [0, n_starts)
-    return starts
-
-
-def evaluation_windows(tokens: np.ndarray, n_windows: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The fixed windows on which every trial is evaluated: evenly spaced over the split, never overlapping.
-
-    Returns:
-        (n, T) int64 inputs and targets, n = `n_windows` or, in a short split, as many as fit side by side.
-    """
-    n_starts = _count_starts(tokens, block_size)
-    n = min(n_windows, (len(tokens) - 1) // block_size)
-    if n < 1:
-        raise ValueError(f"evaluation needs at least one window; n_windows={n_windows} was given.")
-    starts = np.arange(n, dtype=np.int64) * (n_starts - 1) // max(n - 1, 1)
-    return _cut(tokens, starts, block_size)
-
-
-def eval_sha256(x: np.ndarray, y: np.ndarray) -> str:
-    """Hash of evaluation windows: two losses are comparable where it is equal."""
-    return hashlib.sha256(np.stack([x, y]).astype("<i8").tobytes()).hexdigest()
-
-
-def _count_starts(tokens: np.ndarray, block_size: int) -> int:
-    n_starts = len(tokens) - block_size
-    if n_starts < 1:
-        raise ValueError(
-            f"the text is too short for block_size={block_size}: a split has {len(tokens):,} characters and needs {block_size + 1:,}; "
-            "give more text or a smaller block_size."
-        )
-    return n_starts
-
-
-def _cut(tokens: np.ndarray, starts: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray]:
-    windows = np.asarray(tokens)[starts[:, None] + np.arange(block_size + 1)].astype(np.int64)  # (B, T + 1)
-    return windows[:, :-1], windows[:, 1:]

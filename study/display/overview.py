@@ -5,12 +5,12 @@ print(overview(command.study_name, study, trials, survey, corpus))
 
 from collections.abc import Mapping, Sequence
 
-from study.branches import families, own_costs
 from study.data.corpus import Corpus
 from study.display.terminal import compact
 from study.plan.quote import Quote, duration
 from study.results.folder import Survey
 from study.spec import Study, Trial
+from study.train.branches import families, own_costs
 
 MOST_ROWS = 40
 

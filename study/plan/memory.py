@@ -1,15 +1,20 @@
-"""How much memory a bundle needs, which share of a GPU that is, and what is done when it was not enough.
+"""How much memory a bundle needs, which share of a GPU that is, what is done when it was not enough, and what is refused beforehand.
 
-Pure functions; imports neither torch nor ray.
+Imports neither torch nor ray.
 
     gpu_fraction(memory_bytes(trial, vocab_size, "cuda", "bf16"), 80 << 30)   # 1/6
 """
 
+import glob
 import math
+from collections.abc import Sequence
 
 from models.config import ModelConfig
-from study.branches import Family
+from study.data.corpus import expected_vocab_size
+from study.options import Options
+from study.plan import machine
 from study.spec import Trial
+from study.train.branches import Family
 
 STATE_BYTES = 16
 """Bytes per parameter: weights, gradients and AdamW's two moments in float32."""
@@ -23,6 +28,10 @@ GROWTH = 1.5
 """A share that was too small is followed by the next 1/n that is at least so much larger."""
 SIGNS = ("OutOfMemoryError", "out of memory", "running low on memory")
 """What a failure's text holds when memory was the reason: torch's and Ray's words."""
+LARGEST_GPU = 288 << 30
+"""Memory of the largest single accelerator of 2026, where one is here."""
+ABSURD = 1 << 40
+"""What no process of any study needs: the limit where the machine that will train is not this one, or nothing will be trained."""
 
 
 def activation_bytes(model: ModelConfig, batch_size: int, precision: str) -> int:
@@ -89,3 +98,40 @@ def share_in_words(cpus: float, gpus: float) -> str:
     if not gpus:
         return f"{cpus:g} CPU{'' if cpus == 1 else 's'}"
     return "a whole GPU" if gpus >= 1 else f"1/{1 / gpus:.3g} of a GPU"
+
+
+# ---- what no machine could hold ----
+
+
+def check_memory(trials: Sequence[Trial], options: Options) -> None:
+    """Refuse trials that the machine cannot hold.
+
+    Raises:
+        ValueError: one of them needs more memory than there is; the largest is named.
+    """
+    largest = max(trials, key=_needed)
+    limit, whose = room(options)
+    if (needed := _needed(largest)) > limit:
+        shape = largest.shape
+        raise ValueError(
+            f"n_layer={shape.n_layer}, n_embd={shape.n_embd}, batch_size={largest.train.batch_size}, block_size={shape.block_size} "
+            f"needs about {_gibibytes(needed)} to train and {whose} {_gibibytes(limit)}; choose a smaller shape, batch or context"
+        )
+
+
+def room(options: Options) -> tuple[int, str]:
+    """Bytes that one process may need, and whose they are."""
+    if options.dry_run or options.on_cluster:
+        return ABSURD, "the most that a trial may have is"
+    here = machine.memory()
+    if options.device != "cpu" and glob.glob("/dev/nvidia[0-9]*"):
+        here = max(here, LARGEST_GPU)
+    return here, "this machine has"
+
+
+def _needed(trial: Trial) -> int:
+    return memory_bytes(trial, expected_vocab_size(trial.data), "cpu", "bf16")
+
+
+def _gibibytes(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:,.3g} GiB" if n_bytes < 2**40 else f"{n_bytes / 2**40:,.4g} TiB"

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from models.module_file import identity
-from study.branches import Family, bundle_key, families, own_costs
-from study.files import write_json
+from study.files import cache_folder, write_json
 from study.options import Options
 from study.plan.memory import PROCESS_BYTES, family_memory, gpu_fraction, memory_bytes
 from study.spec import Trial
+from study.train.branches import Family, bundle_key, families, own_costs
 
 START_S, WORKER_START_S, TRIAL_S, END_S = 4.0, 4.0, 0.4, 10.0
 """Seconds of Ray's start; of a worker's first import of torch; of setting up one trial and writing its texts; of tables and report
@@ -93,9 +93,9 @@ class Speeds:
     """device -> key -> memory that a model was seen to need over what `study.plan.memory` expects; never below 1"""
 
     @classmethod
-    def load(cls, folder: Path) -> "Speeds":
-        """The cache's memory; an unreadable file counts as none."""
-        path = folder / "speed.json"
+    def load(cls, folder: Path | None = None) -> "Speeds":
+        """What the cache, or another folder, remembers; an unreadable file counts as none."""
+        path = (folder or cache_folder()) / "speed.json"
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
             if body.get("version") != SPEEDS_VERSION:
@@ -192,8 +192,8 @@ def make_plan(
 ) -> Plan:
     """Bundles of trials, longest first, such that the study ends soon on the devices there are.
 
-    Trials that share a trunk (`study.branches`) stay together. On a CPU every trial or family runs alone: batched products gain only at
-    the tiniest shapes (LOG 2026-11-22). On GPUs, those of one `bundle_key` are bundled as far as memory allows while every GPU still has
+    Trials that share a trunk stay together. On a CPU every trial or family runs alone: batched products gain only at the tiniest shapes
+    (LOG 2026-11-22). On GPUs, those of one `bundle_key` are bundled as far as memory allows while every GPU still has
     work; bundles that stay small share a GPU.
     """
     units = families(trials)

@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from study.branches import saved_share
-from study.data.corpus import default_cache_dir
 from study.options import Options, Price
 from study.plan.machine import busy_cores, processors
 from study.plan.memory import GROWTH, PROCESS_BYTES, is_out_of_memory
 from study.plan.packing import Machine, Plan, Speeds, make_plan, to_probe
 from study.plan.probe import ask
 from study.spec import Trial
+from study.train.branches import saved_share
 
 WORTH_SAYING = 0.3
 """Cores held by other work from which the quote says so."""
@@ -104,7 +103,7 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options, meanw
     Raises:
         ValueError: the wanted device is not on this machine.
     """
-    speeds = Speeds.load(default_cache_dir())
+    speeds = Speeds.load()
     threads = max(1, int(options.cpus_per_trial))
     machine, precision = _measure(trials, vocab_size, options, speeds, threads, meanwhile)
     plan = make_plan(trials, vocab_size, machine, speeds, options, precision)
@@ -113,7 +112,7 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options, meanw
 
 def requote(quoted: Quote, trials: Sequence[Trial], options: Options) -> Quote:
     """The quote of some of its trials, on the same machine and without timing anything again."""
-    speeds = Speeds.load(default_cache_dir())
+    speeds = Speeds.load()
     return replace(quoted, plan=make_plan(trials, quoted.vocab_size, quoted.machine, speeds, options, quoted.precision))
 
 
@@ -146,7 +145,7 @@ def learn(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapping[str
 
     Processor time where it was taken: what else the machine did then is no property of the trial.
     """
-    speeds = Speeds.load(default_cache_dir())
+    speeds = Speeds.load()
     for row in rows:
         if row["status"] == "COMPLETED" and row["ms_per_step"] and row["trial_id"] in trials:
             trial = trials[row["trial_id"]]
@@ -159,7 +158,7 @@ def learn_memory(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapp
     """Remember what memory this run's trials needed on a GPU: what they took, or, where memory ran out for good, more than their share."""
     if quoted.machine.kind != "cuda":
         return
-    speeds = Speeds.load(default_cache_dir())
+    speeds = Speeds.load()
     for row in rows:
         trial, size = trials.get(row["trial_id"]), row.get("bundle_size") or 1
         needed = (row.get("peak_memory_bytes") or 0) + PROCESS_BYTES["cuda"]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from models.home import expanded
-from study import suggestion
 from study.command import DEFAULT_STUDY, Command, parse
 from study.files import read_json
+from study.plan import suggestion
 from study.plan.budget import choose
 from study.plan.packing import Plan
 from study.plan.quote import Quote, requote

@@ -16,10 +16,10 @@ import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from models.config import Shape
-from study.plan.packing import memory_bytes
+from study.plan.memory import memory_bytes
 from study.search.learning_rate import rounded
+from study.search.settings import COSTS, RATES, ShapeSettings
 from study.search.size_search import Curves, Rows
-from study.search_settings import COSTS, RATES, ShapeSettings
 from study.spec import Study, Trial, changed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from study.search_settings import SearchSettings
+from study.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from study.spec import TrainConfig

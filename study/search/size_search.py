@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from study.search.learning_rate import Found, Probe, Try, decide, noise_of, rounded, stops_at
-from study.search_settings import SearchSettings
+from study.search.settings import SearchSettings
 from study.spec import Trial
 
 ENDED = ("COMPLETED", "STOPPED", "DIVERGED")

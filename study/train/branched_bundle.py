@@ -1,4 +1,4 @@
-"""Trains a family: one trunk, then a branch for each shorter length (see `study.branches`). Plain PyTorch, no Ray.
+"""Trains a family: one trunk, then a branch for each shorter length (see `study.train.branches`). Plain PyTorch, no Ray.
 
 The trunk is the longest trial's own bundle. Where a shorter trial leaves it, the trunk's state is saved as a checkpoint of that trial, too:
 what remains of it is an ordinary bundle that resumes, after the trunk has ended. Because everything random is a function of (seed, step),
@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 
 from models import weights
 from models.tokenizer import Tokenizer
-from study.branches import leaves_at, lengths, own_seconds
 from study.spec import RECIPE_VERSION, Trial
 from study.train import checkpoint
+from study.train.branches import leaves_at, lengths, own_seconds
 from study.train.bundle import ANYWHERE, Bundle
 from study.train.device import Execution
 from study.train.outcome import Outcome
@@ -34,7 +34,7 @@ class BranchedBundle:
     """Trials of one or several families with the same lengths, training as one program.
 
     Args:
-        trials: every replica at every length (see `study.branches.programs`).
+        trials: every replica at every length (see `study.train.branches.programs`).
         folder: of checkpoints; branches begin from it.
         train_tokens, val_tokens, vocab_size, tokenizer, execution: as `study.train.bundle.Bundle` takes them.
         run: names this run of the study. Within one run, a trial that was handed over is not trained again after a restart; in another

@@ -26,7 +26,7 @@ from torch import Tensor
 from models.own import OwnModel
 from models.tokenizer import Tokenizer
 from models.transformer import Network, Transformer
-from study.data import corpus as data
+from study.data import batches
 from study.spec import Trial
 from study.train import checkpoint, device_steps
 from study.train.device import (
@@ -85,7 +85,7 @@ class Bundle:
         self.device = choose_device(execution.device)
         prepare_process(execution, self.device)
         self.tokenizer, self.vocab_size, self.val_tokens = tokenizer, vocab_size, val_tokens
-        self.train_tokens = [data.first_tokens(train_tokens, trial.train.unique_tokens) for trial in trials]
+        self.train_tokens = [batches.first_tokens(train_tokens, trial.train.unique_tokens) for trial in trials]
         config, seeds = trials[0].model(vocab_size), [t.seed for t in trials]
         self.model: Network = (
             OwnModel(config, seeds, str(self.device)) if shape.module else Transformer(config, seeds, self.recipe.dropout, str(self.device))
@@ -206,7 +206,7 @@ class Bundle:
     def _batch(self) -> tuple[Tensor, Tensor]:
         """The batch of this step for every replica, (K, B, T) inputs and targets; a function of (seed, step) alone."""
         pairs = [
-            data.window(tokens, r.trial.seed, self.step, self.recipe.batch_size, self.block_size)
+            batches.window(tokens, r.trial.seed, self.step, self.recipe.batch_size, self.block_size)
             for r, tokens in zip(self.replicas, self.train_tokens, strict=True)
         ]
         return self._to_device(np.stack([x for x, _ in pairs])), self._to_device(np.stack([y for _, y in pairs]))
@@ -214,7 +214,7 @@ class Bundle:
     # ---- evaluation ----
 
     def _windows(self, tokens: np.ndarray) -> tuple[Tensor, Tensor]:
-        x, y = data.evaluation_windows(tokens, self.recipe.eval_windows, self.replicas[0].trial.shape.block_size)
+        x, y = batches.evaluation_windows(tokens, self.recipe.eval_windows, self.replicas[0].trial.shape.block_size)
         return self._to_device(x), self._to_device(y)
 
     def _bytes_per_token(self, targets: Tensor) -> float | None:

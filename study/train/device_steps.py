@@ -6,7 +6,7 @@ the same program, and on a GPU it is captured once as a CUDA graph and replayed:
 
     steps = DeviceSteps(model, trials, tokens, device); losses, norms = steps.run(first=0, goal=250)   # (250, K) each, on the CPU
 
-The windows are those of `study.data.corpus.window`. Where capture fails the same steps are launched one by one, and `note` says why.
+The windows are those of `study.data.batches.window`. Where capture fails the same steps are launched one by one, and `note` says why.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.transformer import Network
-from study.data import corpus as data
+from study.data import batches
 from study.spec import Trial
 from study.train.optimizer import AdamW, clip, groups_by_replica, norm_limits
 
@@ -77,7 +77,7 @@ class DeviceSteps:
 
     def __init__(self, model: Network, optimizer: AdamW, trials: Sequence[Trial], tokens: np.ndarray) -> None:
         self.model, self.optimizer, self.trials = model, optimizer, trials
-        self.parts = [data.first_tokens(tokens, trial.train.unique_tokens) for trial in trials]
+        self.parts = [batches.first_tokens(tokens, trial.train.unique_tokens) for trial in trials]
         longest = max(self.parts, key=len)
         device, K = model.flat.device, len(trials)
         recipe, self.block_size = trials[0].train, trials[0].shape.block_size
@@ -116,7 +116,7 @@ class DeviceSteps:
         """Fill the tables for `count` steps from `first` and set the cursor to their first row."""
         B, T = self.starts.shape[-1], self.block_size
         steps, replicas = range(first, first + count), list(enumerate(self.trials))
-        starts = np.stack([[data.window_starts(self.parts[k], t.seed, step, B, T) for k, t in replicas] for step in steps])
+        starts = np.stack([[batches.window_starts(self.parts[k], t.seed, step, B, T) for k, t in replicas] for step in steps])
         rates = [[0.0 if k in silent else t.train.lr_at(step) for k, t in replicas] for step in steps]
         self.starts[:count].copy_(torch.from_numpy(starts))
         self.rates[:count].copy_(torch.tensor(rates))

@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from study.branches import families, programs
 from study.command import Command
 from study.data.corpus import Corpus
 from study.display.overview import flops
@@ -30,6 +29,7 @@ from study.search.search_state import Searches
 from study.search.size_search import SizeSearch
 from study.spec import Trial
 from study.train import mps
+from study.train.branches import families, programs
 from study.tune import cluster, tuner, worker_input
 from study.tune.environment import temporary_folder
 from study.tune.monitor import Monitor, OutOfBudget, StoreLost, View

@@ -13,9 +13,9 @@ from ray import tune
 
 from models import module_file
 from models.tokenizer import Tokenizer
-from study.branches import lengths
 from study.results.object_store import Store
 from study.spec import Trial
+from study.train.branches import lengths
 
 
 @dataclass(frozen=True)
