@@ -22,6 +22,7 @@ from models.config import ModelConfig, Shape
 from study.spec import DataConfig, TrainConfig, Trial
 from study.train.bundle import Bundle
 from study.train.device import Execution
+from study.train.evaluation import window_losses
 
 # n_layer, n_embd, n_head, block_size, batch_size, steps timed at a time
 SHAPES = {
@@ -106,7 +107,9 @@ def evaluation_ms(shape: tuple[int, ...]) -> tuple[float, float]:
         Execution(device="cpu", n_threads=1),
     )
     part = EVAL_BATCHES // 10
-    times = measure({"peer": lambda: peer.evaluate(part), "ours": lambda: ours._window_losses(*ours.val_windows)}, 1, 3)
+    times = measure(
+        {"peer": lambda: peer.evaluate(part), "ours": lambda: window_losses(ours.model, *ours.val_windows, recipe.batch_size)}, 1, 3
+    )
     return statistics.median(times["peer"]) * 10, statistics.median(times["ours"])
 
 

@@ -78,14 +78,10 @@ def _parse_with(name: str, first: Sequence[str], rest: Sequence[str]) -> Command
         description=f"{Command.__doc__} Presets: {', '.join(preset_names())}. "
         "Example: python -m study.run quick --train.lr 2e-3 --seeds 1 2 --dry-run",
     )
-    return _with_hash(command)
-
-
-def _with_hash(command: Command) -> Command:
-    """The command with the text of a model of the user's own read, and its hash in the place where a trial's identity takes it from."""
     model = command.study.model
     if not model.module:
         return command
+    # a model of the user's own: its file is read, and the hash stands in the place where a trial's identity takes it from
     return replace(command, study=replace(command.study, model=replace(model, module=resolve(model.module))))
 
 

@@ -9,8 +9,8 @@ The seam between running and concluding: `study` writes these tables, `analysis`
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,9 @@ STATUSES = ("COMPLETED", "STOPPED", "DIVERGED", "FAILED", "INTERRUPTED")
 FAILED raised (reason holds the last line of its traceback); INTERRUPTED was cut off and can be continued."""
 
 
-def _field(name: str, kind: pa.DataType, unit: str, description: str, required: bool = False) -> pa.Field:
+def _field(name: str, kind: pa.DataType, unit: str, description: str, required: bool = False, nullable: bool = False) -> pa.Field:
     metadata = {"unit": unit, "description": description, "required": "yes" if required else "no"}
-    return pa.field(name, kind, nullable=not required, metadata=metadata)
+    return pa.field(name, kind, nullable=nullable or not required, metadata=metadata)
 
 
 _int, _float, _str, _bool = pa.int64(), pa.float64(), pa.string(), pa.bool_()
@@ -48,11 +48,7 @@ _TRIALS = [
     _field("params_total", _int, "parameters", "all parameters, tied head counted once", True),
     _field("params_non_embedding", _int, "parameters", "total less token and position embeddings (Kaplan et al. 2020)", True),
     _field("n_tokens", _int, "tokens", "training tokens seen, with repetition", True),
-    pa.field(
-        "val_loss",
-        _float,
-        metadata={"unit": "nats/token", "description": "loss on the fixed validation windows at the last step", "required": "yes"},
-    ),
+    _field("val_loss", _float, "nats/token", "loss on the fixed validation windows at the last step", True, nullable=True),
     _field("study", _str, "", "name of the study that ran the trial"),
     _field("sweeps", pa.list_(_str), "", "sweeps of the study that hold this trial's configuration"),
     _field("d_ff", _int, "channels", "hidden width of each MLP"),
@@ -148,13 +144,9 @@ _SAMPLES = [
 ]
 
 _TEXT_KEY = ["trial_id", "prompt", "index", "temperature", "step"]
-SCHEMAS: dict[str, pa.Schema] = {
-    "trials": pa.schema(_TRIALS),
-    "curves": pa.schema(_CURVES),
-    "samples": pa.schema(_SAMPLES),
-}
-PER_TRIAL = ("trials", "curves", "samples")
-"""Tables with a file for each trial, merged into one at the end; the others are written whole."""
+SCHEMAS = {"trials": pa.schema(_TRIALS), "curves": pa.schema(_CURVES), "samples": pa.schema(_SAMPLES)}
+PER_TRIAL = tuple(SCHEMAS)
+"""Each table has a file for each trial, merged into one at the end."""
 KEYS = {"trials": ["trial_id"], "curves": ["trial_id", "step"], "samples": _TEXT_KEY}
 """Columns that identify a row. Rows can repeat after a restart: the last one wins."""
 
@@ -370,14 +362,6 @@ def compact(results: Path, table: str, study: str = "", code_version: str = "") 
     return int(data.num_rows)
 
 
-def completed(results: Path, problems: list[str] | None = None) -> dict[str, dict[str, Any]]:
-    """Rows of COMPLETED trials by trial_id."""
-    rows: Iterable[dict[str, Any]] = read(results, "trials", problems).to_pylist()
-    return {row["trial_id"]: row for row in rows if row["status"] == "COMPLETED"}
-
-
 def utc(seconds: float) -> datetime:
     """POSIX seconds as an aware UTC time, as the tables hold it."""
-    from datetime import UTC
-
     return datetime.fromtimestamp(seconds, tz=UTC)

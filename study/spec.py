@@ -325,11 +325,7 @@ def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, Tr
 
 
 def _sequences(given: dict[str, Any], block_size: int) -> dict[str, int]:
-    """Takes numbers of tokens out of a change and returns them as numbers of sequences, so that contexts compare at equal tokens.
-
-    Raises:
-        ValueError: no whole number of sequences, or both numbers are given.
-    """
+    """Takes numbers of tokens out of a change and returns them as numbers of sequences, so that contexts compare at equal tokens."""
     found, block = {}, given.get("block_size", block_size)
     for tokens, sequences in _SEQUENCES_OF.items():
         if tokens in given:
@@ -344,11 +340,7 @@ def _sequences(given: dict[str, Any], block_size: int) -> dict[str, int]:
 
 
 def _as_kind(kind: Any, name: str, value: Any) -> Any:
-    """A sweep's value with the type of the field it replaces.
-
-    Raises:
-        ValueError: it is no such number.
-    """
+    """A sweep's value with the type of the field it replaces."""
     if kind is str:
         return str(value)
     if isinstance(value, str):

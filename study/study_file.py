@@ -85,11 +85,7 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def _content(node: yaml.Node, depth: int = 0) -> Any:
-    """A YAML node as a dict, a list, the text of a scalar, or None where nothing stands.
-
-    Raises:
-        ValueError: a key stands twice, a tag asks for something else, or it nests deeper than any study.
-    """
+    """A YAML node as a dict, a list, the text of a scalar, or None where nothing stands."""
     line = node.start_mark.line + 1
     if depth > 5 or not node.tag.startswith("tag:yaml.org,2002:") or "python" in node.tag:
         raise ValueError(f"holds in line {line} what no study holds; a study has plain values, lists and mappings")

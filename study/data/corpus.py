@@ -291,11 +291,7 @@ def _check_fits(named: str, tokenizer: Tokenizer, text: str) -> None:
 
 
 def _arrays(config: "DataConfig") -> Path | None:
-    """The folder that holds train.bin and val.bin, where the data are such arrays.
-
-    Raises:
-        ValueError: the size of the vocabulary is not given.
-    """
+    """The folder that holds train.bin and val.bin, where the data are such arrays."""
     folder = expanded(config.path, "data.path")
     if not config.path or not all(os.path.isfile(folder / name) for name in sources.ARRAYS):
         return None
@@ -320,11 +316,7 @@ def _open_arrays(config: "DataConfig", folder: Path) -> Corpus:
 
 
 def _open_array(path: Path, vocab_size: int) -> np.ndarray:
-    """Token ids of nanoGPT's layout: uint16, or uint32 where the vocabulary needs it or every other 16 bits are empty.
-
-    Raises:
-        ValueError: an id lies outside the vocabulary.
-    """
+    """Token ids of nanoGPT's layout: uint16, or uint32 where the vocabulary needs it or every other 16 bits are empty."""
     size = path.stat().st_size
     tokens = np.memmap(path, dtype=np.uint16, mode="r", shape=(size // 2,))
     if size % 4 == 0 and (vocab_size > 1 << 16 or not tokens[1 : 1 << 20 : 2].any()):

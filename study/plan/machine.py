@@ -6,14 +6,10 @@ Reads /proc and /sys/fs/cgroup (cgroups(7), both versions); where they are not t
 """
 
 import os
+import resource
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-try:
-    import resource
-except ImportError:  # pragma: no cover - only where there is no POSIX
-    resource = None  # type: ignore[assignment]
 
 GROUPS = Path("/proc/self/cgroup")
 MOUNT = Path("/sys/fs/cgroup")
@@ -33,7 +29,7 @@ def memory() -> int:
 
 def address_space() -> int | None:
     """Bytes that the addresses of one process may span (`ulimit -v`); None where nothing limits them."""
-    if resource is None or (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
+    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
         return None
     return limit
 
@@ -41,7 +37,7 @@ def address_space() -> int | None:
 def processes_left() -> int | None:
     """Processes and threads that may still be started; None where nothing limits them."""
     left = [most - max(_numbers("pids", "pids.current", group), default=0) for group in _folders("pids") for most in _limit(group)]
-    if resource is not None and os.getuid() and (most := resource.getrlimit(resource.RLIMIT_NPROC)[0]) != resource.RLIM_INFINITY:
+    if os.getuid() and (most := resource.getrlimit(resource.RLIMIT_NPROC)[0]) != resource.RLIM_INFINITY:
         left.append(most - _threads_of(os.getuid()))
     return min(left, default=None)
 

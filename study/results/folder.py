@@ -5,6 +5,7 @@ Reads and writes files only; knows nothing of Ray.
     with locked(out): state = survey(out, trials, data_sha256)
 """
 
+import fcntl
 import json
 import os
 import socket
@@ -18,11 +19,6 @@ from typing import Any
 
 from study import records
 from study.spec import RECIPE_VERSION, Trial
-
-try:
-    import fcntl
-except ImportError:  # pragma: no cover - only where there is no POSIX
-    fcntl = None  # type: ignore[assignment]
 
 FINAL = ("COMPLETED", "DIVERGED")
 """A trial with such a row is not run again: training is deterministic, so a diverged one would diverge again."""
@@ -41,16 +37,15 @@ def locked(out: Path) -> Iterator[None]:
     check_writable(out)
     path = out / ".lock"
     with open(path, "a+", encoding="utf-8") as file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                raise ValueError(
-                    f"{out} is in use by another run ({_holder(file.read())}); wait for it, end it, or choose another --out"
-                ) from None
-            except OSError:
-                pass  # a file system without locks: the note below is all there is
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ValueError(
+                f"{out} is in use by another run ({_holder(file.read())}); wait for it, end it, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks: the note below is all there is
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
         file.flush()

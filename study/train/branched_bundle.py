@@ -192,11 +192,7 @@ def keep_weights(bundle: Bundle, folder: Path) -> list[str]:
 
 
 def _check_family(groups: Sequence[Group]) -> None:
-    """Hold the trials to one program.
-
-    Raises:
-        ValueError: they differ in more than their length, or a replica lacks a length.
-    """
+    """Hold the trials to one program."""
     families = {tuple(replace(t, train=replace(t.train, n_steps=1), sweeps=(), lr_status="") for t in group) for group in groups}
     n_lengths = len(groups)
     if len(families) != 1 or (n_lengths > 1 and any(t.train.schedule != "wsd" for group in groups for t in group)):

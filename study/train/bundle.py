@@ -40,14 +40,12 @@ from study.train.device import (
     synchronize,
 )
 from study.train.device_steps import DeviceSteps
+from study.train.evaluation import window_losses
 from study.train.optimizer import clip, groups_by_replica, make_optimizer, norm_limits
 from study.train.outcome import Outcome, Replica, finished_row
 from study.train.pace import Pace
 from study.train.samples import draw_samples, sample_steps
 
-EVAL_TOKENS = 16_384
-"""Tokens per evaluation batch (on a CPU it makes no difference from 1,024 up). A GPU takes those of a training batch, if they are more:
-larger batches pay there, and what fits for training fits for this."""
 ANYWHERE = Execution()
 DROPOUT_STREAM = 0x5CA1_AB1E
 """Keeps the dropout masks' stream apart from those of initialization and data."""
@@ -97,7 +95,9 @@ class Bundle:
         self.device_steps = DeviceSteps(self.model, self.optimizer, trials, train_tokens) if resident else None
         self.norm_limits = norm_limits(recipes, self.device)
         self.val_windows = self._windows(val_tokens)
-        self.val_bytes = self._bytes_per_token(self.val_windows[1])
+        targets = self.val_windows[1]
+        self.val_bytes = tokenizer.count_bytes(targets.flatten().tolist()) / targets.numel() if tokenizer else 0.0
+        """UTF-8 bytes of the validation text per token to predict; end-of-text marks are tokens without bytes"""
         self.train_windows = self._windows(self.train_tokens[0])
         self.step, self.restarts, self.notes = 0, 0, list[str]()
         self.pace = Pace(one_thread=self.device.type == "cpu" and torch.get_num_threads() == 1)
@@ -125,7 +125,8 @@ class Bundle:
             batch_loss, grad_norm = self._train_until(goal)
         trained = time.perf_counter()
         rows = self._evaluate(batch_loss, grad_norm, trained - began)
-        self._sample_on_the_way()
+        if self.tokenizer and self.step in self.sample_at:  # stories as they improve
+            self._collect_samples(n_prompts=2, n_tokens=100, temperatures=(0.8,), repeats=1)
         self.pace.add(train_s=trained - began, eval_s=time.perf_counter() - trained)
         for row in rows:
             row["wall_s"] = self.pace.wall_s
@@ -217,15 +218,10 @@ class Bundle:
         x, y = batches.evaluation_windows(tokens, self.recipe.eval_windows, self.replicas[0].trial.shape.block_size)
         return self._to_device(x), self._to_device(y)
 
-    def _bytes_per_token(self, targets: Tensor) -> float | None:
-        """UTF-8 bytes of the validation text per token to predict; end-of-text marks are tokens without bytes."""
-        found = self.tokenizer.count_bytes(targets.flatten().tolist()) if self.tokenizer else 0
-        return found / targets.numel() or None
-
     def _evaluate(self, batch_loss: Tensor | None, grad_norm: Tensor | None, seconds: float) -> list[dict[str, Any]]:
         last = self.step >= self.recipe.n_steps
-        val = self._window_losses(*self.val_windows)  # (K, windows)
-        train = self._window_losses(*self.train_windows) if last else None
+        val = window_losses(self.model, *self.val_windows, self.recipe.batch_size)  # (K, windows)
+        train = window_losses(self.model, *self.train_windows, self.recipe.batch_size) if last else None
         tokens_per_step = self.recipe.batch_size * self.block_size
         rows = []
         for index, replica in enumerate(self.replicas):
@@ -253,24 +249,6 @@ class Bundle:
             replica.curve.append(row)
             rows.append(row)
         return rows
-
-    @torch.inference_mode()
-    def _window_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean loss of every window under every replica, (K, windows) in float64 on the CPU."""
-        self.model.eval()
-        size = max(1, EVAL_TOKENS // (self.block_size * len(self.replicas)))
-        if self.device.type != "cpu":
-            size = max(size, self.recipe.batch_size)
-        parts = []
-        for x, y in zip(tokens.split(size), targets.split(size), strict=True):
-            shape = (len(self.replicas), *x.shape)
-            parts.append(self.model.token_losses(x.expand(shape), y.expand(shape)).double().mean(-1))
-        return torch.cat(parts, dim=1).cpu()
-
-    def _sample_on_the_way(self) -> None:
-        """A short text at an eighth, a quarter and half of the run: stories as they improve."""
-        if self.tokenizer and self.step in self.sample_at:
-            self._collect_samples(n_prompts=2, n_tokens=100, temperatures=(0.8,), repeats=1)
 
     def _collect_samples(self, **how: Any) -> None:
         assert self.tokenizer is not None

@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from models.home import home
 from study.options import Options
-from study.results.provenance import version
+from study.results.provenance import ROOT, version
 from study.tune import head, local_ray, ray_internals
 from study.tune.environment import check_address, temporary_folder
 
@@ -62,13 +62,13 @@ def _reachable(options: Options) -> str:
 
 @contextmanager
 def _joined(address: str) -> Iterator[None]:
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then the job has shipped the code
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ  # then the job has shipped the code, else all workers run this driver's
     with local_ray.quiet() as said:
         try:
             ray_internals.ask_head(address)
             ray.init(
                 address=address,
-                runtime_env=None if inside_job else {"py_modules": _own_packages()},
+                runtime_env=None if inside_job else {"py_modules": [str(ROOT / name) for name in ("study", "models", "analysis")]},
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
@@ -106,12 +106,6 @@ def _knock(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=REACH_S).close()
     except OSError as error:
         raise ValueError(f"the Ray cluster at {address} cannot be reached: {error.strerror or error}") from None
-
-
-def _own_packages() -> list[str]:
-    """Folders of our packages, shipped to the workers so that all run the code of this driver."""
-    root = Path(__file__).parents[2]
-    return [str(root / name) for name in ("study", "models", "analysis")]
 
 
 def gpus_per_trial(options: Options) -> float:
@@ -190,7 +184,8 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
         try:
             found = ray.get(answer, timeout=timeout_s)
         except (ray.exceptions.RayError, TimeoutError) as error:
-            if _is_gone(node["NodeID"]):  # a spot machine that was taken away in this moment
+            alive = [other["NodeID"] for other in ray.nodes() if other["Alive"]]
+            if node["NodeID"] not in alive:  # a spot machine that was taken away in this moment
                 continue
             raise ValueError(f"node {host} cannot run a task of this program: {local_ray.first_sentence(str(error))}") from None
         for name, theirs in found.items():
@@ -199,10 +194,6 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
                 raise ValueError(
                     f"node {host} has {name} {theirs or 'not installed'}, this driver has {version(name)}; install the same on all"
                 )
-
-
-def _is_gone(node_id: str) -> bool:
-    return not any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def _versions() -> dict[str, str]:

@@ -11,53 +11,26 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray import tune
 
 from study.display.overview import flops
-from study.display.terminal import printable
+from study.display.tensorboard import Board
+from study.display.terminal import Plain, printable
+from study.display.tracker import Tracker
 from study.plan.memory import is_out_of_memory, next_share, share_in_words
+from study.results.store_sync import Mirror
 from study.results.trial_writer import Recorder, Where
-from study.spec import Trial
 from study.tune import ray_internals
 from study.tune.signals import Interrupts
 from study.tune.worker_input import Bundled, reservation
 
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 """How a failed trial's traceback names a full disk."""
-
-
-class Upstream(Protocol):
-    """What becomes of the results elsewhere while the run goes on."""
-
-    notes: list[str]
-    """sentences for a person, taken out as they are shown"""
-    problem: str
-    """why the run must stop, or "" """
-
-
-class View(Protocol):
-    """Something that shows the run to a person; none of it is needed for the results."""
-
-    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
-        """Trials follow that were not known when the run began; their expected FLOPs by trial_id."""
-
-    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A trial reported evaluations."""
-
-    def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-        """A trial's row was written."""
-
-    def note(self, text: str) -> None:
-        """Something a person should know."""
-
-    def tick(self) -> None:
-        """Called several times a second."""
-
-    def close(self) -> None:
-        """The run is over."""
+View = Plain | Board | Tracker
+"""What shows the run to a person; the results need none of it."""
 
 
 @dataclass
@@ -93,7 +66,7 @@ class Monitor(tune.Callback):
 
     Args:
         recorder: writes rows as trials end.
-        views: terminal, board.
+        views: terminal, board, tracker.
         interrupts: signals are acted upon here, between two events of Ray Tune.
         bundles: by the index that Ray Tune knows.
         stall_s: a bundle without any result for so long has its process killed, so that it is tried again.
@@ -109,7 +82,7 @@ class Monitor(tune.Callback):
         bundles: Sequence[Bundled],
         stall_s: float = 1800.0,
         budget_s: float = 0.0,
-        upstream: Upstream | None = None,
+        upstream: Mirror | None = None,
     ) -> None:
         self.recorder, self.views, self.interrupts, self.bundles = recorder, list(views), interrupts, list(bundles)
         self.stall_s, self.budget_s, self.began = stall_s, budget_s, time.monotonic()

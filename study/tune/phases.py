@@ -4,7 +4,7 @@ problem = train_in_phases(job, found)   # "" or why it stopped early
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from study import report_process
 from study.files import read_json, write_json
@@ -69,7 +69,8 @@ def search_phase(job: Job, wanted: Callable[[Trial], bool]) -> str:
     part = tuple(trial for trial in found.missing if wanted(trial) and trial.lr_status in ("tuned", "at_edge"))
     if problem or not part:
         return problem
-    return train(_with_quote(job, part), dataclasses.replace(found, missing=part))
+    quoted = job.quoted and requote(job.quoted, part, job.command.options)  # they were not known when the run was quoted
+    return train(dataclasses.replace(job, quoted=quoted), dataclasses.replace(found, missing=part))
 
 
 def take_stock(job: Job) -> Survey:
@@ -80,8 +81,3 @@ def take_stock(job: Job) -> Survey:
     facts = read_json(out / "study.json")
     write_json(out / "study.json", facts | {"trial_ids": [trial.trial_id for trial in trials]})
     return folder.survey(out, trials, job.corpus.sha256, set_aside=False)
-
-
-def _with_quote(job: Job, part: Sequence[Trial]) -> Job:
-    """The job with a plan for trials that were not known when the run was quoted."""
-    return dataclasses.replace(job, quoted=requote(job.quoted, part, job.command.options) if job.quoted else None)

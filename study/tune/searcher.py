@@ -118,12 +118,6 @@ class SizesSearcher(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: what a run left is read from the records."""
 
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing to keep."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing to read."""
-
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Nothing to keep."""
 

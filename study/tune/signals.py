@@ -8,8 +8,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
-HANG_UP = getattr(signal, "SIGHUP", signal.SIGTERM)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, HANG_UP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Interrupted(BaseException):
@@ -26,8 +25,8 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        nohup = before.get(HANG_UP) == signal.SIG_IGN
-        self._before = {number: handler for number, handler in before.items() if not (nohup and number == HANG_UP)}
+        nohup = before[signal.SIGHUP] == signal.SIG_IGN
+        self._before = {number: handler for number, handler in before.items() if not (nohup and number == signal.SIGHUP)}
         self.install()
         return self
 
@@ -60,7 +59,7 @@ class Interrupts:
             raise Interrupted
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.signum and signum == HANG_UP != signal.SIGTERM:  # the shell of a closed terminal sends it once more
+        if self.signum and signum == signal.SIGHUP:  # the shell of a closed terminal sends it once more
             return
         if self.signum:  # asked twice: tables are written whole or not at all, so leaving at once loses nothing
             os.write(2, b"\nstudy.run: stopped at once; the same command continues\n")

@@ -33,6 +33,9 @@ def run_bundles(work: Work, options: Options, out: Path, callback: tune.Callback
     """
     shutil.rmtree(out / "ray", ignore_errors=True)
     bundles = work.bundles
+    search: dict[str, Any] = {}
+    if prober:
+        search = {"search_alg": SizesSearcher(prober), "scheduler": WithinSize(prober), "num_samples": -1}
     trainable = tune.with_resources(tune.with_parameters(BundleTrainable, work=work), requests(bundles))
     tuner = tune.Tuner(
         trainable,
@@ -42,7 +45,7 @@ def run_bundles(work: Work, options: Options, out: Path, callback: tune.Callback
             reuse_actors=True,
             trial_name_creator=_ray_name,
             trial_dirname_creator=_ray_name,
-            **_search_of(prober),
+            **search,
         ),
         run_config=tune.RunConfig(
             name="tune",
@@ -59,13 +62,6 @@ def run_bundles(work: Work, options: Options, out: Path, callback: tune.Callback
         if os.strerror(errno.ENOSPC) in str(error):
             raise ValueError(f"{no_room(out)}; what is done is kept, and the same command continues") from None
         raise
-
-
-def _search_of(prober: Prober | None) -> dict[str, Any]:
-    """The part of a TuneConfig that lets a search make the trials."""
-    if prober is None:
-        return {}
-    return {"search_alg": SizesSearcher(prober), "scheduler": WithinSize(prober), "num_samples": -1}
 
 
 def _ray_name(trial: Any) -> str:
