@@ -148,7 +148,7 @@ def test_a_study_at_one_rate_is_told_how_to_tune(tmp_path: Path) -> None:
 
 def test_the_section_lists_optima_slopes_and_runs_each_traced_to_its_place(tmp_path: Path) -> None:
     fits = {"learning_rates": concluded(tmp_path, searched_rows(0.004))}
-    section = sections.rates_section(Evidence(tmp_path, fits, [], [], [], []))
+    section = sections.rates_section(Evidence(tmp_path, fits, [], [], []))
     assert [listing.name for listing in section.listings] == ["rate_optima", "rate_slopes"]
     for listing in section.listings:
         assert all(len(row) == len(listing.columns) for row in listing.rows)

@@ -18,7 +18,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection, PolyCollection
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.text import Annotation, Text
@@ -108,11 +107,6 @@ def tick_values(low: float, high: float, wanted: int = 5) -> list[float]:
 def shown(name: object) -> str:
     """A name from outside as a label: no control characters, at most 60 signs. Nothing in it is mathematics (`text.parse_math`)."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(name))[:60]
-
-
-def hex_of(colors: Any) -> str:
-    """The first of an artist's colors, as the palette writes it."""
-    return to_hex(np.asarray(colors)[0])
 
 
 def shade(position: float) -> str:

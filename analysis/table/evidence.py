@@ -19,14 +19,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Evidence:
-    """Conclusions and rows of one study. `trials` holds only rows that the conclusions used; `every_trial` holds all."""
+    """Conclusions and rows of one study. `trials` holds only rows that the conclusions used."""
 
     results: Path
     fits: Mapping[str, Any]
     trials: Sequence[Row]
     curves: Sequence[Row]
     samples: Sequence[Row]
-    every_trial: Sequence[Row]
     problems: list[str] = field(default_factory=list)
 
 
@@ -46,7 +45,7 @@ def load(results: Path, fits: Mapping[str, Any] | None = None) -> Evidence:
     left_out = {row.get("trial_id") for row in conclusions.get("exclusions") or []}
     used = [row for row in trials if row["status"] == "COMPLETED" and row["trial_id"] not in left_out]
     curves, samples = _rows(results, "curves", problems), _rows(results, "samples", problems)
-    return Evidence(results, conclusions, used, curves, samples, trials, problems)
+    return Evidence(results, conclusions, used, curves, samples, problems)
 
 
 def read_fits(results: Path) -> Mapping[str, Any]:

@@ -113,11 +113,10 @@ class Speeds:
     def note(self, device: str, trial: Trial, vocab_size: int, ms: float, real: bool, bundle: int = 1) -> None:
         """Remember a step's time; what a real trial took replaces a probe, and the mean of two real ones follows a changing machine."""
         known = self.seen.setdefault(device, {})
-        key, old = speed_key(trial, bundle), None
-        old = known.get(key)
-        if old and old["real"] and not real:
-            return
-        if old and old["real"] and real:
+        key = speed_key(trial, bundle)
+        if (old := known.get(key)) and old["real"]:
+            if not real:
+                return
             ms = 0.5 * (ms + old["ms"])
         known[key] = {"ms": ms, "flops": step_flops(trial, vocab_size, bundle), "layers": float(trial.shape.n_layer), "real": float(real)}
 
