@@ -1,7 +1,8 @@
 """Which law forecasts runs that it has not seen, and whether intervals hold what they promise: `make bench-laws`.
 
 For each table of runs every law is fitted to all sizes below one and asked for that size, rolling upward; the table gives the median
-relative error, the error of the largest size alone, the residuals in sample and AICc. Written to `benchmarks/results/laws.csv`.
+relative error, the error of the largest size alone, the residuals in sample and AICc; the longest training length is asked for from all
+shorter ones (there "largest error" is that of the worst shape). Written to `benchmarks/results/laws.csv`.
 `--simulate N` adds the coverage of the shape law's intervals over N studies with planted exponents, and how often "depth or width matters
 in some comparison at equal size" is said where only size matters (family-wise error, by the scatter of configurations).
 
@@ -21,8 +22,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimate import SIZE, Estimate
+from analysis.findings.training_length import Longer, longer
 from analysis.fits import fit as fits
-from analysis.fits import forecast_law, shape_law
+from analysis.fits import forecast_law, length_law, shape_law
 from analysis.fits.laws import (
     POWER,
     POWER_FLOOR,
@@ -36,6 +38,7 @@ from analysis.fits.laws import (
     Term,
     with_aspect,
 )
+from analysis.table.configurations import SHAPE as SHAPE_COLUMNS
 from analysis.table.configurations import Configurations, Floats, average, t_quantile
 from analysis.table.load import size_labels
 
@@ -150,6 +153,31 @@ def _errors(predict: Predict | None, cells: Configurations) -> Floats | None:
     return None if predict is None else np.abs(predict(cells.columns) / cells.loss - 1)
 
 
+def lengths() -> Iterator[dict[str, object]]:
+    """One row per law of text: the longest length of each table forecast from all shorter ones."""
+    for name in ("study_horizon", "study_horizon_completep"):
+        cells = average(pd.read_parquet(RESULTS / f"{name}.parquet"))
+        longest = cells.columns[TOKENS].max()
+        early, late = (cells.take(mask) for mask in (cells.columns[TOKENS] < longest, cells.columns[TOKENS] == longest))
+        known = longer(early)
+        assert isinstance(known, Longer)
+        shapes = np.stack([late.columns[column] for column in SHAPE_COLUMNS], axis=1)
+        found = [known.find(early, [float(v) for v in shape]) for shape in shapes]
+        told = np.array([np.nan if shape is None else known.law.predict(shape, longest).value for shape in found])
+        for law in (*TOKEN_LAWS, None):
+            result = fits.fit(law, early.columns, early.loss) if law else None
+            error = np.abs((result.predict(late.columns) if result else told) / late.loss - 1)
+            inside = known.law.residual_sd if result is None else float(np.sqrt(np.mean(np.expm1(result.residuals) ** 2)))
+            yield {
+                "table": f"{name}, longest length",
+                "law": f"{law.name}: {law.equation}" if law else f"D: {length_law.EQUATION}",
+                "residual_percent": 100 * inside,
+                "median_error_percent": 100 * float(np.median(error)),
+                "largest_error_percent": 100 * float(error.max()),
+                "forecast": len(late),
+            }
+
+
 # ---- simulation ----
 
 LAYERS, EMBD = 4.6, 53.0
@@ -233,6 +261,7 @@ def main() -> None:
     line.add_argument("--simulate", type=int, default=0, metavar="N", help="also simulate N studies of each design (200: ten minutes)")
     given = line.parse_args()
     rows = [row for name, cells, laws in tables() for row in rows_of(name, cells, laws)]
+    rows += lengths()
     rows += [*coverage(given.simulate), *family_wise(given.simulate)] if given.simulate else []
     table = pd.DataFrame(rows)
     print(table.round(2).to_string(index=False))

@@ -160,11 +160,9 @@ def test_on_horizon_it_errs_less_than_half_as_much_as_the_additive_law() -> None
     known, additive = longer(early), fit_size_law("joint", "", early)
     assert isinstance(known, Longer)
     assert isinstance(additive, Fitted)
-    of_shape = [early.columns["params_non_embedding"][members[-1]] + early.columns["n_embd"][members[-1]] for members in known.members]
-    wanted = [
-        of_shape.index(size + width) for size, width in zip(late.columns["params_non_embedding"], late.columns["n_embd"], strict=True)
-    ]
-    own = np.array([known.law.predict(shape, 6_144_000).value for shape in wanted])
+    shapes = zip(*(late.columns[name] for name in ("n_layer", "n_embd", "n_head")), strict=True)
+    wanted = [known.find(early, shape) for shape in shapes]
+    own = np.array([known.law.predict(int(shape), 6_144_000).value for shape in wanted if shape is not None])
     errors = [float(np.median(np.abs(values / late.loss - 1))) for values in (own, additive.result.predict(late.columns))]
     assert errors[0] < 0.02
     assert errors[1] > 2 * errors[0]

@@ -112,11 +112,9 @@ def by_length(cells: Configurations, target: Target, source: Source) -> dict[str
     found = longer(cells)
     if isinstance(found, Refusal):
         return found
-    names = SHAPE_COLUMNS[:-1]
-    same = [all(cells.columns[name][own[0]] == getattr(target, name) for name in names) for own in found.members]
-    if not any(same):
+    shape = found.find(cells, (target.n_layer, target.n_embd, target.n_head))
+    if shape is None:
         return Refusal(Code.EXTRAPOLATION, "the shape was not trained at three shorter lengths")
-    shape = same.index(True)
     own = cells.columns["n_tokens"][list(found.members[shape])]
     if target.n_tokens * own[0] > own[-1] ** 2:
         return Refusal(

@@ -20,7 +20,7 @@ import numpy as np
 from analysis.estimate import SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.lines import FACTORS, Line, at_length, lines
 from analysis.fits.length_law import MIN_LENGTHS, LengthFit, fit_length_law
-from analysis.table.configurations import Configurations, Floats, Noise, t_quantile
+from analysis.table.configurations import SHAPE, Configurations, Floats, Noise, t_quantile
 from analysis.table.load import SAME_SIZE
 
 GRID = 401
@@ -146,6 +146,11 @@ class Longer:
     law: LengthFit
     members: tuple[tuple[int, ...], ...]
 
+    def find(self, cells: Configurations, shape: Sequence[float]) -> int | None:
+        """The first of the law's shapes that has this depth, width and number of heads."""
+        own = (shape_id for shape_id, members in enumerate(self.members) if _shape_at(cells, members[0]) == tuple(shape))
+        return next(own, None)
+
     def to_dict(self, cells: Configurations) -> dict[str, Any]:
         """The law, and what each shape would reach on twice its longest text."""
         rows = []
@@ -267,6 +272,10 @@ def _best_shapes(cells: Configurations, block: Block, group: Sequence[int]) -> l
         shapes = {name: _shape(cells, int(block.members[i, at])) for name, i in (("best", first), ("next", second))}
         rows.append({"n_tokens": int(n), **shapes, "lead": lead.to_dict()})
     return rows
+
+
+def _shape_at(cells: Configurations, i: int) -> tuple[float, ...]:
+    return tuple(float(cells.columns[name][i]) for name in SHAPE)
 
 
 def _shape(cells: Configurations, i: int) -> Mapping[str, int]:
