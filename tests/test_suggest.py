@@ -19,7 +19,8 @@ from analysis.table import configurations as replicates
 from analysis.table import load as tables
 from analysis.table.recipe import one_recipe
 from benchmarks.coverage import profile_batch
-from study import records, suggestion
+from study import records
+from study.plan import suggestion
 from study.spec import Study, TrainConfig, Trial, expand
 from tests.conftest import synthetic_row
 
