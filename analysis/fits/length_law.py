@@ -3,8 +3,8 @@
     L_s(D) = E_s + B_s (D / D0)^-beta            B_s >= 0; E_s at least the text's entropy where that is known
 
 At fixed size the law of Hoffmann et al. 2022 (eq. 2) with an amplitude that may differ between shapes, which the additive law denies. beta
-minimises the squared relative residuals; E_s and B_s follow from it in closed form. Asked for the longest length of `horizon` the additive
-law errs five times as much, on `horizon-completep`, whose shapes differ less, as much (`make bench-laws`).
+minimises the squared relative residuals; E_s and B_s follow from it in closed form. Asked for the two longest lengths of `horizon` the
+additive law errs two and five times as much, on `horizon-completep`, whose shapes differ less, as much (`make bench-laws`).
 
 An interval is twice the root mean square error of forecasting each later length from the earlier ones, and holds for steps no longer than
 those. Errors of shapes go together, since all share beta: it covers most shapes or few.
