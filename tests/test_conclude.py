@@ -29,11 +29,6 @@ def test_sizes_within_five_per_cent_count_as_one() -> None:
     }
 
 
-def test_holding_out_everything_is_refused_with_what_is_possible() -> None:
-    with pytest.raises(ValueError, match="hold out 3 at most"):
-        held_out(TRIALS, "largest", 4)
-
-
 def test_the_longest_lengths_are_held_out_of_every_shape() -> None:
     trials = expand(Study(sweeps=("data:kind=grid:n_embd=32,64:n_tokens=128K,256K,512K,1024K",), seeds=(1, 2)))
     later = held_out(trials, "longest", 2)

@@ -129,24 +129,6 @@ def test_the_answer_adapts_to_what_the_study_holds(
     assert third in said[2].lower()
 
 
-def test_a_study_in_which_everything_failed_says_so(tmp_path: Path) -> None:
-    tree = tree_of(tmp_path, rows_of(SWEEPS["width"], status="FAILED", val_loss=None, reason="RuntimeError: boom"))
-    assert "None of the 12 trials can be used (12 failed)" in sentences(tree)[0]
-    assert "RuntimeError: boom" in sentences(tree)[1]
-    assert tree["noise"]["refused"]["code"] == "no_completed_trials"
-    assert len(tree["exclusions"]) == 12
-
-
-def test_trials_that_a_scheduler_stopped_are_listed_and_never_fitted(tmp_path: Path) -> None:
-    rows = rows_of(SWEEPS["width"])
-    before = tree_of(tmp_path / "whole", rows)
-    stopped = [{**r, "trial_id": f"x{i}", "status": "STOPPED", "val_loss": 9.0} for i, r in enumerate(rows[:4])]
-    after = tree_of(tmp_path / "stopped", rows + stopped)
-    assert after["fits"] == before["fits"]
-    assert after["counts"]["stopped"] == 4
-    assert all("never fitted" in row["reason"] for row in after["exclusions"])
-
-
 # ---- the command ----
 
 
@@ -156,18 +138,6 @@ def test_the_command_writes_fits_json_and_prints_the_answer(tmp_path: Path, caps
     tree = json.loads((tmp_path / "elsewhere" / "fits.json").read_text())
     printed = " ".join(capsys.readouterr().out.split())
     assert all(sentence in printed for sentence in tree["answer"])
-
-
-@pytest.mark.parametrize("kind", ["absent", "empty", "garbage", "missing column"])
-def test_a_mistake_gets_one_sentence_and_exit_code_one(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if kind == "garbage":
-        (tmp_path / "trials.parquet").write_bytes(b"not parquet")
-    if kind == "missing column":
-        records.write_table(tmp_path / "trials.parquet", records.to_table("trials", rows_of(SWEEPS["width"])).drop_columns(["n_layer"]))
-    assert main([str(tmp_path / "absent" if kind == "absent" else tmp_path)]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert len(error.strip().splitlines()) == 1
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """Data preparation: splitting, vocabulary, cache, batches, and one clear sentence for each text that cannot be used."""
 
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -18,7 +17,6 @@ from study.data import corpus as data
 from study.data import tokens as text_tokens
 from study.spec import DataConfig
 from study.stories import generator as stories
-from tests.derivations import log_probability
 
 SHARED = Path(os.environ.get("SCALING_STUDY_SHARED") or Path(__file__).parents[2] / "shared")
 SAMPLE = SHARED / "data" / "tinystories_sample.txt"
@@ -49,23 +47,11 @@ def test_the_prepared_stories_are_the_generated_ones_with_their_floor(tmp_path: 
     for tokens, part in ((corpus.train, made.train), (corpus.val, made.val)):
         assert tokens.dtype == np.uint8
         assert isinstance(tokens, np.memmap)
-        assert (
-            corpus.tokenizer.decode(tokens[:3000])
-            == "".join(story + "<|endoftext|>" for story in part)[: len(corpus.tokenizer.decode(tokens[:3000]))]
-        )
+        assert "".join(story + "<|endoftext|>" for story in part).startswith(corpus.tokenizer.decode(tokens[:3000]))
         assert len(tokens) == sum(len(story) + 1 for story in part)
     assert (corpus.floor, corpus.floor_se) == (made.floor, made.floor_se)
-    nats = -sum(log_probability(stories.story_grammar(), story) for story in made.val)
-    assert corpus.floor == pytest.approx(nats / len(corpus.val))
     assert corpus.characters[:2] == ("<|endoftext|>", "<unk>")
     assert int(np.count_nonzero(corpus.val == 0)) == len(made.val)
-
-
-def test_no_window_of_validation_text_of_a_story_s_length_occurs_in_training(tmp_path: Path) -> None:
-    corpus = data.prepare(DataConfig(train_chars=200_000), tmp_path)
-    train = corpus.train.tobytes()
-    ends = np.flatnonzero(corpus.val[:100_000] == 0)
-    assert not any(corpus.val[begin:end].tobytes() in train for begin, end in itertools.pairwise(ends))
 
 
 # ---- own text ----
@@ -151,14 +137,6 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
         data.prepare(DataConfig(path=str(tmp_path)), tmp_path)
     with pytest.raises(ValueError, match="cannot be read"):
         data.prepare(DataConfig(path=str(tmp_path / ("x" * 300))), tmp_path)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read every file")
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    config = own(tmp_path, "text")
-    Path(config.path).chmod(0)
-    with pytest.raises(ValueError, match="cannot be read"):
-        data.prepare(config, tmp_path)
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the shared TinyStories sample is not on this machine")
@@ -267,26 +245,6 @@ def test_what_a_killed_process_left_is_removed_after_hours_only(tmp_path: Path) 
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_a_cache_that_cannot_be_read_is_named_and_stays_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = own(tmp_path, lines(300))
-    folder = data.prepare(config, tmp_path / "cache").path
-    meta = folder / "meta.json"
-    kept = meta.read_bytes()
-    meta.unlink()
-    meta.mkdir()  # no bytes of it can be read, whoever asks
-    with pytest.raises(ValueError, match=r"meta.json cannot be read \(Is a directory\); mend that, or name another cache"):
-        data.prepare(config, tmp_path / "cache")
-    meta.rmdir()
-    meta.write_bytes(kept)
-    assert data.prepare(config, tmp_path / "cache").path == folder
-    assert list(folder.parent.glob("*.set-aside-*")) == []
-
-
-def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path / "elsewhere"))
-    assert data.prepare(own(tmp_path, lines(300))).path.is_relative_to(tmp_path / "elsewhere")
-
-
 # ---- identity ----
 
 
@@ -307,12 +265,6 @@ def test_identity_names_what_fixes_the_data_and_nothing_else(tmp_path: Path) -> 
     }
     assert len(keys) == 5
     assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
-
-
-def test_identity_notices_a_file_that_changed_in_place(tmp_path: Path) -> None:
-    before = data.data_key(own(tmp_path, lines(300)))
-    time.sleep(0.01)
-    assert data.data_key(own(tmp_path, lines(300).replace("9", "8"))) != before
 
 
 # ---- batches ----

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -134,7 +133,6 @@ def test_the_run_ends_with_the_report_and_three_sentences(smoke: tuple[Path, str
     page = (out / "report" / "report.html").read_text()
     assert page.count("<table") >= 1
     assert page.count("<svg") >= 2
-    assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)  # nothing is fetched from anywhere
     assert (out / "report" / "report.md").exists()
     assert (out / "report" / "report.ipynb").exists()
 

@@ -16,7 +16,7 @@ from analysis.findings.size_law import Fitted, fit_size_law
 from analysis.table import configurations as replicates
 from analysis.table import load as table
 from study import records
-from tests.conftest import synthetic_row
+from tests.conftest import BATCH, BLOCK, N_STEPS, synthetic_row
 
 SHAPES = [(2, 16, 2), (2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 128, 4), (2, 160, 4)]
 TARGET = (2, 256, 4)
@@ -105,15 +105,6 @@ def test_a_forecast_is_scored_once_its_trial_has_run_and_keeps_what_it_said(tmp_
     assert forecasts.read(path) == [scored]
 
 
-def test_no_forecast_is_written_or_rewritten_after_the_fact(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
-    forecast = made(tmp_path)
-    write(tmp_path, [*SHAPES, TARGET])
-    _, cells, _ = fitted_to(tmp_path)
-    with pytest.raises(ValueError, match="has run already"):
-        forecasts.add(tmp_path / "forecasts.json", forecast, cells)
-
-
 def test_a_forecast_made_after_its_trial_ended_is_not_counted(tmp_path: Path) -> None:
     write(tmp_path, SHAPES)
     path = tmp_path / "forecasts.json"
@@ -144,22 +135,16 @@ def test_a_forecast_that_has_not_been_tested_may_be_replaced(tmp_path: Path) -> 
     assert [row["made_at"] for row in rows] == [(NOW + timedelta(hours=2)).isoformat()]
 
 
-def test_beyond_one_observed_log_range_a_forecast_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [("48x1024h8", Code.EXTRAPOLATION), ("2x256h4@5", Code.FIXED_TOKENS), (f"2x256h4@{N_STEPS * BATCH * BLOCK}", None)],
+    ids=["beyond one observed log range", "another length", "the length of the data"],
+)
+def test_of_what_the_law_says_nothing_a_forecast_is_refused(tmp_path: Path, text: str, code: Code | None) -> None:
     write(tmp_path, SHAPES)
     fitted, cells, _ = fitted_to(tmp_path)
-    refused = forecasts.make(fitted, forecasts.parse("48x1024h8", cells), forecasts.Source(None, NOW))
-    assert isinstance(refused, Refusal)
-    assert refused.code == Code.EXTRAPOLATION
-
-
-def test_training_tokens_of_which_the_law_says_nothing_are_refused(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
-    fitted, cells, _ = fitted_to(tmp_path)
-    refused = forecasts.make(fitted, forecasts.parse("2x256h4@5", cells), forecasts.Source(None, NOW))
-    assert isinstance(refused, Refusal)
-    assert refused.code == Code.FIXED_TOKENS
-    budget = int(cells.columns["n_tokens"][0])
-    assert isinstance(forecasts.make(fitted, forecasts.parse(f"2x256h4@{budget}", cells), forecasts.Source(None, NOW)), dict)
+    found = forecasts.make(fitted, forecasts.parse(text, cells), forecasts.Source(None, NOW))
+    assert (found.code if isinstance(found, Refusal) else None) == code
 
 
 @pytest.mark.parametrize(("tokens", "allowed"), [(4_000_000, True), (400_000_000, False), (1000, False)])

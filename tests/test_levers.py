@@ -305,6 +305,7 @@ def test_no_two_verdicts_of_a_report_disagree(name: str, tmp_path: Path) -> None
             sure = {"gain": own["low"] is not None and own["low"] > 0, "loss": own["high"] is not None and own["high"] < 0}
             assert sure.get(own["verdict"], not any(sure.values())), place
             assert (own["verdict"] == "within_noise") <= (place.endswith(("/gain", "/difference"))), place
+    assert all(row["verdict"] == row["gain_per_doubling"].get("verdict", row["verdict"]) for row in tree["levers"])
     for at in tree["shape"]["by_length"]:
         rows = {lever["factor"]: lever["gain_per_doubling"] for lever in tree["levers"] if lever["n_tokens"] == at["n_tokens"]}
         per_doubling_of_size = rows["n_embd"]["value"] / 2 - rows["n_layer"]["value"]

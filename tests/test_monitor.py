@@ -57,19 +57,8 @@ def test_progress_is_weighted_by_flops_not_by_trials(trials: list[Trial]) -> Non
     view.began = time.monotonic() - 10
     plain = Plain(view, say=lambda text: None)
     plain.progress(trials[0].trial_id, [evaluation(trials[0], trials[0].train.n_steps // 2)])
-    plain.ended(
-        {
-            "trial_id": trials[2].trial_id,
-            "status": "FAILED",
-            "reason": "x",
-            "n_layer": 1,
-            "n_embd": 2,
-            "n_head": 1,
-            "seed": 1,
-            "config_id": "x",
-        },
-        [],
-    )
+    failed = {"trial_id": trials[2].trial_id, "status": "FAILED", "reason": "x", "seed": 1, "config_id": "x"}
+    plain.ended({**failed, **asdict(trials[2].shape)}, [])
     assert view.share() == pytest.approx(0.4)
     assert view.seconds_left() == pytest.approx(15, rel=0.02)
     assert view.counts() == {"done": 2, "running": 1, "failed": 1, "all": 5}

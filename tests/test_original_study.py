@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 
-from analysis.estimate import is_refused
-from analysis.findings import training as speed
 from analysis.findings.conclude import conclude
 from analysis.findings.size_law import Fitted, fit_size_law
 from analysis.findings.sweeps import find_sweeps
@@ -26,7 +24,7 @@ RUNS = Path(os.environ.get("SCALING_STUDY_SHARED", ROOT.parent / "shared")) / "r
 pytestmark = pytest.mark.skipif(not RUNS.exists(), reason=f"the original study's runs are not on this machine ({RUNS})")
 
 
-def write_original(path: Path, exclusive: bool | None = True) -> Path:
+def write_original(path: Path) -> Path:
     """The twelve published runs as a trials.parquet; the position embedding (256 x n_embd) is no part of params_non_embedding."""
     with RUNS.open() as file:
         runs = list(csv.DictReader(file))
@@ -39,7 +37,7 @@ def write_original(path: Path, exclusive: bool | None = True) -> Path:
             **{name: int(run[name]) for name in ("n_layer", "n_embd", "n_head", "params_total", "params_blocks")},
             "params_non_embedding": int(run["params_blocks"]) + int(run["n_embd"]), "n_tokens": 81_920_000,
             "val_loss": float(run["val_loss"]), "train_loss": float(run["train_loss"]), "sweeps": held[_shape(run)],
-            "ms_per_step": float(run["ms_per_iter_median"]), "exclusive_timing": exclusive, "lr": 1e-3, "batch_size": 64, "block_size": 256,
+            "ms_per_step": float(run["ms_per_iter_median"]), "exclusive_timing": True, "lr": 1e-3, "batch_size": 64, "block_size": 256,
         }
         for run in runs
     ]  # fmt: skip
@@ -131,14 +129,6 @@ def test_the_local_slope_is_reported_where_the_exponent_is_refused(tree: dict[st
 def test_without_seeds_no_effect_is_called_real(tree: dict[str, Any]) -> None:
     assert tree["noise"]["refused"]["code"] == "one_seed"
     assert all(level["verdict"] == "not_told" for s in tree["sweeps"] for level in s["levels"][1:])
-
-
-def test_timings_of_unknown_company_are_not_compared(tmp_path: Path) -> None:
-    shared = table.load(write_original(tmp_path, exclusive=None))
-    cells = average(shared.trials)
-    heads = next(s for s in find_sweeps(cells) if s.name == "heads")
-    assert is_refused(speed.timing(shared.trials, cells, [heads])["heads_slowdown"])
-    assert all(not row["exclusive"] for row in speed.timing(shared.trials, cells, [heads])["rows"])
 
 
 def test_the_three_sentences_hold_the_numbers_and_ask_for_seeds(tree: dict[str, Any]) -> None:

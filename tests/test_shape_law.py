@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -139,42 +140,21 @@ def test_an_interaction_gives_local_exponents_and_withholds_kappa() -> None:
     assert number(found.a).value == pytest.approx(0.2, abs=0.03)
 
 
-REFUSED = {
-    "two depths": (((1, 4), (24, 48, 96, 192)), Code.NO_VARIATION),
-    "two widths": (((1, 2, 4, 8), (24, 96)), Code.NO_VARIATION),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_designs_that_cannot_tell_are_refused(case: str) -> None:
-    levels, code = REFUSED[case]
-    found = fit_shape_law(configurations(power(0.2, 0.4), levels))
-    assert isinstance(found, Refusal)
-    assert found.code == code
-
-
-def test_too_few_shapes_collinear_shapes_and_several_lengths_are_refused() -> None:
+def test_designs_that_cannot_tell_are_refused() -> None:
     cells = configurations(power(0.2, 0.4), noise=0.01)
-    diagonal = np.flatnonzero(np.isin(cells.config_id, [f"{d}x{w}" for d, w in zip(*GRID, strict=True)]))
-    together = np.concatenate([diagonal, diagonal])
+    doublings = tuple(2**k for k in range(8))
+    square = configurations(power(0.2, 0.4), (doublings, tuple(24 * n for n in doublings)), noise=0.01)
     mixed = cells.take(np.arange(16))
     mixed.columns["n_tokens"] = np.repeat([1e6, 2e6], 8)
     for found, code in (
-        (fit_shape_law(cells.take(np.arange(7))), Code.NO_VARIATION),
+        (fit_shape_law(cells.take(np.arange(7))), Code.NO_VARIATION),  # two depths
+        (fit_shape_law(configurations(power(0.2, 0.4), (GRID[0], (24, 96)))), Code.NO_VARIATION),
         (fit_shape_law(cells.take([0, 1, 2, 4, 5, 8, 10])), Code.TOO_FEW_DF),
-        (fit_shape_law(_repeated(cells, together)), Code.COLLINEAR),
+        (fit_shape_law(square.take(np.arange(0, 64, 9))), Code.COLLINEAR),  # the diagonal
         (fit_shape_law(mixed), Code.UNMATCHED),
     ):
         assert isinstance(found, Refusal)
         assert found.code == code
-
-
-def _repeated(cells: Configurations, rows: np.ndarray) -> Configurations:
-    k = len(rows)
-    return Configurations(
-        np.array([f"{i}" for i in range(k)], dtype=object), {name: values[rows] for name, values in cells.columns.items()},
-        cells.loss[rows], np.ones(k, dtype=int), ((),) * k, np.arange(k), np.zeros(k, dtype=int), cells.loss[rows],
-    )  # fmt: skip
 
 
 def test_a_floor_whose_interval_reaches_zero_is_refused_with_its_bound_and_kappa_stays() -> None:
@@ -196,15 +176,7 @@ def test_a_far_configuration_and_a_far_seed_are_named(place: slice, kind: str, s
 def test_a_mean_of_many_seeds_weighs_more_than_a_single_one() -> None:
     cells = configurations(power(0.1, 0.5), noise=0.01)
     keep = np.r_[0:45, 45]  # the largest configuration keeps one seed
-    fewer = Configurations(
-        cells.config_id,
-        cells.columns,
-        cells.loss,
-        np.r_[np.full(15, 3), 1],
-        cells.sweeps,
-        cells.cell_config[keep],
-        cells.cell_seed[keep],
-        cells.cell_loss[keep],
-    )
+    cut = {name: getattr(cells, name)[keep] for name in ("cell_config", "cell_seed", "cell_loss")}
+    fewer = replace(cells, n_seeds=np.r_[np.full(15, 3), 1], **cut)
     weights = fitted(fewer).means.data.weights[0]
     assert weights[15] < weights[0]

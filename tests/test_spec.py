@@ -30,7 +30,7 @@ def test_ids_are_the_same_in_another_process_and_for_whole_numbers_written_as_de
     assert replace(trial, train=replace(trial.train, grad_clip=1)).trial_id == trial.trial_id
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"n_steps": 7}, {"unique_tokens": 999}, {"schedule": "wsd"}])
+@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"n_steps": 7}, {"weight_decay": 0.2}, {"unique_tokens": 999}, {"schedule": "wsd"}])
 def test_any_change_of_the_recipe_changes_the_id(change: dict[str, object]) -> None:
     trial = Trial(Shape(), TrainConfig(), Study().data, 1)
     assert replace(trial, train=replace(trial.train, **change)).config_id != trial.config_id

@@ -1,7 +1,6 @@
 """Sweeps find planted gains and invent none: steps between levels, shapes of equal size, text and context at fixed shapes."""
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,17 +92,6 @@ def test_shapes_are_compared_within_their_size_only(tree: dict[str, Any]) -> Non
         true = 0.05 * math.log2(best["aspect"] / last["aspect"])
         assert last["behind_low"] - 0.02 < true < last["behind_high"] + 0.02  # the best was chosen by its loss: its lead is too large
         assert last["verdict"] == "loss"
-
-
-def test_the_answer_follows_the_shape_that_wins_at_equal_size(matched: table.Table, tree: dict[str, Any]) -> None:
-    assert tree["shape"]["verdict"] == "wide"
-    first, second, _ = sentences(tree)
-    assert "go wider" in first
-    assert "over all 30 configurations wide beats deep at equal size" in second
-    turned = matched.rows["val_loss"] + 0.1 * np.log2(matched.rows["n_embd"] / matched.rows["n_layer"] / 10)
-    deep = sentences(conclude(replace(matched, rows=matched.rows.assign(val_loss=turned))))
-    assert "go deeper" in deep[0]
-    assert "deep beats wide" in deep[1]
 
 
 def test_its_figure_has_a_line_for_each_size_and_no_label_over_another(tree: dict[str, Any]) -> None:
