@@ -118,6 +118,19 @@ def synthetic_results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return results
 
 
+# ---- a command without Ray ----
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story_cache: Path) -> Path:
+    """An empty working directory; as on a cluster, no steps are timed for a quote."""
+    place = tmp_path / "here"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    return place
+
+
 # ---- a real local Ray ----
 
 

@@ -11,14 +11,20 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 Step = Callable[..., str]
 SSHD = "/usr/sbin/sshd"
+PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 NETWORK = "10.77.0"
 WAIT = "while :; do sleep 0.5; done"  # a shell as first process also collects the processes that others leave behind
 
@@ -97,21 +103,8 @@ class Hosts:
     def __enter__(self) -> "Hosts":
         self._write_files()
         script = OUTER + "".join(self._start_of(name) for name in self.address) + WAIT
-        command = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "unshare",
-            "--net",
-            "--mount",
-            "--pid",
-            "--fork",
-            "--mount-proc",
-            "--kill-child",
-            "bash",
-            "-c",
-            script,
-        ]
+        alone = "setpriv --pdeathsig KILL unshare --net --mount --pid --fork --mount-proc --kill-child bash -c"
+        command = [*alone.split(), script]
         self._outer = subprocess.Popen(command, stdin=subprocess.DEVNULL, env={"PATH": os.environ["PATH"]})
         deadline = time.monotonic() + 30
         while not all((self.folder / name / "up").exists() for name in self.address):
@@ -199,3 +192,16 @@ HOST_FOLDER={self.folder / name} ip netns exec {name} unshare --pid --mount --ut
         }  # fmt: skip
         (folder / "sshd_config").write_text("".join(f"{key} {value}\n" for key, value in settings.items()))
         (folder / "start.sh").write_text(HOST.format(folder=folder, name=name, sshd=SSHD) + WAIT)
+
+
+@contextmanager
+def started(names: list[str], programs: str = "") -> Iterator[Hosts]:
+    """Hosts in a folder of their own, with this Python's programs and those in a folder beside theirs; skips where none can be made."""
+    if reason := why_not():
+        pytest.skip(reason)
+    folder = Path(tempfile.mkdtemp(prefix="hosts-", dir="/var/tmp"))
+    try:
+        with Hosts(folder, names, f"{folder}/{programs}:{PATH}" if programs else PATH) as made:
+            yield made
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

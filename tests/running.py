@@ -40,6 +40,14 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
 
 
+def in_mid_run(place: Path, *more: str) -> tuple[subprocess.Popen[bytes], Path, Path]:
+    """A tiny study of its own process that has saved its first checkpoints, its results folder and what it says."""
+    out, log = place / "out", place / "log"
+    process = start(tiny(out, "--no-report", *more), log)
+    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    return process, out, log
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = 240, process: subprocess.Popen[bytes] | None = None) -> Any:
     """Wait for a condition; returns its value, or None when time is up or the process has ended."""
     end = time.monotonic() + seconds
@@ -48,6 +56,13 @@ def wait_until(condition: Callable[[], Any], seconds: float = 240, process: subp
             return value
         time.sleep(0.02)
     return condition()
+
+
+def finished(bundle: Any) -> Any:
+    """The bundle, trained to its end."""
+    while not bundle.done:
+        bundle.advance()
+    return bundle
 
 
 def checkpoints(out: Path, from_step: int) -> list[Path]:

@@ -5,11 +5,8 @@ a GPU that is Ray's bookkeeping only. Not shown: machine images, drivers, rights
 """
 
 import json
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +14,6 @@ import yaml
 
 from tests import hosts as host_tools
 from tests.hosts import Hosts, Step, copy_project
-from tests.test_ray_up import PATH
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -39,20 +35,13 @@ print(next(o["OutputValue"] for o in cloud.describe_stacks()["Stacks"][0]["Outpu
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    reason = host_tools.why_not()
-    if reason:
-        pytest.skip(reason)
     pytest.importorskip("moto.server", reason="needs moto and flask")
-    folder = Path(tempfile.mkdtemp(prefix="hosts-", dir="/var/tmp"))
-    try:
-        with Hosts(folder, ["head", "spot"], PATH) as started:
-            copy_project(started.home("laptop") / "project")
-            for source, target in (("laptop", "head"), ("head", "spot")):  # whatever address AWS names, this host answers
-                connect = f"Host *\n  HostName {started.address[target]}\n  IdentityFile {folder}/keys/user\n"
-                (started.home(source) / ".ssh" / "config").write_text(connect)
-            yield started
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with host_tools.started(["head", "spot"]) as started:
+        copy_project(started.home("laptop") / "project")
+        for source, target in (("laptop", "head"), ("head", "spot")):  # whatever address AWS names, this host answers
+            connect = f"Host *\n  HostName {started.address[target]}\n  IdentityFile {started.folder}/keys/user\n"
+            (started.home(source) / ".ssh" / "config").write_text(connect)
+        yield started
 
 
 @pytest.fixture(scope="module")

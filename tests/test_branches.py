@@ -27,7 +27,7 @@ from study.train.bundle import Bundle
 from study.train.device import Execution
 from study.train.outcome import Outcome
 from tests.rounding import drift, float64
-from tests.running import TIMES
+from tests.running import TIMES, finished
 
 FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
 RECIPE = TrainConfig(
@@ -61,9 +61,7 @@ def finish(one: BranchedBundle) -> dict[str, Outcome]:
 
 
 def lone(one: Trial) -> tuple[Outcome, torch.Tensor]:
-    bundle = Bundle([one], TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), TOKENIZER, FLOAT32)
-    while not bundle.done:
-        bundle.advance()
+    bundle = finished(Bundle([one], TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), TOKENIZER, FLOAT32))
     return bundle.finish()[0], bundle.model.flat.clone()
 
 

@@ -33,25 +33,12 @@ def guarded_cluster() -> Iterator[tuple[str, str]]:
     port, dashboard, agent, client = free_ports(4)
     plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment = {**plain, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "right" * 8, "RAY_USAGE_STATS_ENABLED": "0"}
-    ports = [
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={agent}",
-        f"--ray-client-server-port={client}",
-    ]
+    ports = f"--port={port} --dashboard-port={dashboard} --dashboard-agent-listen-port={agent} --ray-client-server-port={client}"
     with tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder:
-        start = [
-            "ray.scripts.scripts",
-            "start",
-            "--head",
-            "--block",
-            "--node-ip-address=127.0.0.1",
-            "--dashboard-host=127.0.0.1",
-            "--num-cpus=1",
-        ]
-        more = [f"--temp-dir={folder}", f"--object-store-memory={80 * 2**20}", *ports]
+        start = "ray.scripts.scripts start --head --block --node-ip-address=127.0.0.1 --dashboard-host=127.0.0.1 --num-cpus=1"
+        more = [f"--temp-dir={folder}", f"--object-store-memory={80 * 2**20}", *ports.split()]
         head = subprocess.Popen(
-            [sys.executable, "-m", *start, *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [sys.executable, "-m", *start.split(), *more], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             url = f"127.0.0.1:{dashboard}"

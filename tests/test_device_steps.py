@@ -13,6 +13,7 @@ from study.train.device import Execution
 from study.train.device_steps import DeviceSteps, fits, keep
 from study.train.optimizer import make_optimizer
 from tests.rounding import drift, float64
+from tests.running import finished
 from tests.test_train import CHARACTERS, LONGEST_SUM, RECIPE, bundle, corpus, losses, trial
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device on this machine")
@@ -47,10 +48,7 @@ def test_steps_without_the_host_have_the_losses_of_steps_with_it(monkeypatch: py
     monkeypatch.setattr("study.train.device_steps.MOST_ROWS", 7)  # a stretch of several tables
     specs = [trial(1), trial(2, lr=3e-3, grad_clip=0.05, schedule="wsd", unique_tokens=2000), trial(3, lr=1e300, grad_clip=0.0)]
     with float64():
-        plain, fast = bundle(*specs), without_the_host(*specs)
-        for whole in (plain, fast):
-            while not whole.done:
-                whole.advance()
+        plain, fast = finished(bundle(*specs)), finished(without_the_host(*specs))
     for one, other in zip(plain.finish(), fast.finish(), strict=True):
         assert losses(other) == pytest.approx(losses(one), rel=drift(RECIPE.n_steps, LONGEST_SUM))
         assert (other.row["status"], other.row["n_steps"]) == (one.row["status"], one.row["n_steps"])
@@ -79,10 +77,7 @@ def test_a_corpus_is_kept_once_for_all_bundles_of_a_process() -> None:
 
 
 def on_gpu(trials: Sequence[Trial], precision: str = "float32") -> Bundle:
-    whole = Bundle(trials, *corpus(), len(CHARACTERS), None, Execution(device="cuda", precision=precision))  # type: ignore[arg-type]
-    while not whole.done:
-        whole.advance()
-    return whole
+    return finished(Bundle(trials, *corpus(), len(CHARACTERS), None, Execution(device="cuda", precision=precision)))  # type: ignore[arg-type]
 
 
 @needs_gpu
@@ -103,8 +98,6 @@ def test_a_captured_step_is_used_and_trains_like_its_kernels_launched_one_by_one
 @needs_gpu
 def test_a_gpu_has_the_losses_of_a_cpu() -> None:
     specs = [trial(1), trial(2, lr=3e-3, schedule="wsd", unique_tokens=2000)]
-    plain = bundle(*specs)
-    while not plain.done:
-        plain.advance()
+    plain = finished(bundle(*specs))
     for one, other in zip(on_gpu(specs).finish(), plain.finish(), strict=True):
         assert losses(one) == pytest.approx(losses(other), rel=1e-2)  # its float32 products are TF32

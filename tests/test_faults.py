@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from benchmarks.scale import below
 from study import run
 from study.results import folder
-from tests.running import ROOT, checkpoints, facts, kill_one_worker, one, rows, start, tables, tiny, wait_until, workers
+from tests.running import ROOT, checkpoints, facts, in_mid_run, kill_one_worker, one, rows, start, tables, tiny, wait_until, workers
 
 pytestmark = pytest.mark.ray
 
@@ -42,9 +42,7 @@ def test_a_worker_that_is_killed_and_one_that_hangs_are_replaced_and_resume_with
 
 
 def test_ctrl_c_exits_130_and_the_same_command_ends_like_an_undisturbed_run(undisturbed: Path, tmp_path: Path) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(one(out), log)
-    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    process, out, log = in_mid_run(tmp_path, "--sweeps", "width:n_embd=24")
     os.killpg(process.pid, signal.SIGINT)  # a terminal sends Ctrl-C to the whole group
     assert process.wait(30) == 130
     said = log.read_text()
@@ -58,13 +56,11 @@ def test_ctrl_c_exits_130_and_the_same_command_ends_like_an_undisturbed_run(undi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_a_terminated_or_killed_driver_leaves_no_worker_behind_and_the_same_command_continues(
     undisturbed: Path, tmp_path: Path, number: int, code: int
 ) -> None:
-    out, log = tmp_path / "out", tmp_path / "log"
-    process = start(tiny(out, "--no-report"), log)
-    assert wait_until(lambda: checkpoints(out, 40), process=process), log.read_text()
+    process, out, _ = in_mid_run(tmp_path)
     pids = workers(process.pid)
     process.send_signal(number)
     assert process.wait(30) == code
@@ -108,13 +104,11 @@ print("exit", code, "ray", "ray" in sys.modules and sys.modules["ray"].is_initia
 @pytest.mark.slow
 def test_trials_of_a_node_that_is_removed_move_to_another(undisturbed: Path, tmp_path: Path) -> None:
     """Three nodes as processes of this machine; code travels as packages, tokens through the object store."""
-    out, log = tmp_path / "out", tmp_path / "log"
     small = {"object_store_memory": 100 * 2**20}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
     try:
         nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
-        process = start(tiny(out, "--no-report", "--address", cluster.address), log)
-        assert wait_until(lambda: checkpoints(out, 60), process=process), log.read_text()
+        process, out, log = in_mid_run(tmp_path, "--address", cluster.address)
         cluster.remove_node(nodes[1])
         assert process.wait(120) == 0, log.read_text()
     finally:
@@ -185,6 +179,7 @@ def test_a_trial_whose_worker_dies_each_time_is_tried_three_times_and_then_recor
 def test_a_second_run_on_the_same_folder_is_refused_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with folder.locked(tmp_path):
         assert run.main(tiny(tmp_path)) == 1
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]  # nothing is touched of the run that holds it
     said = capsys.readouterr().err
     assert f"is in use by another run (process {os.getpid()} on" in said
     assert len(said.strip().splitlines()) == 1

@@ -2,7 +2,6 @@
 
 import math
 import re
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +21,8 @@ from study.spec import DataConfig, TrainConfig, Trial, expand
 from study.train.branched_bundle import keep_weights
 from study.train.bundle import Bundle
 from study.train.device import Execution
-from tests.running import ROOT, tiny
+from tests.running import ROOT, finished, tiny
+from tests.test_run import refused
 
 LLAMA = f"{ROOT}/examples/llama.py:Llama"
 LETTERS = Tokenizer(("<|endoftext|>", "<unk>", *"abcdefgh"))
@@ -129,9 +129,7 @@ def test_a_resumed_run_equals_the_unbroken_one_with_buffers_and_noise_of_its_own
 
 
 def test_its_weights_generate_and_score_with_its_file_and_never_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = bundle_of(LLAMA)
-    while not bundle.done:
-        bundle.advance()
+    bundle = finished(bundle_of(LLAMA))
     assert not keep_weights(bundle, tmp_path / "weights")
     with pytest.raises(ValueError, match=r"is of your own model llama.py:Llama; name its file: --module FILE:CLASS"):
         trained.load(tmp_path)
@@ -218,6 +216,5 @@ def test_a_module_that_cannot_be_used_is_refused_in_one_sentence(
     ],
 )
 def test_what_cannot_work_with_it_is_refused_in_one_sentence(flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with suppress(SystemExit):  # tyro ends the program itself, with the same code
-        assert run.main(["smoke", *flags, "--dry-run"]) == 2
-    assert sentence in " ".join(capsys.readouterr().err.replace("│", " ").split())
+    code, said = refused(capsys, "smoke", *flags, "--dry-run")
+    assert (code, sentence in said) == (2, True), said

@@ -20,7 +20,7 @@ from study.train.bundle import Bundle
 from study.train.device import Execution
 from study.train.optimizer import groups_by_replica, make_optimizer
 from tests.rounding import drift, float64
-from tests.running import write_study
+from tests.running import finished, write_study
 
 CPU = Execution("cpu", "float32")
 BASE = 32
@@ -34,9 +34,7 @@ def corpus() -> data.Corpus:
 
 
 def curve(corpus: data.Corpus, *trials: Trial) -> list[float]:
-    bundle = Bundle(trials, corpus.train, corpus.val, corpus.vocab_size, None, CPU)
-    while not bundle.done:
-        bundle.advance()
+    bundle = finished(Bundle(trials, corpus.train, corpus.val, corpus.vocab_size, None, CPU))
     return [row["val_loss"] for replica in bundle.replicas for row in replica.curve]
 
 
@@ -115,9 +113,7 @@ def test_a_bundle_and_a_restart_change_nothing(corpus: data.Corpus, tmp_path: Pa
         first.advance()
     first.save(tmp_path)
     assert second.restore(tmp_path)
-    while not second.done:
-        second.advance()
-    assert [row["val_loss"] for replica in second.replicas for row in replica.curve] == together
+    assert [row["val_loss"] for replica in finished(second).replicas for row in replica.curve] == together
 
 
 def test_what_training_moves_does_not_depend_on_width_under_mup_and_does_otherwise(corpus: data.Corpus) -> None:

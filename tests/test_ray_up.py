@@ -5,10 +5,7 @@ Every step prints its command and time; see them with: make test-cluster
 """
 
 import os
-import shutil
 import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +19,6 @@ from tests.hosts import Hosts, Step, copy_project
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
-PATH = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 LONGER = "--train.n_steps 2000 --train.eval_interval 500"
 """Trials of a few seconds: `smoke` itself is over before the workers of other hosts have started."""
 STUDY = f"python -m study.run smoke {LONGER} --cpus-per-trial 1 --out '~/results/smoke'"
@@ -42,18 +38,11 @@ def change_lines(project: Path, hosts: Hosts) -> None:
 
 @pytest.fixture(scope="module")
 def hosts() -> Iterator[Hosts]:
-    reason = host_tools.why_not()
-    if reason:
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="hosts-", dir="/var/tmp"))
-    try:
-        with Hosts(folder, ["head", "one", "two"], PATH) as started:
-            project = started.home("laptop") / "project"
-            copy_project(project)
-            change_lines(project, started)
-            yield started
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with host_tools.started(["head", "one", "two"]) as started:
+        project = started.home("laptop") / "project"
+        copy_project(project)
+        change_lines(project, started)
+        yield started
 
 
 @pytest.fixture(scope="module")

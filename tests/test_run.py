@@ -18,15 +18,9 @@ from study.spec import expand
 from study.study_file import preset_names, study_flags
 from study.tune import signals as interrupt
 from tests.conftest import write_synthetic
+from tests.running import ROOT
 
-ROOT = Path(__file__).parent.parent
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, story_cache: Path) -> None:
-    """Each test has a working folder of its own, so that nothing lands in the repository; no steps are timed for a quote."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # as on a cluster
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -67,11 +61,11 @@ def test_every_preset_parses_and_expands(name: str) -> None:
     assert len(study_flags(name)) > 5
 
 
-def test_a_yaml_study_and_the_same_flags_give_the_same_study(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text("seeds: 3\ntrain: {lr: 1e-3}\nsweeps:\n  depth: {n_layer: [1, 2]}\n  rate: {lr: [1e-3, 2e-3]}\n")
+def test_a_yaml_study_and_the_same_flags_give_the_same_study(here: Path) -> None:
+    (here / "mine.yaml").write_text("seeds: 3\ntrain: {lr: 1e-3}\nsweeps:\n  depth: {n_layer: [1, 2]}\n  rate: {lr: [1e-3, 2e-3]}\n")
     command = parse(["mine.yaml"])
     flags = ["--seeds", "3", "--train.lr", "1e-3", "--sweeps", "depth:n_layer=1,2", "rate:lr=1e-3,2e-3"]
-    (tmp_path / "empty.yaml").write_text("question: What do depth, width, heads, or simply more parameters buy?\n")
+    (here / "empty.yaml").write_text("question: What do depth, width, heads, or simply more parameters buy?\n")
     assert command.study == parse(["empty.yaml", *flags]).study
     assert command.study_name == "mine"
     assert command.out.name.startswith("mine-")
@@ -82,15 +76,9 @@ def test_where_to_run_never_changes_which_trials_there_are() -> None:
     assert [t.trial_id for t in expand(parse(["smoke", *here]).study)] == [t.trial_id for t in expand(parse(["smoke"]).study)]
 
 
-def test_other_data_get_a_results_folder_of_their_own(tmp_path: Path) -> None:
-    assert parse(["smoke"]).out == tmp_path / "results" / "smoke"
-    assert parse(["smoke", "--data.path", "a/My book.txt"]).out.name.startswith("smoke-My-book-")
-    assert parse(["smoke", "--data.name", "tinystories"]).out == tmp_path / "results" / "smoke-tinystories"
-
-
-def test_a_data_path_in_a_study_file_is_taken_from_the_file(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    (tmp_path / "sub" / "s.yaml").write_text("data: {path: book.txt}\n")
+def test_a_data_path_in_a_study_file_is_taken_from_the_file(here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "s.yaml").write_text("data: {path: book.txt}\n")
     assert Path(parse(["sub/s.yaml"]).study.data.path) == Path("sub/book.txt")
 
 
@@ -104,7 +92,6 @@ def test_a_data_path_in_a_study_file_is_taken_from_the_file(tmp_path: Path) -> N
         (["nowhere.yaml"], 2, "there is no study file nowhere.yaml"),
         (["smoke", "--train.lr", "-1"], 2, "lr=-1.0 must be a positive number, for example 1e-3"),
         (["smoke", "--train.lr", "fast"], 2, "'fast' is no number; give numbers such as 64, 1e-3 or 4M"),
-        (["smoke", "--model.n_embd", "100", "--model.n_head", "8"], 2, "n_embd=100 is not divisible by n_head=8"),
         (["smoke", "--sweeps", "heads:n_head=3"], 2, "sweep 'heads': n_embd=32 is not divisible by n_head=3"),
         (["smoke", "--sweeps", "speed:warp=3"], 2, "sweep 'speed' changes unknown field ['warp']"),
         (["smoke", "--gpus-per-trial", "1.5"], 2, "gpus-per-trial=1.5 must be a fraction from 0 to 1 or a whole number"),
@@ -113,7 +100,6 @@ def test_a_data_path_in_a_study_file_is_taken_from_the_file(tmp_path: Path) -> N
         (["smoke", "--train.unique-tokens", "999999999"], 1, "unique_tokens=999,999,999 must be 0 (all) or at most the"),
         (["smoke", "--model.block-size", "999999"], 1, "the text is too short for block_size=999999"),
         (["smoke", "--budget", "3"], 2, "budget='3' is not a duration; write a number with a unit, for example 90s, 30m, 2h"),
-        (["smoke", "--out", "ftp://host/x"], 2, "give a folder"),
         (["smoke", "--data.path", "missing.txt"], 1, "missing.txt"),
     ],
 )
@@ -134,12 +120,13 @@ def test_a_mistake_gives_one_sentence_and_the_right_exit_code(
         ("out: /etc\n", "has an unknown key 'out' (where to run belongs on the command line)"),
         ("model: [1, 2]\n", "model should be a mapping of fields to values, for example model: {n_layer: 4}"),
         ("sweeps: depth\n", "sweeps should map each name to its fields"),
+        ("sweeps: {../../evil: {n_layer: [1, 2]}}\n", "has a name that cannot be used"),
         ("train: {learning_rate: 1}\n", "--train.learning_rate"),
         ("question: !!python/object/apply:os.system ['true']\n", "holds in line 1 what no study holds"),
     ],
 )
-def test_a_bad_study_file_is_refused_in_words(capsys: pytest.CaptureFixture[str], tmp_path: Path, text: str, sentence: str) -> None:
-    (tmp_path / "bad.yaml").write_text(text)
+def test_a_bad_study_file_is_refused_in_words(capsys: pytest.CaptureFixture[str], here: Path, text: str, sentence: str) -> None:
+    (here / "bad.yaml").write_text(text)
     code, said = refused(capsys, "bad.yaml", "--dry-run")
     assert (code, sentence in said) == (2, True), said
 
@@ -162,12 +149,12 @@ def test_help_costs_little_more_than_the_parser_of_flags_itself() -> None:
 # ---- before anything starts ----
 
 
-def test_a_dry_run_shows_every_configuration_and_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_every_configuration_and_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["smoke", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "14 trials = 7 configurations x 2 seeds; 0 done, 14 to run" in said
     assert "depth, width, heads" in said
-    assert not (tmp_path / "results").exists()
+    assert not (here / "results").exists()
 
 
 def test_a_dry_run_of_data_that_are_not_here_downloads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,11 +164,11 @@ def test_a_dry_run_of_data_that_are_not_here_downloads_nothing(capsys: pytest.Ca
     assert time.monotonic() - began < 5
 
 
-def test_a_survey_tells_done_missing_stale_and_foreign_rows_apart(tmp_path: Path) -> None:
+def test_a_survey_tells_done_missing_stale_and_foreign_rows_apart(here: Path) -> None:
     from study import records
 
     trials = expand(parse(["smoke"]).study)
-    template = write_synthetic(tmp_path / "synthetic", seeds=1)[0]
+    template = write_synthetic(here / "synthetic", seeds=1)[0]
     plans = [
         ("COMPLETED", "now", 0),
         ("DIVERGED", "now", 1),
@@ -192,20 +179,20 @@ def test_a_survey_tells_done_missing_stale_and_foreign_rows_apart(tmp_path: Path
     for number, (status, sha256, index) in enumerate(plans):
         trial_id = trials[index].trial_id if index is not None else "somebody-else"
         row = {**template, "trial_id": trial_id, "status": status, "data_sha256": sha256}
-        records.write(tmp_path / "out" / "trials" / f"{number}.parquet", "trials", [row])
-    found = folder.survey(tmp_path / "out", trials, "now")
+        records.write(here / "out" / "trials" / f"{number}.parquet", "trials", [row])
+    found = folder.survey(here / "out", trials, "now")
     assert set(found.done) == {trials[0].trial_id, trials[1].trial_id}
     assert len(found.missing) == len(trials) - 2
     assert (found.failed_before, found.stale, found.foreign) == (1, 1, 1)
     assert trials[3] in found.missing
 
 
-def test_json_is_replaced_whole_and_damaged_json_reads_as_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "study.json"
+def test_json_is_replaced_whole_and_damaged_json_reads_as_nothing(here: Path) -> None:
+    path = here / "study.json"
     write_json(path, {"a": 1})
     write_json(path, {"a": 2})
     assert read_json(path) == {"a": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["study.json"]
+    assert [p.name for p in here.iterdir()] == ["study.json"]
     path.write_text("{")
     assert read_json(path) == {}
 

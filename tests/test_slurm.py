@@ -3,9 +3,7 @@
 The stand-ins do what Slurm does for this script: name the allocation's machines, and run one command on each of them over SSH.
 """
 
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 
 from tests import hosts as host_tools
 from tests.hosts import Hosts, copy_project
-from tests.test_ray_up import LONGER, PATH
+from tests.test_ray_up import LONGER
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
@@ -33,15 +31,8 @@ exit ${{status:-0}}
 
 @pytest.fixture
 def hosts() -> Iterator[Hosts]:
-    reason = host_tools.why_not()
-    if reason:
-        pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="hosts-", dir="/var/tmp"))
-    try:
-        with Hosts(folder, ["first", "second"], f"{folder}/slurm:{PATH}") as started:
-            yield started
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with host_tools.started(["first", "second"], "slurm") as started:
+        yield started
 
 
 def install_stand_ins(hosts: Hosts) -> None:

@@ -16,16 +16,14 @@ from moto.server import ThreadedMotoServer
 from analysis import __main__ as analysis
 from study import run
 from study.command import parse
-from study.data import corpus as data
 from study.files import cache_folder
 from study.results import object_store as stores
 from study.results import store_sync as mirror
 from study.results.object_store import Store
 from study.results.store_sync import Mirror, held, mirrored
-from study.spec import expand
-from study.tune.trainable import BundleTrainable
-from study.tune.worker_input import Bundled, Work, share
 from tests.running import facts, rows, tables, tiny, wait_until
+from tests.test_run import refused
+from tests.test_trial import worker
 
 
 @pytest.fixture(scope="module")
@@ -123,16 +121,8 @@ def test_a_study_in_a_store_goes_on_from_another_machine_ends_without_its_store_
 def test_a_store_that_stays_away_stops_the_run_in_one_sentence(
     local_ray: None, bucket: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    study = [
-        "smoke",
-        "--out",
-        f"{bucket}/a",
-        *tiny(Path("unused"), "--no-report")[3:],
-        "--sweeps",
-        "width:n_embd=32",
-        "--train.n_steps",
-        "20000",
-    ]
+    longer = ["--sweeps", "width:n_embd=32", "--train.n_steps", "20000"]
+    study = ["smoke", "--out", f"{bucket}/a", *tiny(Path("unused"), "--no-report")[3:], *longer]
     for name, value in {"POLL_S": 0.2, "PATIENCE_S": 1.5, "LAST_PATIENCE_S": 0.5}.items():
         monkeypatch.setattr(mirror, name, value)
     out = parse(study).out
@@ -224,14 +214,8 @@ def test_a_run_whose_store_was_taken_over_stops(bucket: str, tmp_path: Path, mon
 def test_what_is_no_place_in_a_store_is_refused_in_one_sentence(
     address: str, capsys: pytest.CaptureFixture[str], story_cache: Path
 ) -> None:
-    try:
-        code = run.main(["smoke", "--out", address])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    assert code == 2
-    said = capsys.readouterr().err
-    assert f"out={address}" in " ".join(said.replace("│", " ").split())
-    assert "Traceback" not in said
+    code, said = refused(capsys, "smoke", "--out", address)
+    assert (code, f"out={address}" in said) == (2, True), said
 
 
 def test_a_bucket_that_is_not_there_and_a_server_that_does_not_answer_are_named_before_anything_starts(
@@ -284,23 +268,13 @@ def test_the_analysis_fetches_results_from_their_address(
 def test_a_worker_without_the_folder_keeps_its_checkpoints_in_the_store_and_another_one_continues(
     local_ray: None, bucket: str, tmp_path: Path
 ) -> None:
-    def worker() -> BundleTrainable:
-        command = parse(tiny(tmp_path))
-        corpus = data.prepare(command.study.data)
-        tokens = (share(corpus.train, on_cluster=False), share(corpus.val, on_cluster=False))
-        bundles = (Bundled(expand(command.study)[:1], 1.0, 0.0),)
-        found = object.__new__(BundleTrainable)
-        place = tmp_path / "of-the-driver" / "checkpoints"
-        work = Work(bundles, *tokens, corpus.vocab_size, corpus.tokenizer, "cpu", "float32", place, 0.0, store=Store.at(f"{bucket}/a"))
-        found.setup({"bundle": 0}, work)
-        return found
-
-    first = worker()
+    store, driver = Store.at(f"{bucket}/a"), tmp_path / "of-the-driver"
+    first = worker(driver, store=store)
     assert [first.step()["rows"][0]["step"] for _ in range(3)] == [0, 20, 40]
     assert any(name.endswith("step-00000020/state.json") for name in contents(f"{bucket}/a"))
-    second = worker()
+    second = worker(driver, store=store)
     assert second.step()["rows"][0]["step"] in (40, 60)
-    assert not (tmp_path / "of-the-driver").exists()
+    assert not driver.exists()
     place = second.place
     second.cleanup()
     assert not place.exists()

@@ -239,7 +239,7 @@ def test_results_that_cannot_be_continued_give_one_sentence(
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (None, "there is no suggestion at"),
+        (None, "there is no suggestion at .*; make one with: python -m analysis RESULTS --suggest 5"),
         ("{", "cannot be read as a suggestion"),
         ('{"kind": "fits", "trials": [1]}', "is no suggestion; give the file"),
         ('{"kind": "suggestion", "trials": [{"seed": 1}], "study": {}}', "holds a trial without change and seed"),

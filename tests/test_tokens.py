@@ -19,6 +19,7 @@ from study.plan.memory import check_memory
 from study.spec import DataConfig, TrainConfig, Trial
 from study.train.bundle import Bundle
 from study.train.device import Execution
+from tests.running import finished
 
 TEXT = "".join(f"The cat number {i} sat on the mat; naïve 🙂 said the dog.\n<|endoftext|>" for i in range(400))
 
@@ -187,8 +188,6 @@ def test_files_that_cannot_be_used_get_one_sentence(tmp_path: Path, name: str, c
     with pytest.raises(ValueError, match=sentence) as caught:
         data.prepare(DataConfig(path=str(tmp_path / name)), tmp_path / "cache")
     assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="does not exist"):
-        data.prepare(DataConfig(path=str(tmp_path / "missing.parquet")), tmp_path / "cache")
 
 
 # ---- arrays ----
@@ -222,9 +221,7 @@ def test_arrays_train_without_texts_and_their_identity_is_their_content(tmp_path
     corpus = data.prepare(DataConfig(path=str(tmp_path), vocab_size=300))
     trial = Trial(Shape(1, 16, 1, 32), TrainConfig(n_steps=2, eval_interval=1, eval_windows=4), DataConfig(), 1)
     bundle = Bundle([trial], corpus.train, corpus.val, 300, corpus.tokenizer, Execution(device="cpu", n_threads=1))
-    while not bundle.done:
-        bundle.advance()
-    outcome = bundle.finish()[0]
+    outcome = finished(bundle).finish()[0]
     assert (outcome.row["status"], outcome.row["val_bpb"], outcome.samples) == ("COMPLETED", None, [])
     key = data.data_key(DataConfig(path=str(tmp_path), vocab_size=300))
     assert key != data.data_key(DataConfig(path=str(tmp_path), vocab_size=301))

@@ -21,6 +21,7 @@ from study.train.device import Execution
 from study.train.outcome import Outcome
 from study.train.samples import sample_steps
 from tests.rounding import drift, float64
+from tests.running import finished
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny_losses.txt"
 FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
@@ -51,10 +52,7 @@ def bundle(*trials: Trial, execution: Execution = FLOAT32, tokenizer: Tokenizer 
 
 
 def run(*trials: Trial, execution: Execution = FLOAT32) -> list[Outcome]:
-    whole = bundle(*trials, execution=execution)
-    while not whole.done:
-        whole.advance()
-    return whole.finish()
+    return finished(bundle(*trials, execution=execution)).finish()
 
 
 def losses(outcome: Outcome) -> list[float]:
@@ -82,10 +80,7 @@ def test_float32_trains_like_float64() -> None:
 def test_steps_are_those_of_torchs_own_optimizer_bit_for_bit() -> None:
     ours, torchs = (bundle(trial(), trial(seed=2, weight_decay=0.5, beta1=0.8)) for _ in range(2))
     torchs.optimizer = torch.optim.AdamW(torchs.optimizer.param_groups, fused=True)  # type: ignore[assignment]
-    for one in (ours, torchs):
-        while not one.done:
-            one.advance()
-    assert torch.equal(ours.model.flat, torchs.model.flat)
+    assert torch.equal(finished(ours).model.flat, finished(torchs).model.flat)
 
 
 def test_two_equal_trials_give_bitwise_equal_curves_and_another_seed_does_not() -> None:
@@ -108,9 +103,7 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, preci
     second = bundle(spec, execution=how)
     assert second.restore(tmp_path)
     assert second.step == 20
-    while not second.done:
-        second.advance()
-    resumed = second.finish()[0]
+    resumed = finished(second).finish()[0]
     assert losses(resumed) == losses(unbroken)
     assert [row["grad_norm"] for row in resumed.curve] == [row["grad_norm"] for row in unbroken.curve]
     assert resumed.row["restarts"] == 1
@@ -142,14 +135,6 @@ def test_a_bundled_replica_has_the_losses_of_its_lone_run(together: dict[str, Ou
     assert losses(together[factor]) != losses(together[""])
 
 
-def test_bundled_losses_stay_equal_over_200_steps() -> None:
-    specs = [trial(seed, n_steps=200, eval_interval=50) for seed in (1, 2)]
-    with float64():
-        together, lone = run(*specs), [run(spec)[0] for spec in specs]
-    for one, other in zip(together, lone, strict=True):
-        assert losses(one) == pytest.approx(losses(other), rel=drift(200, LONGEST_SUM))
-
-
 def test_a_diverging_replica_is_recorded_with_its_step_and_never_touches_its_neighbor() -> None:
     wild = trial(seed=2, lr=1e30, grad_clip=0.0)  # more than float32 can hold after a few layers
     calm, broken = run(trial(), wild)
@@ -170,8 +155,7 @@ def test_a_bundle_resumes_each_replica_from_its_own_checkpoint(tmp_path: Path) -
             first.save(tmp_path)
         second = bundle(specs[1])  # one of the two goes on alone
         assert second.restore(tmp_path)
-        while not second.done:
-            second.advance()
+        finished(second)
     assert losses(second.finish()[0]) == pytest.approx(losses(whole[1]), rel=drift(RECIPE.n_steps, LONGEST_SUM))
     assert checkpoint.steps(tmp_path, specs[0].trial_id) == [40, 20]
 
@@ -188,9 +172,7 @@ def test_a_checkpoint_written_beside_training_holds_the_state_of_its_moment(tmp_
     assert second.restore(tmp_path)
     assert second.step == 20
     assert [row["step"] for row in second.replicas[0].curve] == [0, 20]
-    while not second.done:
-        second.advance()
-    assert losses(second.finish()[0]) == losses(whole)
+    assert losses(finished(second).finish()[0]) == losses(whole)
 
 
 def test_what_stops_a_checkpoint_beside_training_is_raised_by_the_next_one_and_noted_at_the_end(tmp_path: Path) -> None:
@@ -203,9 +185,7 @@ def test_what_stops_a_checkpoint_beside_training_is_raised_by_the_next_one_and_n
     with pytest.raises(OSError, match="a file"):
         first.save(tmp_path, beside=True)
     first.save(blocked, beside=True)
-    while not first.done:
-        first.advance()
-    assert first.finish()[0].row["status"] == "COMPLETED"
+    assert finished(first).finish()[0].row["status"] == "COMPLETED"
     assert "could not be written" in first.notes[0]
 
 
@@ -246,11 +226,7 @@ def test_trials_of_different_shape_or_length_cannot_share_a_bundle() -> None:
 def test_every_trial_is_evaluated_on_the_same_windows_and_writes_from_the_same_prompts() -> None:
     small, large = bundle(trial(), tokenizer=TOKENIZER), bundle(trial(seed=9, shape=Shape(1, 64, 4, 32)), tokenizer=TOKENIZER)
     assert torch.equal(small.val_windows[0], large.val_windows[0])
-    texts = []
-    for one in (small, large):
-        while not one.done:
-            one.advance()
-        texts.append(one.finish()[0].samples)
+    texts = [finished(one).finish()[0].samples for one in (small, large)]
     final = [[row for row in rows if row["step"] == 60] for rows in texts]
     assert len(final[0]) == 32
     assert [row["prompt"] for row in final[0]] == [row["prompt"] for row in final[1]]
@@ -268,11 +244,6 @@ def test_the_row_holds_what_the_curve_and_the_shape_say() -> None:
     assert last["val_loss"] < outcome.curve[0]["val_loss"] - 0.5, "training should have learned something"
 
 
-def test_a_text_shorter_than_a_block_is_refused() -> None:
-    with pytest.raises(ValueError, match="too short"):
-        Bundle([trial()], np.zeros(10, np.uint8), np.zeros(10, np.uint8), 5, None, FLOAT32)
-
-
 @pytest.mark.slow
 def test_bf16_moves_the_final_loss_less_than_a_change_of_seed() -> None:
     """Three shapes, three seeds, 500 steps of the embedded corpus. Rounding acts like another seed on a run of so many steps, so single
@@ -285,9 +256,7 @@ def test_bf16_moves_the_final_loss_less_than_a_change_of_seed() -> None:
             for k in range(3):
                 how = Execution(device="cpu", precision=precision, n_threads=1)  # type: ignore[arg-type]
                 this = Trial(Shape(n_layer=n_layer, n_embd=n_embd, n_head=4, block_size=64), recipe, DataConfig(), k + 1)
-                whole = Bundle([this], text.train, text.val, text.vocab_size, None, how)
-                while not whole.done:
-                    whole.advance()
+                whole = finished(Bundle([this], text.train, text.val, text.vocab_size, None, how))
                 final[i, j, k] = whole.replicas[0].curve[-1]["val_loss"]
     noise = math.sqrt(final.var(axis=2, ddof=1).mean())  # of one run, 12 degrees of freedom
     differences = final[1] - final[0]
