@@ -1,4 +1,4 @@
-"""Files that are replaced whole, and what a person means by a name, and where the cache is.
+"""Files that are replaced whole, requests that are made again, what a person means by a name, and where the cache is.
 
 with replaced(path) as file: file.write(b"...")   # a reader sees the old file or the whole new one
 """
@@ -6,13 +6,16 @@ with replaced(path) as file: file.write(b"...")   # a reader sees the old file o
 import json
 import os
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from models.home import expanded, home
+
+T = TypeVar("T")
 
 
 def is_file_name(name: str) -> bool:
@@ -65,3 +68,12 @@ def cache_folder() -> Path:
     at_home = home() / ".cache" / "scaling-study"
     existing = next(folder for folder in (at_home, *at_home.parents) if folder.exists())
     return at_home if os.access(existing, os.W_OK | os.X_OK) else Path(tempfile.gettempdir()) / f"scaling-study-{os.getuid()}"
+
+
+def retried(request: Callable[[], T], pauses_s: Sequence[float]) -> T:
+    """Make a request again after each of some pauses, then let its OSError through."""
+    for pause in pauses_s:
+        with suppress(OSError):
+            return request()
+        time.sleep(pause)
+    return request()

@@ -16,6 +16,7 @@ from study import records
 from study.command import parse
 from study.display.tensorboard import Board, add_figures, hparams, run_name, story_markdown
 from study.display.terminal import Plain, Screen, Tally, distinctions, duration, printable, trial_name
+from study.files import retried
 from study.results.trial_writer import Recorder, Where
 from study.spec import Trial, expand
 
@@ -123,9 +124,7 @@ def test_a_write_that_fails_for_a_moment_is_tried_again_and_one_that_keeps_faili
         if len(attempts) < 3:
             raise OSError("away")
 
-    from study.results.trial_writer import _patiently
-
-    _patiently(comes_back)
+    retried(comes_back, (0.05, 0.05))
     assert len(attempts) == 3
 
 

@@ -11,23 +11,20 @@ anywhere; the endpoint from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL (S3) and STO
 import hashlib
 import os
 import re
-import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from study.files import replaced
+from study.files import T, replaced, retried
 
 SCHEMES = ("s3", "gs")
 PAUSES_S = (0.5, 2.0, 5.0)
 """Pauses before a failed request is tried again; longer outages are the mirror's business."""
 CONNECT_S, REQUEST_S = 5.0, 30.0
 """Seconds until an unanswered connection, or a request, counts as failed."""
-
-T = TypeVar("T")
 
 
 class Entry(NamedTuple):
@@ -159,13 +156,8 @@ def patiently(what: str, request: Callable[[], T]) -> T:
     Raises:
         ValueError: it failed each time; the sentence starts with `what`.
     """
-    for pause in PAUSES_S:
-        try:
-            return request()
-        except OSError:
-            time.sleep(pause)
     try:
-        return request()
+        return retried(request, PAUSES_S)
     except OSError as error:
         raise ValueError(
             f"{what} ({reason(error)}); check the address, the network and the credentials, then give the same command"

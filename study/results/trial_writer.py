@@ -8,13 +8,14 @@ Runs on the driver. Every file is written whole or not at all, the trial's row l
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from study import records
+from study.files import retried
 from study.spec import RECIPE_VERSION, Trial
 
 PATIENCE_S = (0.2, 1.0, 4.0)
@@ -131,7 +132,7 @@ class Recorder:
         for table, rows in (("curves", curve), ("samples", samples), ("trials", [row])):
             tagged = [{"trial_id": trial_id, **line} for line in rows]
             path = self.out / table / f"{trial_id}.parquet"
-            _patiently(partial(records.write, path, table, tagged, self.study, self.code_version))
+            retried(partial(records.write, path, table, tagged, self.study, self.code_version), PATIENCE_S)
         self.rows[trial_id] = row
 
 
@@ -147,13 +148,3 @@ def _place(where: Where) -> dict[str, Any]:
         "exclusive_timing": where.exclusive,
         "host": where.host,
     }
-
-
-def _patiently(write: Callable[[], None]) -> None:
-    """Try a write again after short pauses, then let the error through."""
-    for pause in PATIENCE_S:
-        try:
-            return write()
-        except OSError:
-            time.sleep(pause)
-    write()
