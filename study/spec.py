@@ -286,7 +286,7 @@ def expand(study: Study, data_key: str = "") -> list[Trial]:
     for sweep in study.parsed_sweeps or [Sweep(name="single")]:
         if sweep.kind == "search":  # its trials follow from what was recorded: study.search
             continue
-        for change in sweep.changes(study.model):
+        for change in sweep.changes():
             found.setdefault(changed(study, change, sweep.name), []).append(sweep.name)
     return [
         Trial(shape, train, study.data, seed, data_key, tuple(dict.fromkeys(names)))

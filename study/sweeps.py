@@ -2,7 +2,7 @@
 
 A sweep is written as one line, `NAME:key=value,value:key=value`, the same in a YAML study and on the command line.
 
-    parse_sweep("depth:n_layer=2,4,8").changes(Shape())   # [{'n_layer': 2}, {'n_layer': 4}, {'n_layer': 8}]
+    parse_sweep("depth:n_layer=2,4,8").changes()   # [{'n_layer': 2}, {'n_layer': 4}, {'n_layer': 8}]
 """
 
 import itertools
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from models.config import Shape
 from study.search.settings import SearchSettings, ShapeSettings, read_settings, read_shape_settings
 
 KINDS = ("one_factor", "grid", "matched", "search")
@@ -41,37 +40,35 @@ class Sweep:
     search: SearchSettings | ShapeSettings | None = None
     """search: what is searched at each size; `factors` then spans the sizes"""
 
-    def changes(self, centre: Shape) -> list[dict[str, Any]]:
+    def changes(self) -> list[dict[str, Any]]:
         """The configurations of this sweep as changes to the centre, in order."""
         if self.kind == "one_factor":
             return [{name: value} for name, values in self.factors.items() for value in values] or [{}]
         extra = [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]
         if self.kind in ("grid", "search"):
             return extra
-        shapes = [shape for shape, _ in self.matched(centre)]
-        return [{**shape, **more} for shape in shapes for more in extra]
+        return [{**shape, **more} for shape in self._matched() for more in extra]
 
-    def matched(self, centre: Shape) -> Iterator[tuple[dict[str, int], float]]:
-        """Shapes of equal size: for each target, aspect and head_dim the nearest integer shape and its relative size error.
+    def _matched(self) -> list[dict[str, int]]:
+        """Shapes of equal size: for each target, aspect and head_dim the nearest integer shape.
 
         Raises:
             ValueError: nothing is reachable at all; single unreachable combinations are left out (see `unreachable`).
         """
-        found = list(self._nearest())
-        reachable = [(shape, error) for *_, shape, error in found if shape and abs(error) <= MATCH_TOLERANCE]
+        reachable = [shape for *_, shape, error in self._nearest() if abs(error) <= MATCH_TOLERANCE]
         if not reachable:
             raise ValueError(
                 f"sweep {self.name!r}: no shape lies within {MATCH_TOLERANCE:.0%} of params={list(self.params)} "
                 f"with aspects={list(self.aspects)} and head_dims={list(self.head_dims)}; choose larger targets or smaller head_dims"
             )
-        yield from reachable
+        return reachable
 
     def unreachable(self) -> list[str]:
         """Sentences naming the combinations of a matched sweep that no integer shape reaches."""
         return [
             f"{target:,.0f} parameters at aspect {aspect:g} and head_dim {head_dim}: nearest shape is {error:+.1%} off"
-            for target, aspect, head_dim, shape, error in self._nearest()
-            if not shape or abs(error) > MATCH_TOLERANCE
+            for target, aspect, head_dim, _, error in self._nearest()
+            if abs(error) > MATCH_TOLERANCE
         ]
 
     def _nearest(self) -> Iterator[tuple[float, float, int, dict[str, int], float]]:
@@ -80,8 +77,8 @@ class Sweep:
             yield target, aspect, head_dim, shape, error
 
 
-def nearest_shape(target: float, aspect: float, head_dim: int, aspect_slack: float = ASPECT_SLACK) -> tuple[dict[str, int], float]:
-    """The integer shape whose params_non_embedding is nearest to `target` with n_embd / n_layer within a factor `aspect_slack` of `aspect`.
+def nearest_shape(target: float, aspect: float, head_dim: int) -> tuple[dict[str, int], float]:
+    """The integer shape whose params_non_embedding is nearest to `target` with n_embd / n_layer within a factor `ASPECT_SLACK` of `aspect`.
 
     N = L (12 d^2 + 2 d) + d, so every depth fixes one best width; widths are multiples of head_dim.
 
@@ -95,7 +92,7 @@ def nearest_shape(target: float, aspect: float, head_dim: int, aspect_slack: flo
         for multiple in {max(1, math.floor(width / head_dim)), math.ceil(width / head_dim)}:
             n_embd = multiple * head_dim
             off_aspect = abs(math.log(n_embd / n_layer / aspect))
-            if off_aspect > math.log(aspect_slack) + 1e-9:
+            if off_aspect > math.log(ASPECT_SLACK) + 1e-9:
                 continue
             error = (n_layer * (12 * n_embd**2 + 2 * n_embd) + n_embd) / target - 1
             # Within tolerance every size is equally good: take the aspect nearest to the one asked for.

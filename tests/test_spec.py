@@ -96,12 +96,12 @@ def test_impossible_studies_are_refused(change: dict[str, object]) -> None:
 
 def test_matched_shapes_are_within_two_percent_and_unreachable_ones_are_named() -> None:
     sweep = parse_sweep("m:kind=matched:params=200K,800K,3.2M:aspects=8,32:head_dims=16,32")
-    for change in sweep.changes(Shape()):
+    for change in sweep.changes():
         shape = Shape(**change)
         target = min(sweep.params, key=lambda p: abs(p - shape.params_non_embedding))
         assert abs(shape.params_non_embedding / target - 1) <= 0.02
         assert shape.head_dim in (16, 32)
-    assert len(sweep.changes(Shape())) + len(sweep.unreachable()) == 12
+    assert len(sweep.changes()) + len(sweep.unreachable()) == 12
     assert all("parameters at aspect" in sentence for sentence in sweep.unreachable())
 
 

@@ -104,7 +104,7 @@ def _configurations(study: Study) -> Iterator[tuple[Shape, TrainConfig, dict[str
     """(shape, recipe, change, sweeps, whether the study lists it) of each distinct configuration; ambiguous ones are left out."""
     found: dict[tuple[Shape, TrainConfig], tuple[dict[str, Any], list[str], bool]] = {}
     sweeps = [sweep for sweep in study.parsed_sweeps if sweep.kind in ("one_factor", "grid", "matched")]
-    planned = [(change, sweep, True) for sweep in sweeps or [Sweep(name="single")] for change in sweep.changes(study.model)]
+    planned = [(change, sweep, True) for sweep in sweeps or [Sweep(name="single")] for change in sweep.changes()]
     grown = [(change, sweep, False) for sweep in sweeps for change in _grown(sweep, study)]
     for change, sweep, is_planned in planned + grown:
         try:
@@ -137,7 +137,7 @@ def _grown(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
 
 def _reachable(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
     try:
-        return sweep.changes(study.model)
+        return sweep.changes()
     except ValueError:  # no integer shape is near this target
         return []
 

@@ -132,9 +132,9 @@ class Speeds:
         known = self.factors.get(device, {})
         return known.get(speed_key(trial), max(known.values(), default=1.0))
 
-    def known(self, device: str, trial: Trial, bundle: int = 1) -> bool:
+    def known(self, device: str, trial: Trial) -> bool:
         """Whether this very step has been timed on this device."""
-        return speed_key(trial, bundle) in self.seen.get(device, {})
+        return speed_key(trial) in self.seen.get(device, {})
 
     def ms_per_step(self, device: str, trial: Trial, vocab_size: int, bundle: int = 1) -> float:
         """The time seen, or a prediction: fixed cost per layer plus FLOPs at the rate of the nearest shape seen.

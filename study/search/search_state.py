@@ -152,11 +152,11 @@ def _sizes(study: Study, sweep: Sweep, sweeps: Mapping[str, Sweep]) -> dict[tupl
         raise ValueError(f"sweep {sweep.name!r}: over={wrong[0]} is no sweep to search over; the study has {', '.join(others) or 'none'}")
     found: dict[tuple[Shape, TrainConfig], list[str]] = {}
     for name in sweep.search.over:
-        for change in sweeps[name].changes(study.model):
+        for change in sweeps[name].changes():
             own = {key: value for key, value in change.items() if key != "lr"}
             found.setdefault(changed(study, own, name), []).append(name)
     if sweep.factors or not sweep.search.over:
-        for change in sweep.changes(study.model):
+        for change in sweep.changes():
             found.setdefault(changed(study, change, sweep.name), [])
     return {key: tuple(dict.fromkeys(names)) for key, names in found.items()}
 

@@ -119,9 +119,9 @@ _VOWELS = "a e i o u a e i o ee oo ai".split()
 _CODAS = "l m n r s t b d x nk ll mp ck".split()
 
 
-def zipf_table(entities: Sequence[Entity], exponent: float = 1.0, shift: float = 4.0) -> Table:
-    """Entities with weights 1 / (rank + shift)^exponent (Zipf-Mandelbrot); the shift flattens the head."""
-    return Table(tuple(entities), tuple((rank + shift) ** -exponent for rank in range(len(entities))))
+def zipf_table(entities: Sequence[Entity], shift: float = 4.0) -> Table:
+    """Entities with weights 1 / (rank + shift) (Zipf-Mandelbrot); the shift flattens the head."""
+    return Table(tuple(entities), tuple((rank + shift) ** -1.0 for rank in range(len(entities))))
 
 
 def words(texts: Iterable[str]) -> list[Entity]:
