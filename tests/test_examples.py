@@ -19,7 +19,7 @@ from study.sweeps import number
 from study.train.branched_bundle import BranchedBundle
 from study.train.branches import families
 from study.train.device import Execution
-from tests.running import ROOT
+from tests.running import ROOT, rows
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 SHORTER, CONTEXT = 100, 16
@@ -63,6 +63,16 @@ def test_an_example_is_planned_and_its_trials_train_to_their_end(
     assert {outcome.row["trial_id"] for outcome in outcomes} == set(trials)
     assert {outcome.row["status"] for outcome in outcomes} == {"COMPLETED"}
     assert all(outcome.row["val_bpb"] < outcome.row["val_loss"] * 1.5 for outcome in outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+@pytest.mark.parametrize("path", EXAMPLES, ids=[path.stem for path in EXAMPLES])
+def test_an_example_runs_to_its_end(path: Path, local_ray: None, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run.main([str(shortened(path, tmp_path)), "--out", str(out), "--no-report", "--max-concurrent", "1"]) == 0
+    assert {row["status"] for row in rows(out)} <= {"COMPLETED", "STOPPED"}
+    assert all(row["val_bpb"] < row["val_loss"] * 1.5 for row in rows(out))
 
 
 @pytest.mark.slow

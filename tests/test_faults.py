@@ -56,7 +56,7 @@ def test_ctrl_c_exits_130_and_the_same_command_ends_like_an_undisturbed_run(undi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGKILL, -9)])
 def test_a_terminated_or_killed_driver_leaves_no_worker_behind_and_the_same_command_continues(
     undisturbed: Path, tmp_path: Path, number: int, code: int
 ) -> None:

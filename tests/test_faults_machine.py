@@ -1,4 +1,4 @@
-"""Faults of the machine on a real Ray: a full disk, a clock that jumps, a full object store, lost heads, signals."""
+"""Faults of the machine on a real Ray: a full or read-only disk, a clock that jumps, a full object store, lost heads, signals."""
 
 import gc
 import os
@@ -99,6 +99,15 @@ def test_a_temporary_folder_that_fills_up_ends_a_run_that_needs_it_in_one_senten
     assert "Traceback" not in said
     assert run.main(tiny(out, "--no-report")) == 0
     assert tables(out) == tables(undisturbed)
+
+
+def test_a_read_only_file_system_is_refused_before_anything_starts(small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert run.main(tiny(small_disk / "out")) == 1
+    said = capsys.readouterr().err.strip()
+    assert "results cannot be written to" in said
+    assert "Read-only file system" in said
+    assert len(said.splitlines()) == 1
 
 
 @pytest.mark.slow

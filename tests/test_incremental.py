@@ -12,7 +12,7 @@ from study.command import parse
 from study.data import corpus as data
 from study.results import folder
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
-from tests.running import facts, rows, tables, tiny
+from tests.running import facts, in_mid_run, rows, tables, tiny
 
 pytestmark = pytest.mark.ray
 
@@ -115,3 +115,16 @@ def test_a_length_and_a_seed_are_added_to_rows_that_stay_as_they_were_and_one_pr
     assert tables(grown) == tables(whole)
     assert not list((grown / "checkpoints").glob("*/*"))
     assert set(facts(grown)["trial_ids"]) == {row["trial_id"] for row in rows(grown)}
+
+
+@pytest.mark.slow
+def test_of_two_runs_at_once_the_second_refuses_and_the_first_ends_undisturbed(
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    process, out, log = in_mid_run(tmp_path)
+    assert run.main(tiny(out, "--no-report")) == 1
+    said = capsys.readouterr().err
+    assert f"is in use by another run (process {process.pid} on" in said
+    assert len(said.strip().splitlines()) == 1
+    assert process.wait(90) == 0, log.read_text()
+    assert tables(out) == tables(undisturbed)
