@@ -34,8 +34,8 @@ notebook: $(VENV)/.installed  ## run the notebook of RESULTS and say where it is
 board: $(VENV)/.installed  ## open TensorBoard on RESULTS
 	@$(BIN)/tensorboard --logdir "$(RESULTS)/tensorboard" --load_fast=false
 
-test: $(VENV)/.installed-dev  ## the tests that take seconds each, three at a time (half of a test's time is Ray starting)
-	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 3 $(ARGS)
+test: $(VENV)/.installed-dev  ## the tests that take seconds each, two at a time
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take longer, those of the trackers among them
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[track]'

@@ -1,6 +1,7 @@
 """Levers over training length: planted gains, and the length from which a planted lever pays, are recovered; their intervals cover."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from analysis.findings.conclude import conclude
 from analysis.findings.size_law import Fitted, fit_size_law
 from analysis.findings.training_length import Longer, longer, over_length
 from analysis.fits.length_law import fit_length_law
-from analysis.report.answer import recommendation
+from analysis.report.answer import recommendation, trust
+from analysis.report.tables import twice_listing
 from analysis.table.configurations import Noise, average, measure_noise, t_quantile
 from analysis.table.load import load
 from analysis.wording import text_length
@@ -181,3 +183,12 @@ def test_what_quick_says_holds_at_twice_and_four_times_its_length(shortest: int,
     assert ((equal["winner"]["n_layer"], equal["winner"]["n_embd"]), equal["difference"]["verdict"]) == ((2, 64), "gain")
     depth = next(row for row in tree["levers"] if (row["factor"], row["n_tokens"], row["at"]) == ("n_layer", 2 * shortest, "centre"))
     assert depth["gain_per_doubling"]["verdict"] == "gain"
+
+
+def test_models_whose_shape_is_not_known_are_forecast_by_their_size(tmp_path: Path) -> None:
+    rows = trials(lengths=LENGTHS, loss=flattening, sd=0.005, seeds=2, unique_tokens=13_000_000)
+    rows.assign(n_layer=None, n_embd=None, n_head=None).to_parquet(tmp_path / "runs.parquet")
+    tree = conclude(load(tmp_path / "runs.parquet"))
+    assert all(row["n_layer"] is None and row["params_non_embedding"] for row in tree["length_law"]["twice"])
+    assert re.search(r"on twice its text [\d.]+k parameters would reach", trust(tree))
+    assert twice_listing(tree).columns[0] == "parameters"

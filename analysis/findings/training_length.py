@@ -20,7 +20,7 @@ import numpy as np
 from analysis.estimate import SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.lines import FACTORS, Line, at_length, lines
 from analysis.fits.length_law import MIN_LENGTHS, LengthFit, fit_length_law
-from analysis.table.configurations import SHAPE, Configurations, Floats, Noise, t_quantile
+from analysis.table.configurations import SHAPE, Configurations, Floats, Noise, t_quantile, whole
 from analysis.table.load import SAME_SIZE
 
 GRID = 401
@@ -278,5 +278,5 @@ def _shape_at(cells: Configurations, i: int) -> tuple[float, ...]:
     return tuple(float(cells.columns[name][i]) for name in SHAPE)
 
 
-def _shape(cells: Configurations, i: int) -> Mapping[str, int]:
-    return {name: int(cells.columns[name][i]) for name in ("n_layer", "n_embd", "n_head", SIZE)}
+def _shape(cells: Configurations, i: int) -> Mapping[str, int | None]:
+    return {name: whole(cells.columns[name][i]) for name in ("n_layer", "n_embd", "n_head", SIZE)}

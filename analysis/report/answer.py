@@ -257,7 +257,7 @@ def _twice(tree: Fits) -> str:
     best = part_of(tree, "best") or {}
     rows = (part_of(tree, "length_law") or {}).get("twice") or []
     own = next((row for row in rows if row["config_id"] == best.get("config_id") and row["forecast"]["low"] is not None), None)
-    return f"{short_shape(own)} is forecast to reach {interval(own['forecast'])} on twice its text" if own else ""
+    return f"on twice its text {short_shape(own)} would reach {interval(own['forecast'])}" if own else ""
 
 
 def _outliers(tree: Fits, told: Fits) -> str:

@@ -245,7 +245,8 @@ def twice_listing(fits: Fits) -> Listing:
     """What each shape would reach on twice its longest text, by the law of length."""
     law = part_of(fits, "length_law") or {}
     columns = [
-        SHAPE,
+        Column("shape", "", lambda row: shape_name(row) if row["n_layer"] else None),
+        SIZE,
         Column("loss (nats)", "observed", lambda v: fixed(v, 3)),
         Column("twice the text", "n_tokens", short_count),
         Column("forecast (nats)", "forecast"),
