@@ -1,5 +1,6 @@
 """Faults of the machine on a real Ray: a full or read-only disk, a clock that jumps, a full object store, lost heads, signals."""
 
+import errno
 import gc
 import os
 import signal
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,9 @@ import pytest
 
 from benchmarks.scale import below
 from study import run
+from study.command import parse
+from study.results.trial_writer import PROBE_BYTES, Recorder
+from study.spec import expand
 from study.tune import local_ray
 from tests.running import checkpoints, in_mid_run, kill_one_worker, one, rows, tables, tiny, wait_until, workers
 
@@ -71,6 +76,18 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_sentence_and_the_same_command_
     (small_disk / "filler").unlink()
     assert run.main(one(out)) == 0
     assert tables(out) == tables(undisturbed, of=out)
+
+
+def test_room_for_a_row_is_not_taken_for_room_to_go_on(small_disk: Path) -> None:
+    trials = {trial.trial_id: trial for trial in expand(parse(one(small_disk / "out")).study)}
+    recorder = Recorder(small_disk, "tiny", "abc", {}, trials, 64)
+    params = max(trial.model(64).params_total for trial in trials.values())
+    left = fill(small_disk)
+    for room, enough in ((PROBE_BYTES, False), (PROBE_BYTES + 8 * params, False), (2 * PROBE_BYTES + 12 * params, True)):
+        os.truncate(left, left.stat().st_size - room)
+        with nullcontext() if enough else pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+            recorder.probe(trials.values())
+        fill(small_disk)
 
 
 def test_ray_is_not_started_where_its_temporary_folder_has_no_room(small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ Runs on the driver. Every file is written whole or not at all, the trial's row l
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,8 @@ PATIENCE_S = (0.2, 1.0, 4.0)
 
 PROBE_BYTES = 1 << 16
 """A trial's row, curve and some texts."""
+CHECKPOINT_BYTES = 12
+"""Per parameter: a checkpoint holds weights and AdamW's two moments in float32."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -93,15 +95,19 @@ class Recorder:
             if row["status"] in ("COMPLETED", "DIVERGED", "STOPPED"):
                 shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
 
-    def probe(self) -> None:
-        """Write as much as a small row into the results folder and take it back.
+    def probe(self, trials: Iterable[Trial]) -> None:
+        """Write as much as the rows and a checkpoint of these trials into the results folder, and take it back.
 
         Raises:
-            OSError: there is no room for it.
+            OSError: there is no room for it: trying them again would be in vain.
         """
         path = self.out / f".probe-{os.getpid()}"
         try:
-            path.write_bytes(bytes(PROBE_BYTES))
+            with path.open("wb") as file:
+                for trial in trials:
+                    checkpoint = CHECKPOINT_BYTES * trial.model(self.vocab_size).params_total
+                    for _ in range(1 + checkpoint // PROBE_BYTES):
+                        file.write(bytes(PROBE_BYTES))
         finally:
             path.unlink(missing_ok=True)
 

@@ -146,9 +146,7 @@ class Monitor(tune.Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle failed and will be tried again."""
         names = ", ".join(t.trial_id for t in self.bundles[trial.config["bundle"]].trials)
-        if any(full in ray_internals.newest_failure(trial) for full in DISK_FULL):  # ours, or one of another machine
-            with _or_stop():
-                self.recorder.probe()
+        self._stop_without_room(trial)
         if said := self._grow(trial):
             self.note(f"{names} {said}")
         else:
@@ -156,6 +154,7 @@ class Monitor(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle failed for good: its trials are recorded FAILED and the rest go on."""
+        self._stop_without_room(trial)
         index = trial.config["bundle"]
         running = self.running.pop(index, None) or _Running.now(self.bundles[index], False)
         self._cut_off(running, "FAILED", failure(trial))
@@ -207,6 +206,12 @@ class Monitor(tune.Callback):
             except OSError as error:
                 self.views.remove(view)
                 self.note(f"{type(view).__name__} is given up: {error}")
+
+    def _stop_without_room(self, trial: Any) -> None:
+        """End the run where a bundle failed for want of room and it is ours that is full, not the disk of another machine."""
+        if any(full in ray_internals.newest_failure(trial) for full in DISK_FULL):
+            with _or_stop():
+                self.recorder.probe(self.bundles[trial.config["bundle"]].trials)
 
     def _grow(self, trial: Any) -> str:
         """Let a bundle that ran out of memory be tried again with a larger share; returns what to say, or "" where memory was not it."""
