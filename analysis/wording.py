@@ -153,6 +153,12 @@ def in_words(count: int, noun: str = "") -> str:
     return f"{number} {noun}{'' if count == 1 else 's'}" if noun else number
 
 
+def in_epochs(epochs: float) -> str:
+    """'0.19 epochs', '1 epoch'."""
+    number = plain(epochs, 2)
+    return f"{number} epoch{'' if number == '1' else 's'}"
+
+
 def text_length(n_tokens: float | None) -> str:
     """'768k tokens'; a token is a character where the text is read in characters."""
     return f"{short_count(float(n_tokens))} tokens" if n_tokens else "unknown length"

@@ -105,6 +105,10 @@ def test_trust_is_told_by_seeds_rate_epochs_fall_misfit_and_the_next_command() -
     )
 
 
+def test_one_epoch_is_singular() -> None:
+    assert [wording.in_epochs(epochs) for epochs in (0.19, 1.0, 1.004, 16)] == ["0.19 epochs", "1 epoch", "1 epoch", "16 epochs"]
+
+
 def test_a_study_without_a_usable_trial_says_why_and_what_to_do() -> None:
     nothing = {"counts": {"usable": 0, "trials": 2, "failed": 2}, "exclusions": [{"reason": "RuntimeError: \x1b[31mboom"}]}
     first, second, third = answer.sentences(nothing)

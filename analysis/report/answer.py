@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analysis.estimate import Fits, is_refused, part_of, reason_of
-from analysis.wording import FACTORS, change, in_words, interval, line, plain, sentence, several, short_shape, text_length
+from analysis.wording import FACTORS, change, in_epochs, in_words, interval, line, plain, sentence, several, short_shape, text_length
 
 SCHEMA_VERSION = "1"
 MINUS = "\u2212"
@@ -239,7 +239,7 @@ def trust(tree: Fits) -> str:
     told = part_of(tree, "trust") or {}
     parts = [in_words(int(told["seeds"]), "seed")] if told.get("seeds") else []
     parts += [RULES[told["lr_rule"]]] if told.get("lr_rule") in RULES else []
-    parts += [f"{plain(told['epochs'], 2)} epochs"] if told.get("epochs") else []
+    parts += [in_epochs(told["epochs"])] if told.get("epochs") else []
     falling, steep = part_of(told, "still_falling"), ""
     if falling:
         how = "loss still falls" if falling.get("method") == "lengths" else "every curve still falls"

@@ -16,7 +16,7 @@ from analysis.report.answer import scored
 from analysis.report.document import Cell, Listing, Picture, Section
 from analysis.report.texts import side_by_side, texts_listing
 from analysis.table.evidence import Evidence
-from analysis.wording import fixed, plain, several, spanned, visible
+from analysis.wording import fixed, in_epochs, plain, several, spanned, visible
 
 
 def sections(evidence: Evidence) -> list[Section]:
@@ -189,7 +189,7 @@ def overfitting_section(evidence: Evidence) -> Section:
         pictures.append(Picture("gap", caption, "Gap between validation and training loss against parameters"))
     if found and value_of(found.get("gap")) is not None:
         numbers = spanned(found["gap"], value_of(found.get("low")), value_of(found.get("high")))
-        seen = f" after {plain(found['epochs'], 2)} epochs" if value_of(found.get("epochs")) else ""
+        seen = f" after {in_epochs(found['epochs'])}" if value_of(found.get("epochs")) else ""
         prose.append(Cell(f"Validation loss less training loss is {numbers} nats on average{seen}.", "/overfitting/gap"))
     return Section("overfitting", "Overfitting", prose, pictures)
 
