@@ -127,11 +127,16 @@ def study_flags(name: str) -> list[str]:
 
 
 def _sweep_lines(path: Path, value: Any) -> list[str]:
+    lines: list[str] = []
     if isinstance(value, dict) and all(isinstance(body, dict) for body in value.values()):
-        return [format_sweep(name, body) for name, body in value.items()]
-    if isinstance(value, list) and all(isinstance(line, str) for line in value):
-        return value
-    raise ValueError(f"{path}: sweeps should map each name to its fields, for example depth: {{n_layer: [1, 2, 4]}}")
+        lines = [format_sweep(name, body) for name, body in value.items()]
+    elif isinstance(value, list) and all(isinstance(line, str) for line in value):
+        lines = value
+    else:
+        raise ValueError(f"{path}: sweeps should map each name to its fields, for example depth: {{n_layer: [1, 2, 4]}}")
+    if dashed := next((line for line in lines if line.startswith("-")), None):
+        raise ValueError(f"{path}: the sweep {dashed.partition(':')[0]!r} begins with a dash, as flags do; give it another name")
+    return lines
 
 
 def _text(path: Path, group: str, name: str, value: Any) -> str:

@@ -121,6 +121,8 @@ def test_a_mistake_gives_one_sentence_and_the_right_exit_code(
         ("model: [1, 2]\n", "model should be a mapping of fields to values, for example model: {n_layer: 4}"),
         ("sweeps: depth\n", "sweeps should map each name to its fields"),
         ("sweeps: {../../evil: {n_layer: [1, 2]}}\n", "has a name that cannot be used"),
+        ("sweeps: {-a: {n_layer: [1, 2]}}\n", "the sweep '-a' begins with a dash"),
+        ("sweeps: ['-a:n_layer=1,2']\n", "the sweep '-a' begins with a dash"),
         ("train: {learning_rate: 1}\n", "--train.learning_rate"),
         ("question: !!python/object/apply:os.system ['true']\n", "holds in line 1 what no study holds"),
     ],
