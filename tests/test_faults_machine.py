@@ -83,7 +83,7 @@ def test_room_for_a_row_is_not_taken_for_room_to_go_on(small_disk: Path) -> None
     recorder = Recorder(small_disk, "tiny", "abc", {}, trials, 64)
     params = max(trial.model(64).params_total for trial in trials.values())
     left = fill(small_disk)
-    for room, enough in ((PROBE_BYTES, False), (PROBE_BYTES + 8 * params, False), (2 * PROBE_BYTES + 12 * params, True)):
+    for room, enough in ((PROBE_BYTES, False), (PROBE_BYTES + 14 * params, False), (2 * PROBE_BYTES + 24 * params, True)):
         os.truncate(left, left.stat().st_size - room)
         with nullcontext() if enough else pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
             recorder.probe(trials.values())

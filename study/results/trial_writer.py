@@ -23,8 +23,8 @@ PATIENCE_S = (0.2, 1.0, 4.0)
 
 PROBE_BYTES = 1 << 16
 """A trial's row, curve and some texts."""
-CHECKPOINT_BYTES = 12
-"""Per parameter: a checkpoint holds weights and AdamW's two moments in float32."""
+CHECKPOINT_BYTES = 2 * 12
+"""Per parameter: weights and AdamW's two moments in float32; twice, for what a checkpoint that almost fitted gave back is no room."""
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -96,7 +96,7 @@ class Recorder:
                 shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
 
     def probe(self, trials: Iterable[Trial]) -> None:
-        """Write as much as the rows and a checkpoint of these trials into the results folder, and take it back.
+        """Write as much as the rows and two checkpoints of these trials into the results folder, and take it back.
 
         Raises:
             OSError: there is no room for it: trying them again would be in vain.
