@@ -116,7 +116,7 @@ def join(pipe: str, share: float) -> bool:
         return False
     if pipe and (share < 1 or pipe == OFF):
         os.environ[PIPE] = pipe
-    on = bool(_asked(os.environ))
+    on = pipe != OFF and bool(_asked(os.environ))
     if on and share < 1:
         os.environ["CUDA_MPS_ACTIVE_THREAD_PERCENTAGE"] = f"{min(100.0, 200 * share):.0f}"
         if memory := _memory_mib():
