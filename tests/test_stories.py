@@ -1,37 +1,122 @@
-"""The story corpus: exact probabilities, a floor that brute force confirms, determinism, and no story on both sides."""
+"""The story corpus: exact probabilities that brute force confirms, their floor, determinism, and no story on both sides.
+
+Texts are taken apart again by trying all choices; of a grammar small enough to list, all texts are made.
+"""
 
 import hashlib
 import itertools
 import math
-import subprocess
-import sys
+import random
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 
 from study.stories import generator as stories
-from study.stories.words import world
-from tests.derivations import derivations, log_probability
-from tests.test_grammar import tiny_grammar
+from study.stories.grammar import START, Choice, Derivation, Draw, Expand, Facts, Grammar, Part, Table, Template, parse_template, sample
+from study.stories.words import world, zipf_table
 
 FIRST_STORIES_SHA256 = "68a47ab513ca9bc5af18c89c7ad895f4cc0a62ccc189731edd0a819bac379e71"
 
 
+def derivations(grammar: Grammar, text: str | None = None) -> Iterator[Derivation]:
+    """Every way to make `text`; without one, every derivation of a grammar without recursion."""
+    stack: list[tuple[str, Template, tuple[Choice, ...], Facts]] = [("", (Expand(START),), (), {})]
+    while stack:
+        made, todo, choices, facts = stack.pop()
+        if not todo:
+            if text in (None, made):
+                yield Derivation(made, choices, facts)
+            continue
+        for word, parts, chosen, then in steps(grammar, todo[0], facts):
+            if text is None or text.startswith(word, len(made)):
+                stack.append((made + word, (*parts, *todo[1:]), choices + chosen, then))
+
+
+def steps(grammar: Grammar, part: Part, facts: Facts) -> Iterator[tuple[str, Template, tuple[Choice, ...], Facts]]:
+    """What a part may become: a word, parts, the choice that it took, what is remembered then."""
+    if isinstance(part, Expand):
+        table = grammar.rules[part.rule]
+        for i, template in enumerate(table.options):
+            yield "", template, (Choice(part.rule, i, table.log_p[i]),), facts
+    elif isinstance(part, Draw):
+        entities = grammar.table_of(part, facts)
+        for i, entity in enumerate(entities.options):
+            then = {**facts, part.variable: entity} if part.variable else facts
+            yield entity[""], (), (Choice(part.table, i, entities.log_p[i]),), then
+    else:
+        yield part if isinstance(part, str) else facts[part.variable][part.attribute], (), (), facts
+
+
+def log_probability(text: str) -> float:
+    """Natural logarithm of the probability of a story."""
+    return math.log(math.fsum(math.exp(found.log_p) for found in derivations(stories.story_grammar(), text)))
+
+
+# ---- a grammar that can be listed whole ----
+
+
+def rule(*templates: str, weights: tuple[float, ...] | None = None) -> Table[Template]:
+    return Table(tuple(map(parse_template, templates)), weights or (1.0,) * len(templates))
+
+
+TINY = Grammar(
+    {
+        "story": rule("{+who} {+end}", "Hello. {+who}", weights=(2.0, 1.0)),
+        "who": rule("The {pet=pet} said {pet.sound}.", "A {pet=pet} has {+size} {home=home|pet}, and {pet.he} likes the {home}."),
+        "size": rule("a", "a big", weights=(0.9, 0.1)),
+        "end": rule("The end.", "{pet.sound}!", weights=(1.0, 4.0)),
+    },
+    {
+        "pet": Table(({"": "cat", "sound": "meow", "he": "she"}, {"": "dog", "sound": "woof", "he": "he"}), (2.0, 1.0)),
+        "home|cat": Table(({"": "box"}, {"": "lap"}), (3.0, 1.0)),
+        "home|dog": Table(({"": "box"},), (1.0,)),
+    },
+)
+EVERYTHING = [(made, math.exp(made.log_p)) for made in derivations(TINY)]
+
+
+def test_probabilities_of_all_texts_sum_to_one() -> None:
+    assert len({made.text for made, _ in EVERYTHING}) == len(EVERYTHING) == 24  # 3 forms x (2 + 2 x (2 + 1))
+    assert math.fsum(p for _, p in EVERYTHING) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_sampled_texts_come_as_often_as_their_probability_says() -> None:
+    rng, n = random.Random(0), 20_000
+    counts = Counter(sample(TINY, rng).text for _ in range(n))
+    for made, p in EVERYTHING:
+        assert abs(counts[made.text] / n - p) < 5 * math.sqrt(p * (1 - p) / n)
+
+
+def test_the_floor_is_the_entropy_per_token() -> None:
+    """Weighing every text by its probability, the estimator must give entropy / expected tokens exactly."""
+    entropy = sum(-p * made.log_p for made, p in EVERYTHING)
+    copies = [made for made, p in EVERYTHING for _ in range(round(p * 360_000))]
+    floor, se = stories.entropy_per_token(copies)
+    assert floor == pytest.approx(entropy / sum(p * (len(made.text) + 1) for made, p in EVERYTHING), rel=1e-4)
+    assert 0 < se < floor / 100
+
+
+def test_a_table_with_two_equal_words_is_refused() -> None:
+    with pytest.raises(ValueError, match="different texts"):
+        zipf_table([{"": "cat"}, {"": "cat"}])
+
+
+# ---- stories ----
+
+
 @pytest.fixture(scope="module")
-def some() -> list[stories.Derivation]:
+def some() -> list[Derivation]:
     return list(itertools.islice(stories.generate(7, "test"), 150))
 
 
-def test_a_story_has_exactly_one_derivation_and_its_log_probability_is_the_sum_of_the_logged_choices(
-    some: list[stories.Derivation],
-) -> None:
+def test_a_story_has_exactly_one_derivation_and_its_log_probability_is_the_sum_of_the_logged_choices(some: list[Derivation]) -> None:
     for story in some:
         assert [d.choices for d in derivations(stories.story_grammar(), story.text)] == [story.choices]
-        assert log_probability(stories.story_grammar(), story.text) == pytest.approx(
-            sum(choice.log_p for choice in story.choices), abs=1e-9
-        )
+        assert log_probability(story.text) == pytest.approx(sum(choice.log_p for choice in story.choices), abs=1e-9)
 
 
-def test_the_facts_of_a_story_stand_in_it_and_its_problem_is_resolved(some: list[stories.Derivation]) -> None:
+def test_the_facts_of_a_story_stand_in_it_and_its_problem_is_resolved(some: list[Derivation]) -> None:
     for story in some[:40]:
         assert story.facts["hero"][""] in story.text
         assert story.facts["object"][""] in story.text
@@ -39,23 +124,9 @@ def test_the_facts_of_a_story_stand_in_it_and_its_problem_is_resolved(some: list
         assert {f"{name.removesuffix('_problem')}_fix" for name in asked if name.endswith("_problem")} <= asked
 
 
-def test_the_floor_of_a_tiny_grammar_is_its_entropy_per_token() -> None:
-    """Weighing every text by its probability, the estimator must give entropy / expected tokens exactly."""
-    everything = list(derivations(tiny_grammar()))
-    p = [math.exp(d.log_p) for d in everything]
-    exact = sum(-q * d.log_p for q, d in zip(p, everything, strict=True)) / sum(
-        q * (len(d.text) + 1) for q, d in zip(p, everything, strict=True)
-    )
-    copies = [d for q, d in zip(p, everything, strict=True) for _ in range(round(q * 360_000))]
-    floor, se = stories.entropy_per_token([d.log_p for d in copies], [len(d.text) + 1 for d in copies])
-    assert floor == pytest.approx(exact, rel=1e-4)
-    assert 0 < se < floor / 100
-
-
 def test_the_stored_floor_is_the_parsed_probability_of_the_validation_stories() -> None:
     made = stories.build(20_000, seed=3, val_chars=20_000)
-    total = sum(log_probability(stories.story_grammar(), story) for story in made.val)
-    assert made.floor == pytest.approx(-total / sum(len(story) + 1 for story in made.val), rel=1e-9)
+    assert made.floor == pytest.approx(-sum(map(log_probability, made.val)) / sum(len(story) + 1 for story in made.val), rel=1e-9)
     assert 0.15 < made.floor < 0.5
     assert 0 < made.floor_se < 0.03
 
@@ -66,34 +137,21 @@ def test_the_floor_of_small_validation_texts_agrees_with_that_of_a_large_one() -
     assert abs(large.floor - small.floor) < 4 * math.hypot(large.floor_se, small.floor_se)
 
 
-def test_equal_seeds_give_equal_stories_in_another_process() -> None:
-    command = (
-        "import hashlib, itertools; from study.stories import generator as stories; "
-        "print(hashlib.sha256(''.join(d.text for d in itertools.islice(stories.generate(0, 'train'), 100)).encode()).hexdigest())"
-    )
-    other = subprocess.run(
-        [sys.executable, "-c", command], capture_output=True, text=True, check=True, timeout=60, env={"PYTHONHASHSEED": "5"}
-    )
-    here = hashlib.sha256("".join(d.text for d in itertools.islice(stories.generate(0, "train"), 100)).encode()).hexdigest()
-    assert other.stdout.strip() == here
+def test_equal_seeds_give_equal_stories_in_every_process() -> None:
+    text = "".join(story.text for story in itertools.islice(stories.generate(0, "train"), 100))
     # A change here means other data for the same seed: raise stories.VERSION in the same commit.
-    assert (stories.VERSION, here) == (1, FIRST_STORIES_SHA256)
+    assert (stories.VERSION, hashlib.sha256(text.encode()).hexdigest()) == (1, FIRST_STORIES_SHA256)
 
 
-def test_no_story_is_on_both_sides_and_seeds_differ() -> None:
-    made = stories.build(300_000, seed=0, val_chars=100_000)
-    assert not set(made.train) & set(made.val)
-    assert not set(made.val) & set(stories.build(1000, seed=1, val_chars=100_000).val)
-
-
-def test_a_training_story_that_is_also_in_validation_is_passed_over(some: list[stories.Derivation]) -> None:
-    taken = stories._take(iter(some), 20_000, {stories._digest(some[0].text), stories._digest(some[5].text)})
-    texts = [story.text for story in taken]
+def test_a_training_story_that_is_also_in_validation_is_passed_over(some: list[Derivation]) -> None:
+    texts = [story.text for story in stories._take(iter(some), 20_000, {some[0].text, some[5].text})]
     assert texts == [story.text for i, story in enumerate(some) if i not in (0, 5)][: len(texts)]
 
 
-def test_validation_does_not_depend_on_the_amount_of_training_text() -> None:
-    assert stories.build(1000, 0, 50_000).val == stories.build(50_000, 0, 50_000).val
+def test_validation_depends_on_the_seed_and_not_on_the_amount_of_training_text() -> None:
+    made = stories.build(1000, 0, 50_000)
+    assert made.val == stories.build(50_000, 0, 50_000).val
+    assert not set(made.val) & {*made.train, *stories.build(1000, 1, 50_000).val}
 
 
 def test_stories_have_the_promised_length_and_alphabet() -> None:

@@ -7,14 +7,13 @@ offline, free of licences, the same on every machine for the same seed. Reads an
     corpus = build(train_chars=4_000_000, seed=0)
 """
 
-import hashlib
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
-from study.stories.grammar import Derivation, Grammar, Rule, parse_template, sample
+from study.stories.grammar import Derivation, Grammar, Table, parse_template, sample
 from study.stories.sentences import RULES
 from study.stories.words import tables
 
@@ -32,14 +31,13 @@ class Stories:
     floor_se: float
 
 
-@lru_cache(maxsize=1)
+@cache
 def story_grammar() -> Grammar:
     """The grammar of the stories; template k of a rule has weight 1 / (k + 2)^0.4."""
-    free, given = tables()
     rules = {
-        name: Rule(tuple(map(parse_template, texts)), tuple((k + 2) ** -0.4 for k in range(len(texts)))) for name, texts in RULES.items()
+        name: Table(tuple(map(parse_template, texts)), tuple((k + 2) ** -0.4 for k in range(len(texts)))) for name, texts in RULES.items()
     }
-    return Grammar("story", rules, free, given)
+    return Grammar(rules, tables())
 
 
 def generate(seed: int, part: str) -> Iterator[Derivation]:
@@ -60,34 +58,24 @@ def build(train_chars: int, seed: int = 0, val_chars: int = VAL_CHARS) -> Storie
     hide what came before, so its loss at a finite context lies above the floor even for the best model of all.
     """
     val = _take(generate(seed, "val"), val_chars, set())
-    train = _take(generate(seed, "train"), train_chars, {_digest(story.text) for story in val})
-    floor, floor_se = entropy_per_token([story.log_p for story in val], [len(story.text) + 1 for story in val])
-    return Stories([story.text for story in train], [story.text for story in val], floor, floor_se)
+    train = _take(generate(seed, "train"), train_chars, {story.text for story in val})
+    return Stories([story.text for story in train], [story.text for story in val], *entropy_per_token(val))
 
 
-def _take(source: Iterator[Derivation], n_chars: int, forbidden: set[bytes]) -> list[Derivation]:
+def _take(source: Iterator[Derivation], n_chars: int, forbidden: set[str]) -> list[Derivation]:
     taken: list[Derivation] = []
     n = 0
     while n < n_chars:
         story = next(source)
-        if not forbidden or _digest(story.text) not in forbidden:
+        if story.text not in forbidden:
             taken.append(story)
             n += len(story.text) + 1
     return taken
 
 
-def _digest(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
-
-
-def entropy_per_token(log_p: list[float], n_tokens: list[int]) -> tuple[float, float]:
-    """Nats per token of a sample of stories, a ratio of sums, and its standard error by the delta method.
-
-    Args:
-        log_p: natural logarithm of each story's probability.
-        n_tokens: each story's tokens.
-    """
-    total = sum(n_tokens)
-    ratio = -math.fsum(log_p) / total
-    squares = math.fsum((-p - ratio * n) ** 2 for p, n in zip(log_p, n_tokens, strict=True))
-    return ratio, math.sqrt(squares) / total
+def entropy_per_token(stories: Sequence[Derivation]) -> tuple[float, float]:
+    """Nats per token of a sample of stories, a ratio of sums, and its standard error by the delta method."""
+    tokens = [len(story.text) + 1 for story in stories]
+    ratio = -math.fsum(story.log_p for story in stories) / sum(tokens)
+    squares = math.fsum((-story.log_p - ratio * n) ** 2 for story, n in zip(stories, tokens, strict=True))
+    return ratio, math.sqrt(squares) / sum(tokens)

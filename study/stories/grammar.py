@@ -21,22 +21,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import Generic, TypeVar
 
 Entity = Mapping[str, str]  # attribute name to text; "" is the word itself
 Facts = dict[str, Entity]
+Option = TypeVar("Option")
+START = "story"
 _SLOT = re.compile(r"\{([^{}]*)\}")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A distribution over entities with different texts. `weights` need not sum to one."""
+class Table(Generic[Option]):
+    """A distribution over options: entities with different texts, or the templates of a rule. `weights` need not sum to one."""
 
-    entities: tuple[Entity, ...]
+    options: tuple[Option, ...]
     weights: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        if not len({entity[""] for entity in self.entities}) == len(self.weights) == len(self.entities):
-            raise ValueError("a table needs as many weights as entities, and entities with different texts.")
 
     @cached_property
     def cumulative(self) -> list[float]:
@@ -46,7 +45,7 @@ class Table:
 
     @cached_property
     def log_p(self) -> list[float]:
-        """Natural logarithm of each entity's probability."""
+        """Natural logarithm of each option's probability."""
         total = sum(self.weights)
         return [math.log(weight / total) for weight in self.weights]
 
@@ -76,19 +75,7 @@ class Expand:
 
 
 Part = str | Draw | Ref | Expand
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A choice among templates."""
-
-    templates: tuple[tuple[Part, ...], ...]
-    weights: tuple[float, ...]
-
-    @cached_property
-    def table(self) -> Table:
-        """The choice as a table whose entities' texts are the templates' numbers."""
-        return Table(tuple({"": str(i)} for i in range(len(self.templates))), self.weights)
+Template = tuple[Part, ...]
 
 
 @dataclass(frozen=True)
@@ -133,16 +120,14 @@ def _slot(text: str) -> Part:
 
 @dataclass(frozen=True)
 class Grammar:
-    """Rules and tables. Tables that depend on a remembered entity are keyed by table name, then by that entity's text."""
+    """Rules, of which a text begins with START, and tables; one that depends on a remembered entity is named `table|that entity's text`."""
 
-    start: str
-    rules: Mapping[str, Rule]
-    tables: Mapping[str, Table]
-    given_tables: Mapping[str, Mapping[str, Table]]
+    rules: Mapping[str, Table[Template]]
+    tables: Mapping[str, Table[Entity]]
 
-    def table_of(self, draw: Draw, facts: Facts) -> Table:
+    def table_of(self, draw: Draw, facts: Facts) -> Table[Entity]:
         """The table that a draw asks, given what is remembered."""
-        return self.given_tables[draw.table][facts[draw.given][""]] if draw.given else self.tables[draw.table]
+        return self.tables[f"{draw.table}|{facts[draw.given]['']}" if draw.given else draw.table]
 
 
 def sample(grammar: Grammar, rng: random.Random) -> Derivation:
@@ -150,7 +135,13 @@ def sample(grammar: Grammar, rng: random.Random) -> Derivation:
     out: list[str] = []
     choices: list[Choice] = []
     facts: Facts = {}
-    todo: list[Part] = [Expand(grammar.start)]
+
+    def choose(asked: str, table: Table[Option]) -> Option:
+        i = bisect(table.cumulative, rng.random())
+        choices.append(Choice(asked, i, table.log_p[i]))
+        return table.options[i]
+
+    todo: list[Part] = [Expand(START)]
     while todo:
         part = todo.pop()
         if isinstance(part, str):
@@ -158,15 +149,10 @@ def sample(grammar: Grammar, rng: random.Random) -> Derivation:
         elif isinstance(part, Ref):
             out.append(facts[part.variable][part.attribute])
         elif isinstance(part, Expand):
-            rule = grammar.rules[part.rule]
-            i = bisect(rule.table.cumulative, rng.random())
-            choices.append(Choice(part.rule, i, rule.table.log_p[i]))
-            todo.extend(reversed(rule.templates[i]))
+            todo.extend(choose(part.rule, grammar.rules[part.rule])[::-1])
         else:
-            table = grammar.table_of(part, facts)
-            i = bisect(table.cumulative, rng.random())
-            choices.append(Choice(part.table, i, table.log_p[i]))
-            out.append(table.entities[i][""])
+            entity = choose(part.table, grammar.table_of(part, facts))
+            out.append(entity[""])
             if part.variable:
-                facts[part.variable] = table.entities[i]
+                facts[part.variable] = entity
     return Derivation("".join(out), tuple(choices), facts)

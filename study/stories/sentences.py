@@ -2,7 +2,7 @@
 
 A rule's templates are listed most frequent first; template k (from 0) has weight 1 / (k + 2)^0.4. Rules named `<plot>_problem` and
 `<plot>_fix` belong together: a story whose problem is `broken` is resolved by `broken_fix`. Remembered: hero, kind, place, object,
-animal, family.
+animal.
 """
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -36,16 +36,16 @@ RULES: dict[str, tuple[str, ...]] = {
     ),
     "habit": (
         "",
-        " {hero.His} {family=family} said {hero.he} was too {=trait}.",
+        " {hero.His} {=family} said {hero.he} was too {=trait}.",
         " {hero.He} had {=a_look} room with {hero.color} walls.",
-        " Every night {hero.his} {family=family} told {hero.him} about the {=look} days of old.",
+        " Every night {hero.his} {=family} told {hero.him} about the {=look} days of old.",
         " When {hero.he} was {=feeling}, {hero.he} hummed {=how}.",
         " {hero.He} kept {=number} {=look} pebbles under {hero.his} bed.",
     ),
     "habit_alone": (
-        "{hero.He} lived with {hero.his} {family=family}, who was {=trait} and {=trait}.",
-        "{hero.His} {family=family} gave {hero.him} {hero.food} and a {hero.color} coat.",
-        '"What a {=trait} child!" {hero.his} {family=family} always {=said}.',
+        "{hero.He} lived with {hero.his} {=family}, who was {=trait} and {=trait}.",
+        "{hero.His} {=family} gave {hero.him} {hero.food} and a {hero.color} coat.",
+        '"What a {=trait} child!" {hero.his} {=family} always {=said}.',
         "In the mornings {hero.he} was {=feeling}, and in the evenings {hero.he} was {=feeling}.",
         "Nobody knew why {hero.he} had {=number} {hero.color} hats.",
     ),

@@ -9,7 +9,6 @@ study's seed: the world is what a model can learn by heart, and its facts are as
 
 import random
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 from study.stories.grammar import Entity, Table
 
@@ -30,10 +29,6 @@ Ralph Seth Ted Vince Wes Yuri Zack Andy Bruno""".split()
 PLACES = """park forest beach garden market farm river school meadow village lake hill library barn pond zoo castle orchard mill harbor
 bakery field valley cave museum station bridge island mountain playground workshop lighthouse church fair stable desert jungle swamp tower
 attic cellar kitchen street square well temple quarry vineyard inn theater""".split()
-INSIDE = frozenset(
-    "park forest garden market meadow village library barn zoo castle orchard bakery field valley cave museum "
-    "workshop stable desert jungle swamp tower attic cellar kitchen street square vineyard inn theater".split()
-)
 OBJECTS = """ball kite key boat doll hat drum box ring bell lamp book coin cup flute shell basket rope bucket mirror stone feather whistle
 blanket spoon wagon map clock button balloon candle brush scarf chest sled jar ladder puzzle crown mask bottle horn ribbon shoe cart wheel
 top necklace fan pillow pencil lantern net bowl bag chain flag boot kettle glove hammer plate tent violin umbrella apron anchor marble
@@ -65,10 +60,7 @@ HOME_FRONTS = """old warm dark deep small dry green hollow quiet muddy mossy cro
 windy empty grassy hidden shady snug tall ruined wide""".split()
 FEELINGS = """happy sad scared excited proud angry tired worried surprised lonely sorry grateful calm shy jealous hopeful curious nervous
 cheerful brave""".split()
-FAMILY = {
-    "girl": "mom grandma sister aunt mother cousin nanny teacher".split(),
-    "boy": "dad grandpa brother uncle father neighbor tutor coach".split(),
-}
+FAMILY = "mom dad grandma grandpa sister brother aunt uncle mother father cousin neighbor nanny tutor teacher coach".split()
 SAID = (
     "said cried whispered shouted called replied sighed answered laughed sang murmured yelled announced declared muttered giggled".split()
 )
@@ -119,8 +111,14 @@ _VOWELS = "a e i o u a e i o ee oo ai".split()
 _CODAS = "l m n r s t b d x nk ll mp ck".split()
 
 
-def zipf_table(entities: Sequence[Entity], shift: float = 4.0) -> Table:
-    """Entities with weights 1 / (rank + shift) (Zipf-Mandelbrot); the shift flattens the head."""
+def zipf_table(entities: Sequence[Entity], shift: float = 4.0) -> Table[Entity]:
+    """Entities with weights 1 / (rank + shift) (Zipf-Mandelbrot); the shift flattens the head.
+
+    Raises:
+        ValueError: two have one text, which then would have two derivations.
+    """
+    if len({entity[""] for entity in entities}) < len(entities):
+        raise ValueError("a table needs entities with different texts.")
     return Table(tuple(entities), tuple((rank + shift) ** -1.0 for rank in range(len(entities))))
 
 
@@ -166,7 +164,6 @@ def saying(rng: random.Random) -> str:
 # ---- the entities ----
 
 
-@lru_cache(maxsize=1)
 def world() -> dict[str, list[Entity]]:
     """All entities, most frequent first: girl, boy (names), place, object, animal."""
     rng = random.Random(WORLD_SEED)
@@ -194,13 +191,11 @@ def _person(rng: random.Random, name: str, kind: str) -> Entity:
 
 
 def _place(rng: random.Random, name: str, surname: str) -> Entity:
-    the = name if name[0].isupper() else f"the {name}"
     kind = rng.choice(("girl", "boy"))
-    keeper = f"{'Mrs.' if kind == 'girl' else 'Mr.'} {surname}"
     sight = f"{with_article(rng.choice(HOME_FRONTS))} {rng.choice(NOUNS)}"
-    own = {"at": f"{'in' if name in INSIDE else 'at'} {the}", "sight": sight, "smell": rng.choice(FOODS), "saying": saying(rng)}
-    about_keeper = {"keeper": keeper, "keeper_he": PRONOUNS[kind]["he"], "keeper_He": PRONOUNS[kind]["He"], "job": rng.choice(MAKERS)}
-    return {"": the, **own, **about_keeper}
+    own = {"sight": sight, "smell": rng.choice(FOODS), "saying": saying(rng), "job": rng.choice(MAKERS)}
+    keeper = f"{'Mrs.' if kind == 'girl' else 'Mr.'} {surname}"
+    return {"": name if name[0].isupper() else f"the {name}", **own, "keeper": keeper, "keeper_he": PRONOUNS[kind]["he"]}
 
 
 def _object(rng: random.Random, name: str) -> Entity:
@@ -217,50 +212,28 @@ def _animal(rng: random.Random, name: str, sound: str) -> Entity:
 # ---- the tables ----
 
 
-def tables() -> tuple[dict[str, Table], dict[str, dict[str, Table]]]:
-    """Tables by name, and tables that depend on a remembered entity by name and that entity's text."""
+def tables() -> dict[str, Table[Entity]]:
+    """Tables by name; those that depend on a remembered entity by name and that entity's text."""
     facts = world()
-    names = [entity for pair in zip(facts["girl"], facts["boy"], strict=False) for entity in pair]
-    kinds = [{"": kind, **PRONOUNS[kind]} for kind in ("girl", "boy")]
+    looks = [*LOOKS, *MORE_LOOKS]
     plain = {
-        "a_trait": [with_article(word) for word in TRAITS],
-        "a_weather": [with_article(word) for word in WEATHERS],
-        "trait": TRAITS,
-        "a_look": [with_article(word) for word in LOOKS],
-        "look": LOOKS,
-        "a_trait_up": [with_article(word).capitalize() for word in TRAITS],
-        "a_look_up": [with_article(word).capitalize() for word in LOOKS],
-        "some_look": [*LOOKS, *MORE_LOOKS],
-        "a_some_look": [with_article(word) for word in [*LOOKS, *MORE_LOOKS]],
-        "noun": [*NOUNS, *SEEN],
-        "nouns": [f"{word}s" for word in NOUNS],
-        "verb": VERBS,
-        "verb_up": [word.capitalize() for word in VERBS],
-        "did": DID,
-        "food": FOODS,
-        "color": COLORS,
-        "material": MATERIALS,
-        "feeling": FEELINGS,
-        "said": SAID,
-        "how": [*HOW, *ADVERB_TAIL],
-        "number": NUMBERS,
-    }
-    family = [
-        {"": word, **PRONOUNS[kind]}
-        for pair in zip(FAMILY["girl"], FAMILY["boy"], strict=True)
-        for word, kind in zip(pair, PRONOUNS, strict=True)
-    ]
-    free = {name: zipf_table(words(texts), shift=20.0) for name, texts in plain.items()}
-    free |= {"kind": Table(tuple(kinds), (1.0, 1.0)), "name": zipf_table(names), "family": zipf_table(family)}
-    free |= {name: zipf_table(facts[name]) for name in ("place", "object", "animal")}
-    given = {
-        "name": {kind: zipf_table(facts[kind]) for kind in ("girl", "boy")},
-        "animal": {place[""]: _animals_of(place, facts["animal"], i) for i, place in enumerate(facts["place"])},
-    }
-    return free, given
+        "trait": TRAITS, "look": LOOKS, "some_look": looks, "noun": [*NOUNS, *SEEN], "nouns": [f"{word}s" for word in NOUNS],
+        "verb": VERBS, "verb_up": [word.capitalize() for word in VERBS], "did": DID, "how": [*HOW, *ADVERB_TAIL], "said": SAID,
+        "food": FOODS, "color": COLORS, "material": MATERIALS, "feeling": FEELINGS, "number": NUMBERS,
+    }  # fmt: skip
+    for name, listed in {"trait": TRAITS, "look": LOOKS, "some_look": looks, "weather": WEATHERS}.items():
+        plain[f"a_{name}"] = [with_article(word) for word in listed]
+        plain[f"a_{name}_up"] = [word.capitalize() for word in plain[f"a_{name}"]]
+    found = {name: zipf_table(words(texts), shift=20.0) for name, texts in plain.items()}
+    found |= {name: zipf_table(facts[name]) for name in ("place", "object", "animal")}
+    found |= {f"name|{kind}": zipf_table(facts[kind]) for kind in PRONOUNS}
+    found |= {f"animal|{place['']}": _animals_of(place, facts["animal"], i) for i, place in enumerate(facts["place"])}
+    names = [entity for pair in zip(facts["girl"], facts["boy"], strict=False) for entity in pair]
+    kinds = tuple({"": kind, **PRONOUNS[kind]} for kind in PRONOUNS)
+    return found | {"kind": Table(kinds, (1.0, 1.0)), "name": zipf_table(names), "family": zipf_table(words(FAMILY))}
 
 
-def _animals_of(place: Entity, animals: Sequence[Entity], index: int) -> Table:
+def _animals_of(place: Entity, animals: Sequence[Entity], index: int) -> Table[Entity]:
     """The few animals that are met at a place, common ones more often: an association between two lists that has to be learned."""
     rng = random.Random(f"{WORLD_SEED}-{index}-{place['']}")
     chosen: list[Entity] = []
