@@ -50,7 +50,7 @@ def test_the_prepared_stories_are_the_generated_ones_with_their_floor(tmp_path: 
         assert "".join(story + "<|endoftext|>" for story in part).startswith(corpus.tokenizer.decode(tokens[:3000]))
         assert len(tokens) == sum(len(story) + 1 for story in part)
     assert (corpus.floor, corpus.floor_se) == (made.floor, made.floor_se)
-    assert corpus.characters[:2] == ("<|endoftext|>", "<unk>")
+    assert corpus.tokenizer.characters[:2] == ("<|endoftext|>", "<unk>")
     assert int(np.count_nonzero(corpus.val == 0)) == len(made.val)
 
 
@@ -85,7 +85,7 @@ def test_a_text_is_split_90_to_10_at_the_best_boundary_it_has(tmp_path: Path, en
 def test_windows_line_ends_and_a_byte_order_mark_leave_no_trace(tmp_path: Path) -> None:
     plain = data.prepare(own(tmp_path, lines(300)), tmp_path / "cache")
     windows = data.prepare(own(tmp_path, b"\xef\xbb\xbf" + lines(300, "\r\n").encode(), "other.txt"), tmp_path / "cache")
-    assert plain.characters == windows.characters
+    assert plain.tokenizer == windows.tokenizer
     assert np.array_equal(np.concatenate([plain.train, plain.val]), np.concatenate([windows.train, windows.val]))
 
 
@@ -147,7 +147,7 @@ def test_the_real_sample_with_its_wrongly_decoded_quotes_is_kept_letter_for_lett
     assert len(both.replace("<unk>", "?")) == len(text)
     assert corpus.tokenizer.decode(corpus.train) == text[: len(corpus.train)]
     assert corpus.n_unknown == both.count("<unk>") < 20
-    assert "â" in corpus.characters
+    assert "â" in corpus.tokenizer.characters
     assert len(set(text)) == 75
     assert 60 < corpus.vocab_size <= 77
 

@@ -89,5 +89,5 @@ def reference_text(results: Path) -> Reference | str:
 
 
 def _text(corpus: Any, tokens: np.ndarray) -> str:
-    """Token ids as text; the characters are looked up in one pass."""
-    return "".join(np.array(corpus.characters, dtype=object)[np.asarray(tokens)].tolist())
+    """Token ids as text."""
+    return str(corpus.tokenizer.decode(tokens.tolist()))

@@ -12,11 +12,10 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -24,16 +23,15 @@ from models.home import expanded
 from models.tokenizer import BYTES, Tokenizer
 from study.data import sources
 from study.data import tokens as text_tokens
-from study.files import cache_folder
-
-if TYPE_CHECKING:
-    from study.spec import DataConfig
+from study.files import cache_folder, write_json
+from study.spec import DataConfig
 
 CACHE_VERSION = 1  # raise it when the same source would give different tokens
 VERIFY_BYTES = 1 << 28  # caches up to this size are hashed whenever they are opened; above it only their sizes are checked
 ABANDONED_S = 6 * 3600.0  # a scratch folder that old was left behind
 TINYSTORIES_CHARACTERS = 228
 """Vocabulary assumed of characters that were not read yet (the published study's)."""
+PARTS = ("train", "val")
 MOST_UNKNOWN = 0.01
 """Share of a text that a tokenizer may lose."""
 
@@ -54,16 +52,11 @@ class Corpus:
     source: str  # where the text is from, its licence, and how it was split
     path: Path  # the folder
 
-    @cached_property
-    def characters(self) -> tuple[str, ...]:
-        """What each token id spells alone."""
-        return tuple(self.tokenizer.decode([i]) for i in range(self.vocab_size)) if self.tokenizer else ()
-
 
 # ---- identity ----
 
 
-def data_identity(config: "DataConfig", cache_dir: Path | None = None) -> dict[str, Any]:
+def data_identity(config: DataConfig, cache_dir: Path | None = None) -> dict[str, Any]:
     """Canonical facts that fix the data before they are prepared; they enter the trial's id.
 
     Args:
@@ -78,16 +71,16 @@ def data_identity(config: "DataConfig", cache_dir: Path | None = None) -> dict[s
     facts = sources.identity(config, cache_dir or cache_folder())
     if config.tokenizer == "char":
         return facts
-    named = config.tokenizer if config.tokenizer == "bytes" or config.tokenizer.startswith("bpe:") else _file_tokenizer(config).json
-    return facts | {"tokenizer": named if len(named) < 64 else hashlib.sha256(named.encode()).hexdigest()}
+    named = config.tokenizer == "bytes" or config.tokenizer.startswith("bpe:")
+    return facts | {"tokenizer": config.tokenizer if named else hashlib.sha256(_file_tokenizer(config).json.encode()).hexdigest()}
 
 
-def data_key(config: "DataConfig") -> str:
+def data_key(config: DataConfig) -> str:
     """16 hex digits of `data_identity`: the word for the data in a trial's identity."""
     return hashlib.sha256(json.dumps(data_identity(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def expected_vocab_size(config: "DataConfig") -> int:
+def expected_vocab_size(config: DataConfig) -> int:
     """Token ids that a corpus has or will have, as far as that is known without reading its text."""
     if config.vocab_size or config.tokenizer == "char":
         return config.vocab_size or TINYSTORIES_CHARACTERS
@@ -96,14 +89,14 @@ def expected_vocab_size(config: "DataConfig") -> int:
     return BYTES if config.tokenizer == "bytes" else _file_tokenizer(config).size
 
 
-def _file_tokenizer(config: "DataConfig") -> Tokenizer:
+def _file_tokenizer(config: DataConfig) -> Tokenizer:
     return text_tokens.read_file(expanded(config.tokenizer, "data.tokenizer"))
 
 
 # ---- preparing ----
 
 
-def prepare(config: "DataConfig", cache_dir: Path | None = None) -> Corpus:
+def prepare(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
     """Return the corpus that `config` names, from the cache or made now.
 
     Two processes may prepare the same corpus at once: each writes a folder of its own and the first to rename it wins.
@@ -118,9 +111,8 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None) -> Corpus:
     root = cache_dir or cache_folder()
     found = find(config, root)
     if found is None:
-        key, folder = _place(config, root)
         try:
-            _make(config, root, folder, key)
+            _make(config, root)
         except OSError as error:
             raise ValueError(
                 f"the corpus cannot be written to {root} ({error}); name another folder: SCALING_STUDY_CACHE=FOLDER."
@@ -131,32 +123,17 @@ def prepare(config: "DataConfig", cache_dir: Path | None = None) -> Corpus:
     return found
 
 
-def find(config: "DataConfig", cache_dir: Path | None = None) -> Corpus | None:
-    """The corpus if the cache has it, else None: nothing is made and no text downloaded."""
-    if folder := _arrays(config):
-        return _open_arrays(config, folder)
-    key, folder = _place(config, cache_dir or cache_folder())
-    meta = _read_meta(folder, key)
-    return None if meta is None else _open(folder, meta)
-
-
-def _place(config: "DataConfig", root: Path) -> tuple[str, Path]:
-    """The key of a corpus in the cache and its folder."""
-    key = hashlib.sha256(json.dumps({**data_identity(config, root), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
-    return key, root / "corpora" / key[:20]
-
-
-def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
-    """Facts of a cached corpus, or None where there is none; a folder whose bytes were read and are wrong is set aside first.
+def find(config: DataConfig, cache_dir: Path | None = None) -> Corpus | None:
+    """The corpus if the cache has it, else None: nothing is made and no text downloaded. A folder whose bytes are wrong is set aside.
 
     Raises:
         ValueError: a file of it cannot be opened or read, which says nothing about what it holds: it stays.
     """
+    if arrays := _arrays(config):
+        return _open_arrays(config, arrays)
+    key, folder = _place(config, cache_dir or cache_folder())
     try:
-        if not folder.exists():
-            return None
-        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        _check_cache(folder, meta, key)
+        return _open(folder, key) if folder.exists() else None
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError) as error:
         aside = folder.with_name(f"{folder.name}.set-aside-{time.time_ns()}")
         try:
@@ -170,26 +147,34 @@ def _read_meta(folder: Path, key: str) -> dict[str, Any] | None:
             f"the cached text {error.filename or folder} cannot be read ({error.strerror or error}); mend that, or name another "
             "cache with SCALING_STUDY_CACHE=FOLDER"
         ) from error
-    return meta
 
 
-def _check_cache(folder: Path, meta: dict[str, Any], key: str) -> None:
+def _place(config: DataConfig, root: Path) -> tuple[str, Path]:
+    """The key of a corpus in the cache and its folder."""
+    key = hashlib.sha256(json.dumps({**data_identity(config, root), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
+    return key, root / "corpora" / key[:20]
+
+
+def _open(folder: Path, key: str) -> Corpus:
+    """A cached corpus, checked; raises ValueError, or whatever its damaged facts lead to."""
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     if meta["key"] != key:
         raise ValueError("it belongs to other data")
-    width = np.dtype(meta["dtype"]).itemsize
-    for part in ("train", "val"):
-        with (folder / f"{part}.bin").open("rb") as file:  # whether it can be opened at all, also where it is too large to be hashed
-            size = file.seek(0, os.SEEK_END)
-        if size != meta[f"n_{part}"] * width:
+    parts = [np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r") for part in PARTS]
+    for part, tokens in zip(PARTS, parts, strict=True):
+        if len(tokens) != meta[f"n_{part}"]:
             raise ValueError(f"{part}.bin has the wrong size")
-    if (meta["n_train"] + meta["n_val"]) * width <= VERIFY_BYTES and _hash_corpus(folder, _tokenizer(meta).dump()) != meta["sha256"]:
+    tokenizer = _tokenizer(meta)
+    if sum(tokens.nbytes for tokens in parts) <= VERIFY_BYTES and _hash_corpus(folder, tokenizer) != meta["sha256"]:
         raise ValueError("its tokens do not match their hash")
+    facts = {name: meta[name] for name in ("name", "sha256", "n_unknown", "floor", "floor_se", "source")}
+    return Corpus(train=parts[0], val=parts[1], vocab_size=tokenizer.size, tokenizer=tokenizer, path=folder, **facts)
 
 
-def _hash_corpus(folder: Path, vocabulary: str) -> str:
+def _hash_corpus(folder: Path, tokenizer: Tokenizer) -> str:
     """SHA-256 of vocabulary, training tokens and validation tokens."""
-    digest = hashlib.sha256(vocabulary.encode())
-    for part in ("train", "val"):
+    digest = hashlib.sha256(tokenizer.dump().encode())
+    for part in PARTS:
         with (folder / f"{part}.bin").open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
@@ -199,15 +184,9 @@ def _tokenizer(meta: dict[str, Any]) -> Tokenizer:
     return Tokenizer(tuple(meta["characters"]), meta.get("tokenizer", ""))
 
 
-def _open(folder: Path, meta: dict[str, Any]) -> Corpus:
-    train, val = (np.memmap(folder / f"{part}.bin", dtype=meta["dtype"], mode="r") for part in ("train", "val"))
-    facts = {name: meta[name] for name in ("name", "sha256", "n_unknown", "floor", "floor_se", "source")}
-    tokenizer = _tokenizer(meta)
-    return Corpus(train=train, val=val, vocab_size=tokenizer.size, tokenizer=tokenizer, path=folder, **facts)
-
-
-def _make(config: "DataConfig", root: Path, folder: Path, key: str) -> None:
+def _make(config: DataConfig, root: Path) -> None:
     """Write a corpus beside its place and rename it there; whoever comes second throws his copy away."""
+    key, folder = _place(config, root)
     scratch = folder.with_name(f".{folder.name}-{os.getpid()}-{uuid.uuid4().hex[:8]}")
     scratch.mkdir(parents=True)
     for left in folder.parent.glob(f".{folder.name}-*"):  # by a process that was killed
@@ -215,11 +194,7 @@ def _make(config: "DataConfig", root: Path, folder: Path, key: str) -> None:
             shutil.rmtree(left, ignore_errors=True)
     try:
         meta = _fill(config, root, scratch)
-        meta |= {"key": key, "sha256": _hash_corpus(scratch, _tokenizer(meta).dump())}
-        with (scratch / "meta.json").open("w", encoding="utf-8") as file:
-            json.dump(meta, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
+        write_json(scratch / "meta.json", meta | {"key": key, "sha256": _hash_corpus(scratch, _tokenizer(meta))})
         try:
             scratch.rename(folder)
         except OSError:
@@ -229,20 +204,18 @@ def _make(config: "DataConfig", root: Path, folder: Path, key: str) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _fill(config: "DataConfig", root: Path, scratch: Path) -> dict[str, Any]:
+def _fill(config: DataConfig, root: Path, scratch: Path) -> dict[str, Any]:
     """Write train.bin and val.bin; return the facts of the corpus."""
     texts = sources.gather(config, root, scratch)
     if texts.val:
         ranges, split = [(path, 0, path.stat().st_size) for path in (texts.train, texts.val)], ""
     else:
-        cut = text_tokens.split_documents(texts.train)
-        ranges, split = [(texts.train, *cut.train), (texts.train, *cut.val)], f"; split 90/10 at {cut.boundary}"
+        cut, found_by = text_tokens.split_documents(texts.train)
+        ranges, split = [(texts.train, 0, cut), (texts.train, cut, texts.train.stat().st_size)], f"; split 90/10 at {found_by}"
     meta = {"name": config.name, "source": texts.about + split, **_write_tokens(config.tokenizer, ranges, scratch)}
-    # The text's entropy is one; it is spread over as many tokens as there are.
-    per_token = texts.n_val_characters / meta["n_val"] if texts.floor is not None else 1.0
-    for name in ("floor", "floor_se"):
+    for name in ("floor", "floor_se"):  # the text's entropy is one; it is spread over as many tokens as there are
         value = getattr(texts, name)
-        meta[name] = value if value is None or config.tokenizer == "char" else value * per_token
+        meta[name] = value if value is None else value * (texts.n_val_characters / meta["n_val"])
     for path in scratch.glob("*.txt"):
         path.unlink()
     return meta
@@ -250,28 +223,19 @@ def _fill(config: "DataConfig", root: Path, scratch: Path) -> dict[str, Any]:
 
 def _write_tokens(named: str, ranges: list[tuple[Path, int, int]], scratch: Path) -> dict[str, Any]:
     """Encode the training and the validation byte range into `scratch`; the vocabulary is the training text's alone."""
-    parts: list[Iterator[np.ndarray]]
-    if named == "char":
-        tokenizer = Tokenizer(text_tokens.count_vocabulary(text_tokens.read_codes(*ranges[0])))
-        table = text_tokens.lookup_table(tokenizer.characters)
-        parts = [map(table.__getitem__, text_tokens.read_codes(*place)) for place in ranges]
-    else:
-        tokenizer = text_tokens.make_tokenizer(named, text_tokens.read_text(*ranges[0]))
-        _check_fits(named, tokenizer, next(text_tokens.read_text(*ranges[0]))[:100_000])
-        parts = [text_tokens.read_ids(tokenizer, text_tokens.read_text(*place)) for place in ranges]
-    counts, n_unknown = [], 0
-    for name, part in zip(("train", "val"), parts, strict=True):
-        n = 0
+    tokenizer = text_tokens.make_tokenizer(named, text_tokens.read_text(*ranges[0]))
+    _check_fits(named, tokenizer, next(text_tokens.read_text(*ranges[0]), "")[:100_000])
+    facts: dict[str, Any] = {"n_unknown": 0, "dtype": text_tokens.id_dtype(tokenizer.size).name, "characters": tokenizer.characters}
+    for name, place in zip(PARTS, ranges, strict=True):
+        facts[f"n_{name}"] = 0
         with (scratch / f"{name}.bin").open("wb") as file:
-            for tokens in part:
-                n += len(tokens)
-                n_unknown += int(np.count_nonzero(tokens == tokenizer.unknown_id))
+            for tokens in text_tokens.read_ids(tokenizer, text_tokens.read_text(*place)):
+                facts[f"n_{name}"] += len(tokens)
+                facts["n_unknown"] += int(np.count_nonzero(tokens == tokenizer.unknown_id))
                 tokens.tofile(file)
-        counts.append(n)
-    if min(counts) < 2:
-        raise ValueError(f"{ranges[0][0]} is too short: {counts[0]} training and {counts[1]} validation tokens; give more text.")
-    dtype = text_tokens.id_dtype(tokenizer.size).name
-    facts = {"n_train": counts[0], "n_val": counts[1], "n_unknown": n_unknown, "dtype": dtype, "characters": tokenizer.characters}
+    n_train, n_val = facts["n_train"], facts["n_val"]
+    if min(n_train, n_val) < 2:
+        raise ValueError(f"{ranges[0][0]} is too short: {n_train} training and {n_val} validation tokens; give more text.")
     return facts | ({"tokenizer": tokenizer.json} if tokenizer.json else {})
 
 
@@ -290,7 +254,7 @@ def _check_fits(named: str, tokenizer: Tokenizer, text: str) -> None:
 # ---- arrays of token ids ----
 
 
-def _arrays(config: "DataConfig") -> Path | None:
+def _arrays(config: DataConfig) -> Path | None:
     """The folder that holds train.bin and val.bin, where the data are such arrays."""
     folder = expanded(config.path, "data.path")
     if not config.path or not all(os.path.isfile(folder / name) for name in sources.ARRAYS):
@@ -300,7 +264,7 @@ def _arrays(config: "DataConfig") -> Path | None:
     return folder
 
 
-def _open_arrays(config: "DataConfig", folder: Path) -> Corpus:
+def _open_arrays(config: DataConfig, folder: Path) -> Corpus:
     """The arrays where they lie; with a tokenizer.json beside the command, generated texts can be read."""
     train, val = (_open_array(folder / name, config.vocab_size) for name in sources.ARRAYS)
     tokenizer = None if config.tokenizer == "char" else _file_tokenizer(config)

@@ -2,13 +2,12 @@
 
 Imported where a text comes from there, and only then: the library takes a second to load.
 
-    found = listing("roneneldan/TinyStories", "", cache); path = fetch("roneneldan/TinyStories", found.revision, found.files[0])
+    revision, files = listing("roneneldan/TinyStories", "", cache); path = fetch("roneneldan/TinyStories", revision, files[0])
 """
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,7 @@ PATIENCE_S = 5.0
 """Longest wait for the hub's first answer."""
 
 
-@dataclass(frozen=True)
-class Listing:
-    """A commit of a data set and the paths of all its files."""
-
-    revision: str
-    files: tuple[str, ...]
-
-
-def listing(dataset: str, revision: str, cache: Path) -> Listing:
+def listing(dataset: str, revision: str, cache: Path) -> tuple[str, list[str]]:
     """The commit and the files of a data set: as `cache` has noted them at their first use, so that a study keeps its text, else as of now.
 
     Args:
@@ -41,13 +32,13 @@ def listing(dataset: str, revision: str, cache: Path) -> Listing:
         ValueError: the hub cannot be asked.
     """
     note = cache / "hub" / f"{dataset.replace('/', '--')}@{revision or 'newest'}.json"
-    if known := read_json(note):
-        return Listing(known["revision"], tuple(known["files"]))
-    with _said_in_a_sentence(dataset, revision):
-        about = HfApi(endpoint=_endpoint()).dataset_info(dataset, revision=revision or None, timeout=PATIENCE_S)
-    found = Listing(str(about.sha), tuple(sorted(file.rfilename for file in about.siblings or ())))
-    write_json(note, {"revision": found.revision, "files": found.files})
-    return found
+    known = read_json(note)
+    if not known:
+        with _said_in_a_sentence(dataset, revision):
+            about = HfApi(endpoint=_endpoint()).dataset_info(dataset, revision=revision or None, timeout=PATIENCE_S)
+        known = {"revision": str(about.sha), "files": sorted(file.rfilename for file in about.siblings or ())}
+        write_json(note, known)
+    return known["revision"], known["files"]
 
 
 def fetch(dataset: str, revision: str, file: str, first_bytes: int = 0, scratch: Path | None = None) -> Path:

@@ -15,14 +15,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from models.home import expanded
 from study.data.tokens import END_OF_TEXT, check_text_file
+from study.spec import DataConfig
 from study.stories import generator as stories
-
-if TYPE_CHECKING:
-    from study.spec import DataConfig
 
 TINYSTORIES = "hub:roneneldan/TinyStories@f54c09fd23315a6f9c86f9dc80f725de7d8f9c64/TinyStoriesV2-GPT4-"
 """The published study's text (Eldan and Li 2023; licence CDLA-Sharing-1.0): its second version, written by GPT-4 alone."""
@@ -75,7 +73,7 @@ def hub_name(name: str) -> HubName | None:
 # ---- identity ----
 
 
-def identity(config: "DataConfig", cache: Path) -> dict[str, Any]:
+def identity(config: DataConfig, cache: Path) -> dict[str, Any]:
     """Canonical facts that fix the text before it is prepared; they enter the trial's id.
 
     Returns:
@@ -91,11 +89,11 @@ def identity(config: "DataConfig", cache: Path) -> dict[str, Any]:
         return {"name": config.name, "revision": named.revision, "train_bytes": config.train_bytes or None}
     from study.data import hub  # its library takes a second to load
 
-    facts = {"name": "hub", "dataset": named.dataset, "revision": hub.listing(named.dataset, named.revision, cache).revision}
+    facts = {"name": "hub", "dataset": named.dataset, "revision": hub.listing(named.dataset, named.revision, cache)[0]}
     return {**facts, "beginning": named.beginning, "column": named.column or config.column, "train_bytes": config.train_bytes}
 
 
-def _path_identity(config: "DataConfig") -> dict[str, Any]:
+def _path_identity(config: DataConfig) -> dict[str, Any]:
     path = expanded(config.path, "data.path")
     files = text_files(path)
     if files == [path] and not _holds_records(path):
@@ -136,7 +134,7 @@ def text_files(path: Path) -> list[Path]:
 # ---- plain text ----
 
 
-def gather(config: "DataConfig", cache: Path, scratch: Path) -> Texts:
+def gather(config: DataConfig, cache: Path, scratch: Path) -> Texts:
     """The text of `config` as plain files: those of the user where they are plain, else written to `scratch`.
 
     Raises:
@@ -156,27 +154,25 @@ def gather(config: "DataConfig", cache: Path, scratch: Path) -> Texts:
     return Texts(texts[0], texts[1], about)
 
 
-def _fetch(config: "DataConfig", cache: Path, scratch: Path) -> tuple[list[Path], list[Path], str, str]:
+def _fetch(config: DataConfig, cache: Path, scratch: Path) -> tuple[list[Path], list[Path], str, str]:
     """Training and validation files of a data set of the hub, the column of their text, and where they are from."""
     named = hub_name(config.name)
     assert named is not None
     from study.data import hub  # its library takes a second to load
 
-    found = hub.listing(named.dataset, named.revision, cache)
-    wanted = [name for name in found.files if name.startswith(named.beginning) and name.endswith(KINDS)]
+    revision, files = hub.listing(named.dataset, named.revision, cache)
+    wanted = [name for name in files if name.startswith(named.beginning) and name.endswith(KINDS)]
     if not wanted:
-        raise ValueError(
-            f"{named.dataset} has no {', '.join(KINDS)} that begins with {named.beginning!r}; it has {', '.join(found.files[:8])}"
-        )
+        raise ValueError(f"{named.dataset} has no {', '.join(KINDS)} that begins with {named.beginning!r}; it has {', '.join(files[:8])}")
     train, val = split_by_name(wanted)
     first = config.train_bytes
     if first and (len(train) > 1 or not train[0].endswith(".txt")):
         raise ValueError(f"data.train_bytes={first} takes the beginning of one .txt file, and {named.dataset} has {', '.join(train[:3])}")
-    files = [hub.fetch(named.dataset, found.revision, name, first, scratch) for name in train]
+    paths = [hub.fetch(named.dataset, revision, name, first, scratch) for name in train]
     if first:
-        files = [_whole_documents(files[0], first, scratch)]
-    about = f"{named.dataset} of the Hugging Face hub, revision {found.revision[:8]}; licence: as its page says"
-    return files, [hub.fetch(named.dataset, found.revision, name) for name in val], named.column or config.column, about
+        paths = [_whole_documents(paths[0], first, scratch)]
+    about = f"{named.dataset} of the Hugging Face hub, revision {revision[:8]}; licence: as its page says"
+    return paths, [hub.fetch(named.dataset, revision, name) for name in val], named.column or config.column, about
 
 
 def split_by_name(names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -193,11 +189,14 @@ def _one_file(files: Sequence[Path], column: str, target: Path) -> Path:
         return files[0]
     with target.open("w", encoding="utf-8", newline="\n") as out:
         for file in files:
-            ended = True
-            for part in _read_records(file, column) if _holds_records(file) else _read_blocks(file):
-                out.write(part)
-                ended = part.rstrip().endswith(END_OF_TEXT)
-            if not ended:
+            if _holds_records(file):
+                records = (_read_parquet if file.suffix == ".parquet" else _read_jsonl)(file, column)
+                out.writelines(text + END_OF_TEXT for text in records if text)
+                continue
+            block = END_OF_TEXT
+            for block in _read_blocks(file):
+                out.write(block)
+            if not block.rstrip().endswith(END_OF_TEXT):
                 out.write(END_OF_TEXT)
     check_text_file(target)
     return target
@@ -214,13 +213,6 @@ def _read_blocks(path: Path) -> Iterator[str]:
                 yield block
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text ({error}); convert it, or leave it out") from error
-
-
-def _read_records(path: Path, column: str) -> Iterator[str]:
-    records = _read_parquet(path, column) if path.suffix == ".parquet" else _read_jsonl(path, column)
-    for text in records:
-        if text:
-            yield text + END_OF_TEXT
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
@@ -275,7 +267,7 @@ def _whole_documents(path: Path, n_bytes: int, scratch: Path) -> Path:
     return target
 
 
-def _write_stories(config: "DataConfig", scratch: Path) -> Texts:
+def _write_stories(config: DataConfig, scratch: Path) -> Texts:
     made = stories.build(config.train_chars, config.seed)
     train, val = scratch / "train.txt", scratch / "val.txt"
     for path, part in ((train, made.train), (val, made.val)):

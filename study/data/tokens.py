@@ -2,8 +2,8 @@
 
 Everything streams in blocks of BLOCK bytes, so 100 MB of text needs a few tens of megabytes of memory. No torch, no ray, no pandas.
 
-    parts = split_documents(path)
-    vocabulary = count_vocabulary(read_codes(path, *parts.train))
+    cut, found_by = split_documents(path); text = read_text(path, 0, cut)
+    tokenizer = make_tokenizer("char", text); ids = read_ids(tokenizer, read_text(path, 0, cut))
 """
 
 import codecs
@@ -11,7 +11,6 @@ import io
 import mmap
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -20,8 +19,6 @@ import numpy as np
 from models.home import expanded
 from models.tokenizer import BYTES, END_OF_TEXT, UNKNOWN, Tokenizer, read_file, train_bpe
 
-END_ID = 0
-UNKNOWN_ID = 1
 BLOCK = 1 << 22  # bytes read at a time
 LONG = 1 << 15  # characters from which a document is encoded in pieces
 PIECES_AT_ONCE = 1 << 10
@@ -35,15 +32,6 @@ _BOUNDARIES = (
     ("blank lines", re.compile(rb"\n[ \t]*\r?\n")),
     ("line ends", re.compile(rb"\n")),
 )
-
-
-@dataclass(frozen=True)
-class Split:
-    """Byte ranges [begin, end) of the training and the validation part, and the words for how they were found."""
-
-    train: tuple[int, int]
-    val: tuple[int, int]
-    boundary: str
 
 
 def check_text_file(path: Path) -> int:
@@ -67,23 +55,23 @@ def check_text_file(path: Path) -> int:
     return size
 
 
-def split_documents(path: Path, train_share: float = 0.9) -> Split:
-    """Cut a file in two near `train_share` of its bytes, at a document boundary where the file has any there.
+def split_documents(path: Path) -> tuple[int, str]:
+    """Where to cut a file near 90 % of its bytes, at a document boundary where it has any there, and the words for how that was found.
 
     The cut is the boundary nearest to the wanted place within five percent of the file to either side; without one, the next finer
     kind is tried, and at last any character will do. The boundary itself belongs to the training part.
     """
     size = check_text_file(path)
-    wanted, reach = int(size * train_share), int(size * 0.05)
+    wanted, reach = int(size * 0.9), int(size * 0.05)
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for name, pattern in _BOUNDARIES:
             ends = (match.end() for match in pattern.finditer(data, max(0, wanted - reach), min(size, wanted + reach)))
             cut = min(ends, key=lambda end: abs(end - wanted), default=0)
             if 0 < cut < size:
-                return Split((0, cut), (cut, size), name)
+                return cut, name
         while wanted > 0 and data[wanted] & 0xC0 == 0x80:  # inside a UTF-8 character: step back to its first byte
             wanted -= 1
-    return Split((0, wanted), (wanted, size), "a character, for want of lines")
+    return wanted, "a character, for want of lines"
 
 
 def read_text(path: Path, begin: int, end: int) -> Iterator[str]:
@@ -107,11 +95,6 @@ def read_text(path: Path, begin: int, end: int) -> Iterator[str]:
             yield whole
 
 
-def read_codes(path: Path, begin: int, end: int) -> Iterator[np.ndarray]:
-    """Yield the code points of bytes [begin, end) as uint32 arrays; the end-of-text mark is one code (a noncharacter)."""
-    return map(codes_of, read_text(path, begin, end))
-
-
 def _decode(decoder: io.IncrementalNewlineDecoder, block: bytes, at: int, path: Path, final: bool) -> str:
     try:
         return decoder.decode(block, final)
@@ -128,40 +111,18 @@ def _open_marker(text: str) -> int:
     return next((n for n in range(len(END_OF_TEXT) - 1, 0, -1) if text.endswith(END_OF_TEXT[:n])), 0)
 
 
-def codes_of(text: str) -> np.ndarray:
-    """Code points of a string as uint32, the end-of-text marker as one code."""
-    return np.frombuffer(text.replace(END_OF_TEXT, _SENTINEL).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-
-
-def count_vocabulary(blocks: Iterable[np.ndarray]) -> tuple[str, ...]:
-    """Characters of a corpus, index = token id: the end-of-text marker, the unknown character, then those seen, in code order."""
-    seen = np.zeros(_N_CODES, dtype=bool)
-    for codes in blocks:
-        seen[codes] = True
-    seen[ord(_SENTINEL)] = False
-    return (END_OF_TEXT, UNKNOWN, *(chr(code) for code in np.flatnonzero(seen)))
-
-
-def lookup_table(characters: tuple[str, ...]) -> np.ndarray:
-    """Array from code point to token id (uint8 up to 256 ids, uint16 above), UNKNOWN_ID for every other code."""
-    if len(characters) > 65_536:
-        raise ValueError(f"the text has {len(characters):,} different characters; at most 65,536 fit a token id.")
-    table = np.full(_N_CODES, UNKNOWN_ID, dtype=id_dtype(len(characters)))
-    for token, character in enumerate(characters[2:], start=2):
-        table[ord(character)] = token
-    table[ord(_SENTINEL)] = END_ID
-    return table
-
-
-# ---- other tokens than characters ----
-
-
 def make_tokenizer(name: str, training_text: Iterable[str]) -> Tokenizer:
-    """The tokenizer that `data.tokenizer` names: `bytes`, `bpe:SIZE` learned from the training text, or a tokenizer.json.
+    """The tokenizer that `data.tokenizer` names: `char` and `bpe:SIZE` learned from the training text, `bytes`, or a tokenizer.json.
 
     Raises:
         ValueError: the text is too short for so many tokens, or the file cannot be used.
     """
+    if name == "char":
+        seen = np.zeros(_N_CODES, dtype=bool)
+        for text in training_text:
+            seen[_codes(text)] = True
+        seen[ord(_SENTINEL)] = False
+        return Tokenizer((END_OF_TEXT, UNKNOWN, *map(chr, np.flatnonzero(seen))))
     if not name.startswith("bpe:"):
         return train_bpe((), BYTES) if name == "bytes" else read_file(expanded(name, "data.tokenizer"))
     size = int(name.removeprefix("bpe:"))
@@ -172,14 +133,37 @@ def make_tokenizer(name: str, training_text: Iterable[str]) -> Tokenizer:
 
 
 def read_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]:
-    """Yield the token ids of a text that comes in parts, wherever they are cut."""
-    dtype = id_dtype(tokenizer.size)
+    """Yield the token ids of a text that comes in parts, wherever they are cut, as the narrowest type that holds the vocabulary.
+
+    Raises:
+        ValueError: there are more characters than two bytes count.
+    """
+    if tokenizer.characters:
+        table = _lookup_table(tokenizer)
+        yield from (table[_codes(text)] for text in texts)
+        return
     pieces = _pieces(texts, tokenizer.end_id is not None)
     while batch := list(islice(pieces, PIECES_AT_ONCE)):
         ids = [
             [tokenizer.end_id] if piece == END_OF_TEXT else found for piece, found in zip(batch, tokenizer.encode_parts(batch), strict=True)
         ]
-        yield np.array(list(chain.from_iterable(ids)), dtype)
+        yield np.array(list(chain.from_iterable(ids)), id_dtype(tokenizer.size))
+
+
+def _codes(text: str) -> np.ndarray:
+    """Code points of a string as uint32, the end-of-text marker as one code."""
+    return np.frombuffer(text.replace(END_OF_TEXT, _SENTINEL).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
+
+
+def _lookup_table(tokenizer: Tokenizer) -> np.ndarray:
+    """Token id of every code point."""
+    if tokenizer.size > 65_536:
+        raise ValueError(f"the text has {tokenizer.size:,} different characters; at most 65,536 fit a token id.")
+    table = np.full(_N_CODES, tokenizer.unknown_id, dtype=id_dtype(tokenizer.size))
+    for token, character in enumerate(tokenizer.characters[2:], start=2):
+        table[ord(character)] = token
+    table[ord(_SENTINEL)] = tokenizer.end_id
+    return table
 
 
 def _pieces(texts: Iterable[str], at_marks: bool) -> Iterator[str]:
