@@ -27,14 +27,16 @@ def measure(case: tuple[int, ...], repeats: int) -> dict[str, Any]:
     """Median CPU seconds of both paths."""
     n_layer, n_embd, n_head, block_size, n_prompts, n_tokens = case
     model = Transformer(ModelConfig(n_layer=n_layer, n_embd=n_embd, n_head=n_head, block_size=block_size, vocab_size=64))
+    caches: dict[bool, Any] = {True: model.new_cache, False: lambda B: None}
     prompts = torch.randint(64, (1, n_prompts, 24))
     warmth = torch.full((n_prompts,), 0.8)
     times: dict[bool, list[float]] = {True: [], False: []}
     generate(model, prompts, 20, warmth)
     for _ in range(repeats):
         for cached in (True, False):
+            model.new_cache = caches[cached]  # type: ignore[method-assign]
             began = time.process_time()
-            generate(model, prompts, n_tokens, warmth, cached=cached)
+            generate(model, prompts, n_tokens, warmth)
             times[cached].append(time.process_time() - began)
     ratio = statistics.median(slow / fast for fast, slow in zip(times[True], times[False], strict=True))
     return {"cached_s": statistics.median(times[True]), "uncached_s": statistics.median(times[False]), "ratio": ratio, "bar": 10}

@@ -50,14 +50,10 @@ class Shape:
         object.__setattr__(self, "extra", tuple(sorted((str(name), value) for name, value in self.extra)))  # lists where JSON held it
         if self.extra and not self.module:
             raise ValueError(f"model.extra.{self.extra[0][0]} belongs to a model of your own; give --model.module FILE:CLASS too")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("module", "extra"):
-                continue
-            if field.name in BASE and value == 0 and not isinstance(value, bool):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{field.name}={value!r} is not a positive whole number; choose 1 or more")
+        for name in [f.name for f in fields(self) if f.name not in ("module", "extra")]:
+            value, least = getattr(self, name), 0 if name in BASE else 1
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name}={value!r} is not a positive whole number; choose 1 or more")
         if self.n_embd % self.n_head:
             divisors = [h for h in range(1, min(self.n_embd, 4 * self.n_head) + 1) if self.n_embd % h == 0]
             nearest = min(divisors, key=lambda h: abs(h - self.n_head))
@@ -94,11 +90,6 @@ class Shape:
         """Factor of q k^T: 1 / sqrt(D), or sqrt(base_head_dim) / D under muP (Yang et al. 2022, definition 4.1)."""
         usual = 1 / math.sqrt(self.head_dim)
         return usual * math.sqrt(self.base_head_dim / self.head_dim) if self.base_head_dim else usual
-
-    @property
-    def aspect(self) -> float:
-        """Width over depth, the aspect ratio of Kaplan et al. 2020, section 3.1."""
-        return self.n_embd / self.n_layer
 
     def _counts(self) -> module_file.Counts:
         """Of a user's module."""

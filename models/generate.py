@@ -20,7 +20,6 @@ def generate(
     temperature: Tensor,
     seed: int = 0,
     forbidden: tuple[int, ...] = (),
-    cached: bool = True,
 ) -> Tensor:
     """Continue prompts of equal length.
 
@@ -31,7 +30,6 @@ def generate(
         temperature: (B,) of each prompt; 0 takes the likeliest token.
         seed: of the noise, drawn on the CPU and shared by all replicas: the same luck for every model and device.
         forbidden: token ids never to produce.
-        cached: False reads the whole context for every token, the slow reference that the cache must equal.
 
     Returns:
         (K, B, n_tokens) new token ids, without the prompts.
@@ -50,11 +48,11 @@ def generate(
     for end in range(P, P + n_tokens):
         if end - start > T:
             start, cache = end - max(1, T // 2), None
-        if cached and cache is not None:
-            logits = model(text[:, :, end - 1 : end], cache)
+        if cache is None:
+            cache, new = model.new_cache(B), text[:, :, start:end]
         else:
-            cache = model.new_cache(B) if cached else None
-            logits = model(text[:, :, start:end], cache)
+            new = text[:, :, end - 1 : end]
+        logits = model(new, cache)
         last = logits[:, :, -1]  # (K, B, V)
         gumbel = -torch.log(-torch.log(torch.rand(B, V, generator=noise).clamp_(1e-20, 1 - 1e-7))).to(last.device)
         choice = last / scale + gumbel.masked_fill(greedy[0], 0.0)  # Gumbel-max: argmax(logits / t + Gumbel) samples softmax(logits / t)

@@ -43,9 +43,6 @@ class OwnModel(Network):
         with torch.autocast(tokens.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             return module_file.logits_of(self.module, self.config, tokens[0])[None].float()
 
-    def new_cache(self, B: int) -> None:
-        """None: the whole context is read for every token."""
-
     def tensors(self, replica: int = 0) -> dict[str, Tensor]:
         """Parameters and buffers by the module's own names, a tied one once."""
         return dict(self.module.named_parameters()) | self.state()

@@ -74,19 +74,16 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids; an end-of-text mark is one token where the vocabulary has it."""
-        parts = text.split(END_OF_TEXT) if self.end_id is not None else [text]
-        return self.join(self.encode_parts(parts))
+        if self.end_id is None:
+            return self.encode_parts([text])[0]
+        first, *others = self.encode_parts(text.split(END_OF_TEXT))
+        return first + [token for part in others for token in (self.end_id, *part)]
 
     def encode_parts(self, parts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts without end-of-text marks."""
         if self.characters:
             return [[self._ids.get(character, 1) for character in part] for part in parts]
         return [found.ids for found in self.library.encode_batch_fast(parts, add_special_tokens=False)]
-
-    def join(self, parts: Sequence[list[int]]) -> list[int]:
-        """Documents with the end-of-text token between them."""
-        ends = [] if self.end_id is None else [self.end_id]
-        return [token for number, part in enumerate(parts) for token in (ends if number else []) + part]
 
     def decode(self, ids: Iterable[int], marks: bool = True) -> str:
         """The text of token ids, end-of-text and unknown marks in words or left out."""

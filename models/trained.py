@@ -145,21 +145,14 @@ def token_losses(model: Network, ids: np.ndarray) -> np.ndarray:
     """
     T, end = model.config.block_size, len(ids) - 1
     half = max(1, T // 2)
-    starts = list(range(0, max(1, end - half), half))
-    losses = np.zeros(max(0, end))
-    size = max(1, BATCH_TOKENS // T)
-    for first in range(0, len(starts) if end > 0 else 0, size):
-        part = starts[first : first + size]
-        padded = np.zeros((len(part), T + 1), dtype=np.int64)  # causal: what pads the end is never seen
-        for row, start in enumerate(part):
-            own = ids[start : start + T + 1]
-            padded[row, : len(own)] = own
-        pair = (torch.from_numpy(array)[None].to(model.flat.device) for array in (padded[:, :-1].copy(), padded[:, 1:].copy()))
-        found = model.token_losses(*pair)[0].double().cpu().numpy()
-        for row, start in enumerate(part):
-            skip = half if start else 0
-            losses[start + skip : start + T] = found[row, skip : min(T, end - start)]
-    return losses
+    n_windows = len(range(0, max(1, end - half), half))
+    padded = np.zeros((n_windows - 1) * half + T + 1, dtype=np.int64)  # causal: what pads the end is never seen
+    padded[: len(ids)] = ids
+    windows = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(padded, T + 1)[::half].copy()).split(max(1, BATCH_TOKENS // T))
+    parts = [part[None].to(model.flat.device) for part in windows]
+    found = torch.cat([model.token_losses(part[..., :-1].contiguous(), part[..., 1:].contiguous())[0] for part in parts])  # (n_windows, T)
+    losses = torch.cat([found[0, :half], found[:-1, half : 2 * half].flatten(), found[-1, half:]])
+    return losses[: max(0, end)].double().cpu().numpy()
 
 
 # ---- GPT-2's form ----

@@ -54,8 +54,7 @@ class Network(nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy of each replica in nats per token, (K,). Their sum's gradient is each replica's own gradient."""
-        losses = self.token_losses(tokens, targets)
-        return losses.mean(dim=(1, 2))
+        return self.token_losses(tokens, targets).mean(dim=(1, 2))
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of every token, (K, B, T)."""
@@ -92,10 +91,9 @@ class Transformer(Network):
     def __init__(self, config: ModelConfig, seeds: Sequence[int] = (0,), dropout: float = 0.0, device: str = "cpu") -> None:
         super().__init__()
         self.config, self.replicas, self.dropout = config, len(seeds), dropout
-        self.precision, self.decayed = "float32", count_decayed(config)
-        shapes = parameter_shapes(config)
-        self.names = list(shapes)
-        sizes = [math.prod(shape) for shape in shapes.values()]
+        self.precision, shapes = "float32", parameter_shapes(config)
+        self.names, sizes = list(shapes), [math.prod(shape) for shape in shapes.values()]
+        self.decayed = sum(size for size, shape in zip(sizes, shapes.values(), strict=True) if len(shape) == 2)
         # One flat (K, P) buffer for weights and one for gradients, every parameter a view of both: clipping, AdamW and checkpoints
         # touch one tensor per replica.
         self.flat = torch.empty(self.replicas, sum(sizes), device=device)
@@ -131,9 +129,8 @@ class Transformer(Network):
         """Logits (K, B, T, V) for token ids (K, B, T), T <= block_size; with a cache, the tokens follow those already in it."""
         K, B, T = tokens.shape
         x = self.embed(tokens, cache.length if cache else 0)  # (K, B*T, C); here and below without K where that is 1
-        share = (
-            1 / self.config.depth_ratio
-        )  # what a branch adds: m_L^-1 under CompleteP (Dey et al. 2025, table 1, alpha = 1), else all of it
+        # What a branch adds: m_L^-1 under CompleteP (Dey et al. 2025, table 1, alpha = 1), else all of it.
+        share = 1 / self.config.depth_ratio
         for layer in range(self.config.n_layer):
             x = torch.add(x, self.drop(self.attention(norm(x, getattr(self, f"norm1_{layer}")), layer, B, T, cache)), alpha=share)
             x = torch.add(x, self.drop(self.mlp(norm(x, getattr(self, f"norm2_{layer}")), layer)), alpha=share)
@@ -206,13 +203,3 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         matrices |= {f"qkv_{layer}": (3 * C, C), f"proj_{layer}": (C, C), f"up_{layer}": (4 * C, C), f"down_{layer}": (C, 4 * C)}
         scales |= {f"norm1_{layer}": (C,), f"norm2_{layer}": (C,)}
     return matrices | scales | {"norm_f": (C,)}
-
-
-def count_embeddings(config: ModelConfig) -> int:
-    """Elements of the flat buffer that are embeddings; they come first."""
-    return sum(math.prod(shape) for name, shape in parameter_shapes(config).items() if name in EMBEDDINGS)
-
-
-def count_decayed(config: ModelConfig) -> int:
-    """Elements of the flat buffer that take weight decay: its matrices, embeddings among them, which come before the norm scales."""
-    return sum(math.prod(shape) for shape in parameter_shapes(config).values() if len(shape) == 2)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from models.transformer import Network, count_embeddings
+from models.transformer import Network
 from study.spec import TrainConfig
 
 # A bundle's gradients are rows of one buffer on purpose; torch remarks once on their strides.
@@ -93,7 +93,7 @@ def _parts(model: Network) -> list[_Part]:
     config, decayed = model.config, model.decayed
     if not config.base_width:
         return [_Part("matrices", slice(0, decayed), decays=True), _Part("scales", slice(decayed, None))]
-    embeddings, width = count_embeddings(config), config.width_ratio
+    embeddings, width = config.params_embedding + config.params_position, config.width_ratio
     outer = _Part("embeddings", slice(0, embeddings), decays=True)
     if not config.base_depth:
         return [outer, _Part("hidden", slice(embeddings, decayed), 1 / width, decays=True), _Part("scales", slice(decayed, None))]
