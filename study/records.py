@@ -7,6 +7,7 @@ The seam between running and concluding: `study` writes these tables, `analysis`
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -143,11 +144,10 @@ _SAMPLES = [
     _field("n_tokens", _int, "tokens", "length of the generated text", True),
 ]
 
-_TEXT_KEY = ["trial_id", "prompt", "index", "temperature", "step"]
 SCHEMAS = {"trials": pa.schema(_TRIALS), "curves": pa.schema(_CURVES), "samples": pa.schema(_SAMPLES)}
 PER_TRIAL = tuple(SCHEMAS)
 """Each table has a file for each trial, merged into one at the end."""
-KEYS = {"trials": ["trial_id"], "curves": ["trial_id", "step"], "samples": _TEXT_KEY}
+KEYS = {"trials": ["trial_id"], "curves": ["trial_id", "step"], "samples": ["trial_id", "prompt", "index", "temperature", "step"]}
 """Columns that identify a row. Rows can repeat after a restart: the last one wins."""
 
 
@@ -176,15 +176,18 @@ def check_row(row: Mapping[str, Any]) -> None:
     if row.get("status") not in STATUSES:
         raise RecordError(f"status={row.get('status')!r}; allowed are {', '.join(STATUSES)}")
     loss = row.get("val_loss")
-    if row["status"] == "COMPLETED" and not (isinstance(loss, float) and loss == loss and abs(loss) != float("inf")):
+    if row["status"] == "COMPLETED" and not (isinstance(loss, float) and math.isfinite(loss)):
         raise RecordError(f"a COMPLETED trial needs a finite val_loss, got {loss!r} (trial {row.get('trial_id')})")
 
 
 def to_table(table: str, rows: Sequence[Mapping[str, Any]], study: str = "", code_version: str = "") -> pa.Table:
     """Rows as an Arrow table with the schema of `table` and its file metadata."""
-    schema = SCHEMAS[table]
-    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version}
-    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema.with_metadata(metadata))
+    schema = SCHEMAS[table].with_metadata(_metadata(table, study, code_version))
+    return pa.Table.from_pylist([dict(row) for row in rows], schema=schema)
+
+
+def _metadata(table: str, study: str, code_version: str) -> dict[str, str]:
+    return {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version}
 
 
 def write(path: Path, table: str, rows: Sequence[Mapping[str, Any]], study: str = "", code_version: str = "") -> None:
@@ -209,12 +212,19 @@ def read_file(path: Path, table: str, problems: list[str] | None = None) -> pa.T
 
     Raises:
         OSError: the file cannot be opened or read.
-        RecordError: no Parquet, newer major version, a required column missing (named, with those found), of another kind, or without the
-            values that identify a row.
+        DamagedError: its bytes are no whole Parquet file.
+        RecordError: newer major version, a required column missing (named, with those found), of another kind, or without the values that
+            identify a row.
     """
     if path.is_dir():
         raise RecordError(f"{path} is a folder where a Parquet file should be; move its files to {path.parent / table}, or delete it")
-    data = _parquet(path)
+    content = path.read_bytes()  # through Python: Arrow takes every path for UTF-8, whatever the locale says
+    try:
+        data = pq.read_table(pa.BufferReader(content))
+    except (pa.ArrowException, OSError) as error:
+        text = str(error).splitlines()[0][:200]
+        damage = "it is cut short or is no Parquet file" if re.search("magic bytes|footer|file size", text) else text
+        raise DamagedError(f"{path} cannot be read as Parquet ({damage}); set it aside or delete it") from error
     version = (data.schema.metadata or {}).get(b"schema_version", b"1.0").decode()
     if int(re.split(r"\D", version + ".")[0] or 0) > int(SCHEMA_VERSION.split(".")[0]):
         raise RecordError(f"{path} has schema version {version}, this program reads {SCHEMA_VERSION}; upgrade scaling-study")
@@ -229,29 +239,10 @@ def read_file(path: Path, table: str, problems: list[str] | None = None) -> pa.T
     return pa.Table.from_arrays(columns, schema=readable_schema(table)).replace_schema_metadata(data.schema.metadata)
 
 
-def _parquet(path: Path) -> pa.Table:
-    """The table of a file. Its bytes come through Python: Arrow takes every path for UTF-8, whatever the locale says.
-
-    Raises:
-        OSError: the bytes cannot be had, which says nothing about them.
-        DamagedError: they are no whole Parquet file.
-    """
-    content = path.read_bytes()
-    try:
-        return pq.read_table(pa.BufferReader(content))
-    except (pa.ArrowException, OSError) as error:
-        raise DamagedError(f"{path} cannot be read as Parquet ({_damage(error)}); set it aside or delete it") from error
-
-
 @cache
 def readable_schema(table: str) -> pa.Schema:
     """The schema of tables that were read: as `SCHEMAS`, but a value may be missing, for the reader to say so of that row."""
     return pa.schema([field.with_nullable(True) for field in SCHEMAS[table]])
-
-
-def _damage(error: Exception) -> str:
-    text = str(error).splitlines()[0]
-    return "it is cut short or is no Parquet file" if re.search("magic bytes|footer|file size", text) else text[:200]
 
 
 def _column(data: pa.Table, field: pa.Field, path: Path, problems: list[str] | None) -> pa.ChunkedArray | pa.Array:
@@ -301,9 +292,9 @@ def _read(results: Path, table: str, problems: list[str] | None) -> tuple[pa.Tab
     """All rows, and which files hold them: a per-trial file that has not changed since it was compacted is not opened again."""
     tables, held = [], dict[str, list[int]]()
     for path in files(results, table):
-        told = len(problems or ())
-        stamp = _stamp(path)
-        if stamp and held.get(path.name) == stamp:
+        facts, told = path.stat(), len(problems or ())
+        stamp = [facts.st_size, facts.st_mtime_ns]
+        if held.get(path.name) == stamp:
             continue
         try:
             found = read_file(path, table, problems)
@@ -315,20 +306,11 @@ def _read(results: Path, table: str, problems: list[str] | None) -> tuple[pa.Tab
         tables.append(found)
         if path.parent == results:
             held = _parts(found)
-        elif stamp and told == len(problems or ()):
+        elif told == len(problems or ()):
             held[path.name] = stamp
     if not tables:
         return readable_schema(table).empty_table(), held
     return deduplicate(pa.concat_tables([t.replace_schema_metadata(None) for t in tables]), table), held
-
-
-def _stamp(path: Path) -> list[int]:
-    """Size and time of change of a file; of one that cannot be looked at, nothing."""
-    try:
-        facts = path.stat()
-    except OSError:
-        return []
-    return [facts.st_size, facts.st_mtime_ns]
 
 
 def _parts(whole: pa.Table) -> dict[str, list[int]]:
@@ -357,8 +339,7 @@ def compact(results: Path, table: str, study: str = "", code_version: str = "") 
     """
     data, held = _read(results, table, problems=[])
     parts = json.dumps({"n_rows": data.num_rows, "stamps": held})
-    metadata = {"schema": table, "schema_version": SCHEMA_VERSION, "study": study, "code_version": code_version, "parts": parts}
-    write_table(results / f"{table}.parquet", data.replace_schema_metadata(metadata))
+    write_table(results / f"{table}.parquet", data.replace_schema_metadata(_metadata(table, study, code_version) | {"parts": parts}))
     return int(data.num_rows)
 
 

@@ -20,7 +20,7 @@ from study.files import cache_folder
 from study.results import object_store as stores
 from study.results import store_sync as mirror
 from study.results.object_store import Store
-from study.results.store_sync import Mirror, held, mirrored
+from study.results.store_sync import Mirror, held
 from tests.running import facts, rows, tables, tiny, wait_until
 from tests.test_run import refused
 from tests.test_trial import worker
@@ -183,7 +183,7 @@ def test_a_store_is_held_by_one_run_at_a_time_and_freed_by_the_death_of_its_hold
     bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     address = f"{bucket}/a"
-    with mirrored(address, tmp_path / "a"), pytest.raises(ValueError, match=f"in use by another run \\(process {os.getpid()} on"):
+    with held(address, tmp_path / "a"), pytest.raises(ValueError, match=f"in use by another run \\(process {os.getpid()} on"):
         Mirror(Store.at(address), tmp_path / "b").acquire()
     assert ".lock.json" not in contents(address)
     elsewhere = {"token": "t", "pid": 1, "host": "elsewhere", "since": "now"}
@@ -199,7 +199,7 @@ def test_a_run_whose_store_was_taken_over_stops(bucket: str, tmp_path: Path, mon
     monkeypatch.setattr(mirror, "BEAT_S", 0.1)
 
     def lose() -> None:
-        with mirrored(f"{bucket}/a", tmp_path / "a") as mine:
+        with held(f"{bucket}/a", tmp_path / "a") as mine:
             Store.at(f"{bucket}/a").write(".lock.json", json.dumps({"token": "t", "pid": 1, "host": "elsewhere", "since": "now"}).encode())
             assert wait_until(lambda: mine.problem, seconds=20)
 
@@ -237,7 +237,7 @@ def test_the_mirror_catches_up_when_its_store_is_back(bucket: str, tmp_path: Pat
     monkeypatch.setattr(mirror, "POLL_S", 0.1)
     server = one_that_can_go(monkeypatch)
     port = int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])
-    with mirrored(f"{bucket}/a", tmp_path / "a") as mine:
+    with held(f"{bucket}/a", tmp_path / "a") as mine:
         server.stop()
         (mine.folder / "row").write_text("1")
         assert wait_until(lambda: mine.notes, seconds=30)

@@ -34,38 +34,6 @@ def locked(out: Path) -> Iterator[None]:
     Raises:
         ValueError: another run holds it, or the folder cannot be written.
     """
-    check_writable(out)
-    path = out / ".lock"
-    with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise ValueError(
-                f"{out} is in use by another run ({_holder(file.read())}); wait for it, end it, or choose another --out"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: the note below is all there is
-        file.truncate(0)
-        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}))
-        file.flush()
-        yield
-
-
-def _holder(text: str) -> str:
-    try:
-        note = json.loads(text)
-        return f"process {note['pid']} on {note['host']} since {note['since']}"
-    except (ValueError, KeyError, TypeError):
-        return "of unknown origin"
-
-
-def check_writable(out: Path) -> None:
-    """Make the folder and write a byte into it.
-
-    Raises:
-        ValueError: that fails; the message says why.
-    """
     probe = out / f".probe-{uuid.uuid4().hex[:8]}"
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -73,6 +41,38 @@ def check_writable(out: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(f"results cannot be written to {out} ({error.strerror or error}); choose another folder with --out") from None
+    with open(out / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise in_use(str(out), read_note(file.read())) from None
+        except OSError:
+            pass  # a file system without locks: the note below is all there is
+        file.truncate(0)
+        file.write(note())
+        file.flush()
+        yield
+
+
+def note(**more: str) -> str:
+    """What a lock says of the process that holds it, as JSON."""
+    return json.dumps({**more, "pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+
+def read_note(text: str | bytes) -> dict[str, Any]:
+    """What `note` wrote; {} where it is damaged."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def in_use(place: str, holder: dict[str, Any], hint: str = "") -> ValueError:
+    """Why a run cannot have a place that another one holds."""
+    who = "process {pid} on {host} since {since}".format(**holder) if {"pid", "host", "since"} <= holder.keys() else "of unknown origin"
+    return ValueError(f"{place} is in use by another run ({who}); wait for it, end it, or choose another --out{hint}")
 
 
 # ---- what is there ----

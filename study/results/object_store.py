@@ -1,9 +1,8 @@
 """Object stores as results folders: `--out s3://bucket/path` or `gs://bucket/path`, through pyarrow's file systems.
 
 A store has no append, no rename and no locks, so a run works in a local staging folder below the cache and `study.results.store_sync`
-keeps the store
-equal to it. Credentials come from where the cloud's own tools find them (environment, profile, instance role) and are never written
-anywhere; the endpoint from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL (S3) and STORAGE_EMULATOR_HOST (GCS).
+keeps the store equal to it. Credentials come from where the cloud's own tools find them (environment, profile, instance role) and are
+never written anywhere; the endpoint from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL (S3) and STORAGE_EMULATOR_HOST (GCS).
 
     store = Store.at("s3://bucket/quick"); store.write("study.json", b"{}"); store.entries(); store.read("study.json")
 """
@@ -11,7 +10,7 @@ anywhere; the endpoint from AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL (S3) and STO
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,11 +71,11 @@ class Store:
     region: str = ""
 
     @classmethod
-    def at(cls, address: str, environment: Mapping[str, str] = os.environ) -> "Store":
+    def at(cls, address: str) -> "Store":
         """The store of an address, with the endpoint and region that this process's environment names."""
         names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if address.startswith("s3://") else ("STORAGE_EMULATOR_HOST",)
-        endpoint = next((environment[name] for name in names if environment.get(name)), "")
-        return cls(address.rstrip("/"), endpoint, environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION") or "")
+        endpoint = next(filter(None, map(os.environ.get, names)), "")
+        return cls(address.rstrip("/"), endpoint, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "")
 
     @cached_property
     def _filesystem(self) -> Any:

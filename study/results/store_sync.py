@@ -4,17 +4,16 @@ The store is the truth between runs: at the start newer objects come here, files
 run could not bring up goes there. `.mirror.json` remembers what was equal last. An object `.lock.json`, renewed while a run lives, keeps
 a second run out.
 
-    with mirrored("s3://bucket/quick", folder) as mirror: ...; mirror.problem   # "" while all is well
+    with held("s3://bucket/quick", folder) as mirror: ...; mirror.problem   # "" while all is well
 """
 
-import json
 import os
 import socket
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 
 from study import records
 from study.files import read_json, write_json
-from study.results.folder import locked
+from study.results.folder import in_use, locked, note, read_note
 from study.results.object_store import Entry, Store, is_address, patiently, reason
 
 MEMORY = ".mirror.json"
@@ -42,7 +41,8 @@ CONNECTIONS = 8
 
 @contextmanager
 def held(out: str, folder: Path) -> "Iterator[Mirror | None]":
-    """Hold the results of `--out` for this run: the folder itself and, where `out` is an address, the store that it mirrors.
+    """Hold the results of `--out` for this run: the folder itself and, where `out` is an address, the store that it mirrors: it is fetched,
+    follows the folder, and gets the last changes at the end.
 
     Raises:
         ValueError: another run holds them, they cannot be read or written, or a store lacks the last changes at the end.
@@ -51,29 +51,18 @@ def held(out: str, folder: Path) -> "Iterator[Mirror | None]":
         if not is_address(out):
             yield None
             return
-        with mirrored(out, folder) as mirror:
+        mirror = Mirror(Store.at(out), folder)
+        mirror.acquire()
+        try:
+            mirror.pull()
+            mirror.follow()
             yield mirror
-
-
-@contextmanager
-def mirrored(address: str, folder: Path) -> "Iterator[Mirror]":
-    """Hold a store for this run: fetch it, follow the folder, and bring up the last changes at the end.
-
-    Raises:
-        ValueError: it cannot be reached or written, another run holds it, or the last changes could not be brought up.
-    """
-    mirror = Mirror(Store.at(address), folder)
-    mirror.acquire()
-    try:
-        mirror.pull()
-        mirror.follow()
-        yield mirror
-    except BaseException:
+        except BaseException:
+            if problem := mirror.finish():
+                print(f"study.run: {problem}", file=sys.stderr, flush=True)
+            raise
         if problem := mirror.finish():
-            print(f"study.run: {problem}", file=sys.stderr, flush=True)
-        raise
-    if problem := mirror.finish():
-        raise ValueError(problem)
+            raise ValueError(problem)
 
 
 def fetch(address: str, folder: Path) -> None:
@@ -117,23 +106,29 @@ class Mirror:
         found = patiently(f"{place} cannot be read", self.store.entries)
         self.store.remove(probe)
         if LOCK in found and (now.mtime_ns - found[LOCK].mtime_ns) / 1e9 < STALE_S and not self._is_dead(holder := self._holder()):
-            raise _in_use(place, holder)
+            raise self._in_use(holder)
         self._write_lock()
         time.sleep(0.5)  # of two that start together the one that wrote last stays
         if (holder := self._holder()).get("token") != self.token:
-            raise _in_use(place, holder)
-        self._beat_at = time.monotonic()
+            raise self._in_use(holder)
 
     def _write_lock(self) -> None:
-        note = {"token": self.token, "pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        self.store.write(LOCK, json.dumps(note).encode())
+        self.store.write(LOCK, note(token=self.token).encode())
+        self._beat_at = time.monotonic()
 
     def _holder(self) -> dict[str, Any]:
         try:
-            note = json.loads(self.store.read(LOCK))
-        except (FileNotFoundError, ValueError):
+            return read_note(self.store.read(LOCK))
+        except FileNotFoundError:
             return {}
-        return note if isinstance(note, dict) else {}
+
+    def _lost(self) -> str:
+        """What to say where another run has taken the store meanwhile (this machine slept, say), or ""."""
+        holder = self._holder()
+        return "" if holder.get("token") in (self.token, None) else str(self._in_use(holder))
+
+    def _in_use(self, holder: dict[str, Any]) -> ValueError:
+        return in_use(self.store.address, holder, f" (a run that died is taken for dead after {STALE_S / 60:.3g} minutes)")
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         """Whether the holder was a process of this machine that has ended."""
@@ -146,14 +141,6 @@ class Mirror:
         except PermissionError:
             pass
         return False
-
-    def _beat(self) -> None:
-        """Renew the lock; a run that has taken it meanwhile (this machine slept, say) ends this one."""
-        if (holder := self._holder()).get("token") not in (self.token, None):
-            self.problem = str(_in_use(self.store.address, holder))
-            return
-        self._write_lock()
-        self._beat_at = time.monotonic()
 
     # ---- from the store ----
 
@@ -176,9 +163,7 @@ class Mirror:
             if here.get(name) == self.equal[name][0]:
                 (self.folder / name).unlink(missing_ok=True)
             self.equal.pop(name)
-        with ThreadPoolExecutor(CONNECTIONS) as pool:
-            for _ in pool.map(lambda name: patiently(f"{self.store.address}/{name} cannot be read", lambda: self._fetch(name)), wanted):
-                pass
+        self._in_parallel(lambda name: patiently(f"{self.store.address}/{name} cannot be read", lambda: self._fetch(name)), wanted)
         self.equal |= {name: (_entry(self.folder / name), there[name]) for name in wanted if (self.folder / name).exists()}
         self._remember()
 
@@ -211,14 +196,12 @@ class Mirror:
                 self._remember()
         return len(changed) + len(gone)
 
-    def _in_parallel(self, act: Any, names: Sequence[str]) -> None:
-        if not names:
-            return
+    def _in_parallel(self, act: Callable[[str], None], names: Sequence[str]) -> None:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
             try:
                 for answer in [pool.submit(act, name) for name in names]:
                     answer.result()
-            except OSError:
+            except (OSError, ValueError):
                 pool.shutdown(cancel_futures=True)  # what follows would wait for the same store, one by one
                 raise
 
@@ -263,10 +246,12 @@ class Mirror:
 
     def _step(self) -> None:
         if time.monotonic() - self._beat_at > BEAT_S:
-            self._beat()
+            self.problem = self._lost()
+            if self.problem:
+                return
+            self._write_lock()
         board = time.monotonic() - self._board_at > BOARD_S
-        if not self.problem:
-            self.push(board)
+        self.push(board)
         if board:
             self._board_at = time.monotonic()
 
@@ -278,8 +263,8 @@ class Mirror:
         end, pause = time.monotonic() + (0 if self.problem else min(LAST_PATIENCE_S, PATIENCE_S)), 0.5
         while True:
             try:
-                if (holder := self._holder()).get("token") not in (self.token, None):
-                    return str(_in_use(self.store.address, holder))
+                if lost := self._lost():
+                    return lost
                 for _ in range(3):  # what is still being written comes with the next look
                     if not self.push():
                         break
@@ -337,11 +322,3 @@ def _unless_gone(error: OSError) -> None:
 def _is_kept(name: str) -> bool:
     """Whether a file belongs to the results: not Ray's own state, nothing half-written or set aside."""
     return not name.startswith(("ray/", ".")) and "/." not in name and ".bad" not in name
-
-
-def _in_use(place: str, holder: dict[str, Any]) -> ValueError:
-    who = f"process {holder.get('pid')} on {holder.get('host')} since {holder.get('since')}"
-    return ValueError(
-        f"{place} is in use by another run ({who}); wait for it, end it, or choose another --out "
-        f"(a run that died is taken for dead after {STALE_S / 60:.3g} minutes)"
-    )

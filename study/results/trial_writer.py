@@ -72,8 +72,6 @@ class Recorder:
         row = {**self._facts(outcome["row"]["trial_id"]), **_place(where), **outcome["row"]}
         row["reason"] = row.get("reason") or where.remark or None
         self._write(row, outcome["curve"], outcome["samples"])
-        if row["status"] != "INTERRUPTED":
-            shutil.rmtree(self.out / "checkpoints" / row["trial_id"], ignore_errors=True)
         return row
 
     def cut_off(self, trial_id: str, status: str, reason: str, curve: Rows, where: Where) -> dict[str, Any]:
@@ -82,18 +80,18 @@ class Recorder:
         losses = {name: last.get(name) for name in ("val_loss", "val_bpb", "train_loss")}
         steps = {"n_steps": last.get("step", 0), "n_tokens": last.get("tokens", 0)}
         row = {**self._facts(trial_id), **_place(where), **losses, **steps, "status": status, "reason": reason}
-        if trial_id in self.again:
-            return row
-        self._write(row, curve, [])
-        if status == "STOPPED":  # nothing continues it
-            shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
+        if trial_id not in self.again:
+            self._write(row, curve, [])
         return row
 
     def sweep(self) -> None:
         """Drop checkpoints of trials that nothing continues: a worker may have been writing one when its trial ended."""
-        for trial_id, row in self.rows.items():
-            if row["status"] in ("COMPLETED", "DIVERGED", "STOPPED"):
-                shutil.rmtree(self.out / "checkpoints" / trial_id, ignore_errors=True)
+        for row in self.rows.values():
+            self._drop_checkpoints(row)
+
+    def _drop_checkpoints(self, row: Mapping[str, Any]) -> None:
+        if row["status"] in ("COMPLETED", "DIVERGED", "STOPPED"):
+            shutil.rmtree(self.out / "checkpoints" / row["trial_id"], ignore_errors=True)
 
     def probe(self, trials: Iterable[Trial]) -> None:
         """Write as much as the rows and two checkpoints of these trials into the results folder, and take it back.
@@ -140,6 +138,7 @@ class Recorder:
             path = self.out / table / f"{trial_id}.parquet"
             retried(partial(records.write, path, table, tagged, self.study, self.code_version), PATIENCE_S)
         self.rows[trial_id] = row
+        self._drop_checkpoints(row)
 
 
 def _place(where: Where) -> dict[str, Any]:
