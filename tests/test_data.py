@@ -1,12 +1,13 @@
 """Data preparation: splitting, vocabulary, cache, batches, and one clear sentence for each text that cannot be used."""
 
 import hashlib
-import json
 import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ def lines(n: int, end: str = "\n") -> str:
     return "".join(f"line {i} says {i * i}{end}" for i in range(n))
 
 
+def whole(corpus: data.Corpus) -> str:
+    return corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val)
+
+
 # ---- stories ----
 
 
@@ -57,16 +62,6 @@ def test_the_prepared_stories_are_the_generated_ones_with_their_floor(tmp_path: 
 # ---- own text ----
 
 
-def test_encode_and_decode_are_inverse_and_the_marker_is_one_token(tmp_path: Path) -> None:
-    corpus = data.prepare(own(tmp_path, "Hello wörld. € 🙂\n<|endoftext|>Bye <|endo\n" * 50), tmp_path / "cache")
-    text = "Bye wörld<|endoftext|>🙂 <|endo"
-    ids = corpus.tokenizer.encode(text)
-    assert corpus.tokenizer.decode(ids) == text
-    assert len(ids) == len(text) - len("<|endoftext|>") + 1
-    assert corpus.tokenizer.encode("Zz") == [1, 1]
-    assert corpus.tokenizer.decode([1]) == "<unk>"
-
-
 @pytest.mark.parametrize(
     ("end", "boundary"),
     [("\n<|endoftext|>", "the <|endoftext|> markers"), ("\n\n", "blank lines"), ("\n", "line ends"), (" ", "a character")],
@@ -75,7 +70,7 @@ def test_a_text_is_split_90_to_10_at_the_best_boundary_it_has(tmp_path: Path, en
     text = lines(500, end)
     corpus = data.prepare(own(tmp_path, text), tmp_path / "cache")
     assert boundary in corpus.source
-    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val) == text
+    assert whole(corpus) == text
     assert 0.85 <= len(corpus.train) / (len(corpus.train) + len(corpus.val)) <= 0.95
     if end != " ":
         assert corpus.tokenizer.decode(corpus.train).endswith(end)
@@ -86,7 +81,7 @@ def test_windows_line_ends_and_a_byte_order_mark_leave_no_trace(tmp_path: Path) 
     plain = data.prepare(own(tmp_path, lines(300)), tmp_path / "cache")
     windows = data.prepare(own(tmp_path, b"\xef\xbb\xbf" + lines(300, "\r\n").encode(), "other.txt"), tmp_path / "cache")
     assert plain.tokenizer == windows.tokenizer
-    assert np.array_equal(np.concatenate([plain.train, plain.val]), np.concatenate([windows.train, windows.val]))
+    assert whole(plain) == whole(windows)
 
 
 def test_characters_unseen_in_training_become_one_unknown_id_and_are_counted(tmp_path: Path) -> None:
@@ -94,13 +89,14 @@ def test_characters_unseen_in_training_become_one_unknown_id_and_are_counted(tmp
     assert corpus.n_unknown == 20
     assert int(np.count_nonzero(corpus.val == 1)) == 20
     assert not np.any(corpus.train == 1)
+    assert (corpus.tokenizer.encode("Zz"), corpus.tokenizer.decode([1])) == ([1, 1], "<unk>")
 
 
 def test_more_than_256_characters_take_two_bytes_each(tmp_path: Path) -> None:
     text = "".join(chr(0x4E00 + i) for i in range(400)) * 20
     corpus = data.prepare(own(tmp_path, text), tmp_path / "cache")
     assert corpus.train.dtype == np.uint16
-    assert corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val) == text
+    assert whole(corpus) == text
 
 
 def test_blocks_cut_through_characters_markers_and_line_ends_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,6 +108,7 @@ def test_blocks_cut_through_characters_markers_and_line_ends_change_nothing(tmp_
         assert (parts.sha256, parts.n_unknown) == (whole.sha256, whole.n_unknown)
 
 
+@pytest.mark.parametrize("tokenizer", ["char", "bytes"])
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -120,30 +117,31 @@ def test_blocks_cut_through_characters_markers_and_line_ends_change_nothing(tmp_
         (b"text \x00\x01\x02 more", "binary file"),
         ("ein Text".encode("utf-16"), "UTF-16"),
         ("Größe und Maß\n".encode("latin-1") * 50, "not UTF-8.*LATIN1"),
+        (b"good text\n" * 200 + b"\xff\xfe bad", "not UTF-8"),
         (b"a", "too short"),
     ],
 )
-def test_a_text_that_cannot_be_used_gets_one_clear_sentence(tmp_path: Path, content: bytes, sentence: str) -> None:
+def test_a_text_that_cannot_be_used_gets_one_clear_sentence_and_leaves_nothing(
+    tmp_path: Path, content: bytes, sentence: str, tokenizer: str
+) -> None:
     with pytest.raises(ValueError, match=sentence) as caught:
-        data.prepare(own(tmp_path, content), tmp_path / "cache")
+        data.prepare(replace(own(tmp_path, content), tokenizer=tokenizer), tmp_path / "cache")
     assert "mine.txt" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert list((tmp_path / "cache" / "corpora").iterdir()) == []
 
 
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="does not exist"):
-        data.prepare(DataConfig(path=str(tmp_path / "nowhere.txt")), tmp_path)
-    with pytest.raises(ValueError, match="is a folder"):
-        data.prepare(DataConfig(path=str(tmp_path)), tmp_path)
-    with pytest.raises(ValueError, match="cannot be read"):
-        data.prepare(DataConfig(path=str(tmp_path / ("x" * 300))), tmp_path)
+@pytest.mark.parametrize(("name", "sentence"), [("nowhere.txt", "does not exist"), ("", "is a folder"), ("x" * 300, "cannot be read")])
+def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, name: str, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        data.prepare(DataConfig(path=str(tmp_path / name)), tmp_path)
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the shared TinyStories sample is not on this machine")
 def test_the_real_sample_with_its_wrongly_decoded_quotes_is_kept_letter_for_letter(tmp_path: Path) -> None:
     corpus = data.prepare(DataConfig(path=str(SAMPLE)), tmp_path)
     text = SAMPLE.read_text(encoding="utf-8")
-    both = corpus.tokenizer.decode(corpus.train) + corpus.tokenizer.decode(corpus.val)
+    both = whole(corpus)
     assert len(both.replace("<unk>", "?")) == len(text)
     assert corpus.tokenizer.decode(corpus.train) == text[: len(corpus.train)]
     assert corpus.n_unknown == both.count("<unk>") < 20
@@ -176,38 +174,29 @@ def test_finding_looks_in_the_cache_and_makes_nothing(tmp_path: Path) -> None:
     assert (found.sha256, found.path) == (made.sha256, made.path)
 
 
-def damage_truncate(folder: Path) -> None:
-    with (folder / "train.bin").open("r+b") as file:
-        file.truncate(100)
-
-
-def damage_flip(folder: Path) -> None:
-    tokens = np.fromfile(folder / "val.bin", dtype=np.uint8)
-    tokens[7] ^= 1
-    tokens.tofile(folder / "val.bin")
-
-
-def damage_foreign(folder: Path) -> None:
-    meta = json.loads((folder / "meta.json").read_text())
-    (folder / "meta.json").write_text(json.dumps({**meta, "key": "another"}))
-
-
-def damage_meta(folder: Path) -> None:
-    (folder / "meta.json").write_text("[1, 2")
-
-
-def damage_missing(folder: Path) -> None:
-    (folder / "val.bin").unlink()
-
-
-@pytest.mark.parametrize("damage", [damage_truncate, damage_flip, damage_foreign, damage_meta, damage_missing])
-def test_a_damaged_cache_is_set_aside_and_made_anew(tmp_path: Path, damage, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("train.bin", lambda content: content[:100]),
+        ("val.bin", lambda content: content[:7] + bytes([content[7] ^ 1]) + content[8:]),
+        ("val.bin", None),
+        ("meta.json", lambda content: content.replace(b'"key": "', b'"key": "an')),
+        ("meta.json", lambda content: b"[1, 2"),
+    ],
+    ids=["cut short", "a bit", "missing", "of other data", "no JSON"],
+)
+def test_a_damaged_cache_is_set_aside_and_made_anew(
+    tmp_path: Path, file: str, damage: Callable[[bytes], bytes] | None, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = own(tmp_path, lines(300))
     folder, sha256 = (found := data.prepare(config, tmp_path / "cache")).path, found.sha256
-    damage(folder)
+    content = (folder / file).read_bytes()
+    (folder / file).unlink()
+    if damage:
+        (folder / file).write_bytes(damage(content))
     again = data.prepare(config, tmp_path / "cache")
     assert (again.path, again.sha256) == (folder, sha256)
-    assert again.tokenizer.decode(again.train) + again.tokenizer.decode(again.val) == lines(300)
+    assert whole(again) == lines(300)
     assert len(list(folder.parent.glob("*.set-aside-*"))) == 1
     assert "set aside" in capsys.readouterr().err
 
@@ -219,12 +208,6 @@ def test_processes_that_prepare_at_once_agree_and_leave_no_scratch(tmp_path: Pat
     assert len(answers) == 1
     assert len(answers.pop()) == 64
     assert len(list((tmp_path / "corpora").iterdir())) == 1
-
-
-def test_a_failed_preparation_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not UTF-8"):
-        data.prepare(own(tmp_path, b"good text\n" * 200 + b"\xff\xfe bad"), tmp_path / "cache")
-    assert list((tmp_path / "cache" / "corpora").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -240,7 +223,7 @@ def test_what_a_killed_process_left_is_removed_after_hours_only(tmp_path: Path) 
     for left in (old, new):
         left.mkdir()
     os.utime(old, (time.time() - 7 * 3600,) * 2)
-    damage_missing(folder)
+    (folder / "val.bin").unlink()
     data.prepare(config, tmp_path / "cache")
     assert (old.exists(), new.exists()) == (False, True)
 
@@ -251,18 +234,10 @@ def test_what_a_killed_process_left_is_removed_after_hours_only(tmp_path: Path) 
 def test_identity_names_what_fixes_the_data_and_nothing_else(tmp_path: Path) -> None:
     config = own(tmp_path, lines(300))
     assert data.data_identity(config) == {"name": "text", "sha256": hashlib.sha256(lines(300).encode()).hexdigest()}
-    moved = own(tmp_path, lines(300), "moved.txt")
-    assert data.data_key(moved) == data.data_key(config)
-    assert data.data_identity(DataConfig(train_chars=5000, seed=1)) == {
-        "name": "stories",
-        "generator": stories.VERSION,
-        "train_chars": 5000,
-        "seed": 1,
-    }
-    assert data.data_identity(DataConfig(name="tinystories"))["train_bytes"] is None
-    keys = {
-        data.data_key(c) for c in (config, DataConfig(), DataConfig(seed=1), DataConfig(train_chars=5000), DataConfig(name="tinystories"))
-    }
+    of_stories = {"name": "stories", "generator": stories.VERSION, "train_chars": 5000, "seed": 1}
+    assert data.data_identity(DataConfig(train_chars=5000, seed=1)) == of_stories
+    others = (DataConfig(), DataConfig(seed=1), DataConfig(train_chars=5000), DataConfig(name="tinystories"))
+    keys = {data.data_key(c) for c in (config, *others)}
     assert len(keys) == 5
     assert all(re.fullmatch("[0-9a-f]{16}", key) for key in keys)
 
@@ -272,12 +247,8 @@ def test_identity_names_what_fixes_the_data_and_nothing_else(tmp_path: Path) -> 
 
 def test_a_batch_is_a_pure_function_of_seed_and_step() -> None:
     tokens = np.arange(10_000, dtype=np.uint16)
-    x, y = batches.window(tokens, 3, 17, 8, 64)
-    batches.window(tokens, 3, 18, 8, 64)
-    np.random.default_rng(0).random()
-    x2, y2 = batches.window(tokens, 3, 17, 8, 64)
-    assert np.array_equal(x, x2)
-    assert np.array_equal(y, y2)
+    (x, y), _, (again, _) = (batches.window(tokens, 3, step, 8, 64) for step in (17, 18, 17))
+    assert np.array_equal(x, again)
     assert (x.shape, x.dtype) == ((8, 64), np.int64)
     assert np.array_equal(y, x + 1)
     # Philox4x64-10 is a published algorithm: these numbers hold on every machine and with every version of NumPy.
@@ -326,18 +297,14 @@ def test_evaluation_windows_are_fixed_evenly_spaced_and_do_not_overlap() -> None
 
 def test_evaluation_takes_what_fits_of_a_short_split() -> None:
     tokens = np.arange(200, dtype=np.uint8)
-    x, _ = batches.evaluation_windows(tokens, 100, 64)
-    assert x[:, 0].tolist() == [0, 67, 135]
+    assert batches.evaluation_windows(tokens, 100, 64)[0][:, 0].tolist() == [0, 67, 135]
     assert batches.evaluation_windows(tokens[:65], 100, 64)[0].shape == (1, 64)
 
 
 def test_a_split_shorter_than_one_block_is_refused_in_a_sentence() -> None:
-    for call in (
-        lambda: batches.window(np.zeros(64, np.uint8), 0, 0, 8, 64),
-        lambda: batches.evaluation_windows(np.zeros(64, np.uint8), 8, 64),
-    ):
+    for cut, arguments in ((batches.window, (0, 0, 8)), (batches.evaluation_windows, (8,))):
         with pytest.raises(ValueError, match="too short for block_size=64: a split has 64 characters and needs 65"):
-            call()
+            cut(np.zeros(64, np.uint8), *arguments, 64)
 
 
 def test_the_first_tokens_are_a_prefix_and_too_many_are_refused() -> None:

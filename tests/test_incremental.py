@@ -12,7 +12,7 @@ from study.command import parse
 from study.data import corpus as data
 from study.results import folder
 from study.spec import DataConfig, Study, TrainConfig, Trial, expand
-from tests.running import facts, in_mid_run, rows, tables, tiny
+from tests.running import facts, rows, tables, tiny
 
 pytestmark = pytest.mark.ray
 
@@ -25,40 +25,29 @@ def results(undisturbed: Path, tmp_path: Path) -> Path:
     return out
 
 
-def what_a_dry_run_says(out: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
-    capsys.readouterr()
-    with pytest.MonkeyPatch.context() as there:
-        there.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # on a cluster no steps are timed for a quote
-        assert run.main([*tiny(out, "--dry-run"), *more]) == 0
-    return capsys.readouterr().out
-
-
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "sentences"),
     [
-        ([], "3 trials = 3 configurations x 1 seeds; 3 done, 0 to run"),
-        (["--sweeps", "width:n_embd=16,24,32,40"], "4 trials = 4 configurations x 1 seeds; 3 done, 1 to run"),
-        (["--seeds", "1", "2"], "6 trials = 3 configurations x 2 seeds; 3 done, 3 to run"),
-        (["--sweeps", "width:n_embd=16,24,32", "depth:n_layer=1,2,4"], "5 trials = 5 configurations x 1 seeds; 3 done, 2 to run"),
-        (["--sweeps", "width:n_embd=16,24"], "2 trials = 2 configurations x 1 seeds; 2 done, 0 to run"),
+        ("", ["3 trials = 3 configurations x 1 seeds; 3 done, 0 to run"]),
+        ("--sweeps width:n_embd=16,24,32,40", ["4 trials = 4 configurations x 1 seeds; 3 done, 1 to run"]),
+        ("--seeds 1 2", ["6 trials = 3 configurations x 2 seeds; 3 done, 3 to run"]),
+        ("--sweeps width:n_embd=16,24,32 depth:n_layer=1,2,4", ["5 trials = 5 configurations x 1 seeds; 3 done, 2 to run"]),
+        ("--sweeps width:n_embd=16,24", ["2 trials = 2 configurations x 1 seeds; 2 done, 0 to run"]),
+        (
+            "--train.weight_decay 0.2",
+            ["0 done, 3 to run", "3 rows are of trials that the study, as it is now, does not hold; they stay and are left out"],
+        ),
+        ("--data.seed 1", ["0 done, 3 to run", "3 stale rows (older recipe or other data) stay in the folder and are left out"]),
     ],
-    ids=["nothing", "a size", "a seed", "a sweep that shares the centre", "a size less"],
+    ids=["nothing", "a size", "a seed", "a sweep that shares the centre", "a size less", "a recipe", "a text"],
 )
-def test_what_is_added_is_all_there_is_to_run(results: Path, capsys: pytest.CaptureFixture[str], change: list[str], sentence: str) -> None:
-    assert sentence in what_a_dry_run_says(results, capsys, *change)
-
-
-def test_a_changed_recipe_is_another_set_of_trials_and_the_old_rows_are_named(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = what_a_dry_run_says(results, capsys, "--train.weight_decay", "0.2")
-    assert "0 done, 3 to run" in said
-    assert "3 rows are of trials that the study, as it is now, does not hold; they stay and are left out" in said
-
-
-def test_changed_data_leave_every_row_stale_and_none_is_mixed_in(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    said = what_a_dry_run_says(results, capsys, "--data.seed", "1")
-    assert "0 done, 3 to run" in said
-    assert "3 stale rows (older recipe or other data) stay in the folder and are left out" in said
-    assert "3 done, 0 to run" in what_a_dry_run_says(results, capsys)
+def test_what_is_added_or_changed_is_all_there_is_to_run_and_rows_that_no_longer_count_are_named(
+    results: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, change: str, sentences: list[str]
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # on a cluster no steps are timed for a quote
+    assert run.main([*tiny(results, "--dry-run"), *change.split()]) == 0
+    said = capsys.readouterr().out
+    assert [sentence for sentence in sentences if sentence not in said] == []
 
 
 def test_numerics_of_another_version_make_rows_stale(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,16 +104,3 @@ def test_a_length_and_a_seed_are_added_to_rows_that_stay_as_they_were_and_one_pr
     assert tables(grown) == tables(whole)
     assert not list((grown / "checkpoints").glob("*/*"))
     assert set(facts(grown)["trial_ids"]) == {row["trial_id"] for row in rows(grown)}
-
-
-@pytest.mark.slow
-def test_of_two_runs_at_once_the_second_refuses_and_the_first_ends_undisturbed(
-    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    process, out, log = in_mid_run(tmp_path)
-    assert run.main(tiny(out, "--no-report")) == 1
-    said = capsys.readouterr().err
-    assert f"is in use by another run (process {process.pid} on" in said
-    assert len(said.strip().splitlines()) == 1
-    assert process.wait(90) == 0, log.read_text()
-    assert tables(out) == tables(undisturbed)

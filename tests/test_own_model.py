@@ -41,10 +41,8 @@ class Noisy(nn.Module):
 """
 
 
-def llama(**more: int) -> ModelConfig:
-    return ModelConfig(
-        n_layer=3, n_embd=24, n_head=4, block_size=16, vocab_size=10, module=resolve(LLAMA), extra=(("n_kv_heads", 2),), **more
-    )
+def llama() -> ModelConfig:
+    return ModelConfig(3, 24, 4, 16, vocab_size=10, module=resolve(LLAMA), extra=(("n_kv_heads", 2),))
 
 
 def written(folder: Path, body: str, name: str = "Own") -> str:

@@ -60,6 +60,12 @@ def as_somebody_else(*theirs: Path) -> Iterator[None]:
             path.chmod(0o700)
 
 
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own in the working directory that finds our packages."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
 def names(place: Path) -> set[str]:
     return {str(path.relative_to(place)) for path in place.rglob("*")}
 
@@ -142,8 +148,7 @@ def test_results_in_a_folder_of_any_name_are_read_under_any_locale(tmp_path: Pat
         "import sys; from pathlib import Path; from study.results import folder; from study import records;"
         "out = Path(sys.argv[1]); folder.survey(out, [], 'x'); print(sys.getfilesystemencoding(), records.compact(out, 'trials'))"
     )
-    environment = {**os.environ, "LC_ALL": locale, "LOCPATH": str(tmp_path), "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    done = subprocess.run([sys.executable, "-c", code, out], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = python("-c", code, str(out), LC_ALL=locale, LOCPATH=str(tmp_path), PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert done.stdout.split() == ["iso8859-1" if locale != "C" else "ascii", "1"], done.stderr
     assert losses(out) == {"a": 2.0}
     assert len(list((out / "trials").glob("b.parquet.bad-*"))) == 1
@@ -285,21 +290,14 @@ def test_what_a_study_file_says_twice_or_nobody_can_mean_is_refused_with_its_lin
         parse([write("bad.yaml", text)])
 
 
-def test_values_are_read_as_they_stand(here: Path) -> None:
-    study = parse(
-        [write("s.yaml", "question: yes\nseeds: 010\ntrain: {n_steps: 010, lr: 1e-3}\nsweeps: {on: {n_layer: [010, 2]}}\n")]
-    ).study
-    assert (study.question, study.seeds, study.train.n_steps, study.train.lr) == ("yes", (10,), 10, 1e-3)
+def test_values_are_read_as_they_stand_and_numbers_may_have_suffixes_everywhere(here: Path) -> None:
+    text = "question: yes\nseeds: 010\ntrain: {n_steps: 010, lr: 1e-3}\ndata: {train_chars: 4M}\nsweeps: {on: {n_layer: [010, 2]}}\n"
+    study = parse([write("s.yaml", text), "--train.unique_tokens", "2.5K", "--train.beta1=1e-1"]).study
+    assert (study.question, study.seeds, study.data.train_chars) == ("yes", (10,), 4_000_000)
+    assert (study.train.n_steps, study.train.lr, study.train.unique_tokens, study.train.beta1) == (10, 1e-3, 2500, 0.1)
     assert [trial.shape.n_layer for trial in expand(study)] == [10, 2]
     assert expand(study)[0].sweeps == ("on",)
     assert parse([write("s.yaml", "question: 1:30\nmodel:\nseeds: ~\n")]).study.question == "1:30"
-
-
-def test_numbers_may_have_suffixes_everywhere(here: Path) -> None:
-    study = parse(
-        [write("s.yaml", "data: {train_chars: 4M}\ntrain: {n_steps: 1e3}\n"), "--train.unique_tokens", "2.5K", "--train.lr=1e-3"]
-    ).study
-    assert (study.data.train_chars, study.train.n_steps, study.train.unique_tokens, study.train.lr) == (4_000_000, 1000, 2500, 1e-3)
 
 
 @pytest.mark.parametrize(
@@ -342,8 +340,7 @@ def test_sweeps_are_named_in_any_script_without_signs_that_steer_nor_like_paths(
 @pytest.mark.parametrize("file", ["models.py", "models/__init__.py", "analysis.py"])
 def test_a_file_that_hides_one_of_our_packages_is_named(here: Path, file: str) -> None:
     write(file, "raise SystemExit('not ours')\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "study.run", "smoke"], env=environment, capture_output=True, text=True, check=False)
+    done = python("-m", "study.run", "smoke")
     assert done.returncode == 2
     assert done.stderr == (
         f"error: {here / file} hides the package {Path(file).parts[0].removesuffix('.py')} of this program, for python -m looks into the "
@@ -353,27 +350,20 @@ def test_a_file_that_hides_one_of_our_packages_is_named(here: Path, file: str) -
 
 def test_a_study_py_beside_the_results_is_named_by_the_analysis(here: Path) -> None:
     write("study.py", "answer = 42\n")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-m", "analysis", "x"], env=environment, capture_output=True, text=True, check=False)
-    assert done.stderr == "error: a study.py in the working directory hides a package of this program; use: scaling-study report RESULTS\n"
+    assert (
+        python("-m", "analysis", "x").stderr
+        == "error: a study.py in the working directory hides a package of this program; use: scaling-study report RESULTS\n"
+    )
 
 
 def test_the_console_command_does_not_look_into_the_working_directory(here: Path, synthetic_results: Path) -> None:
     for name in ("models.py", "study.py", "analysis.py", "numpy.py"):
         write(name, "raise SystemExit('not ours')\n")
-    script = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["scaling-study"]
-    module, _, function = script.partition(":")
-    write("bin/scaling-study", f"import sys; from {module} import {function}; sys.exit({function}())\n")  # as pip writes it
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-
-    def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "bin/scaling-study", *arguments], env=environment, capture_output=True, text=True, check=False
-        )
-
-    assert "to run" in command("run", "smoke", "--dry-run").stdout
-    done = command("report", str(synthetic_results), "--no-report", "--bootstrap", "0", "--out", "r")
+    module, _, function = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["scaling-study"].partition(":")
+    script = write("bin/scaling-study", f"import sys; from {module} import {function}; sys.exit({function}())\n")  # as pip writes it
+    assert "to run" in python(script, "run", "smoke", "--dry-run").stdout
+    done = python(script, "report", str(synthetic_results), "--no-report", "--bootstrap", "0", "--out", "r")
     assert (done.returncode, Path("r/fits.json").exists()) == (0, True), done.stderr
-    assert "holds no weights" in command("score", str(synthetic_results), "--text", "models.py").stderr
-    assert command().returncode == 2
-    assert "scaling-study run" in command("--help").stdout
+    assert "holds no weights" in python(script, "score", str(synthetic_results), "--text", "models.py").stderr
+    assert python(script).returncode == 2
+    assert "scaling-study run" in python(script, "--help").stdout

@@ -63,20 +63,15 @@ def test_results_that_were_copied_without_their_times_are_read_anew(tmp_path: Pa
     assert opened[:3] == ["trials.parquet", "a.parquet", "b.parquet"]
 
 
-def test_a_part_that_cannot_be_read_is_named_also_after_the_others_were_compacted(tmp_path: Path) -> None:
+def test_a_part_that_cannot_be_read_is_named_whether_it_was_damaged_before_the_others_were_compacted_or_later(tmp_path: Path) -> None:
     write_part(tmp_path, "a")
-    write_part(tmp_path, "b").write_bytes(b"PAR1")
-    assert records.compact(tmp_path, "trials") == 1
-    with pytest.raises(records.RecordError, match=r"b\.parquet cannot be read as Parquet"):
-        records.read(tmp_path, "trials")
-
-
-def test_a_row_that_was_compacted_and_is_damaged_afterwards_is_named(tmp_path: Path) -> None:
-    part = write_part(tmp_path, "a")
-    records.compact(tmp_path, "trials")
-    part.write_bytes(part.read_bytes()[:100])
-    with pytest.raises(records.RecordError, match=r"a\.parquet cannot be read as Parquet"):
-        records.read(tmp_path, "trials")
+    damaged = write_part(tmp_path, "b")
+    for whole, n_compacted in ((b"PAR1", 1), (damaged.read_bytes(), 2)):
+        damaged.write_bytes(whole)
+        assert records.compact(tmp_path, "trials") == n_compacted
+        damaged.write_bytes(whole[:100])
+        with pytest.raises(records.RecordError, match=r"b\.parquet cannot be read as Parquet"):
+            records.read(tmp_path, "trials")
 
 
 def test_a_part_whose_file_is_not_reachable_is_named(tmp_path: Path) -> None:

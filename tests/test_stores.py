@@ -52,6 +52,11 @@ def contents(address: str) -> set[str]:
     return set(Store.at(address).entries())
 
 
+def hold(address: str, **holder: Any) -> None:
+    """Put the lock of another run."""
+    Store.at(address).write(".lock.json", json.dumps({"token": "t", "pid": 1, "host": "elsewhere", "since": "now"} | holder).encode())
+
+
 def another_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """An empty cache, but for the text: what a second machine has."""
     there = tmp_path / "another-machine"
@@ -105,8 +110,7 @@ def test_a_study_in_a_store_goes_on_from_another_machine_ends_without_its_store_
     assert first in rows(out)  # what the first machine measured, not trained again
 
     back = one_that_can_go(monkeypatch)
-    ended = {"token": "t", "pid": 2**22 + 1, "host": socket.gethostname()}  # a person's first run was a process that has ended since
-    Store.at(address).write(".lock.json", json.dumps(ended).encode())
+    hold(address, pid=2**22 + 1, host=socket.gethostname())  # a person's first run was a process that has ended since
     assert run.main(study) == 0
     assert "2 done, 0 to run" in capsys.readouterr().out
     mirror.fetch(address, tmp_path / "copy")
@@ -186,8 +190,7 @@ def test_a_store_is_held_by_one_run_at_a_time_and_freed_by_the_death_of_its_hold
     with held(address, tmp_path / "a"), pytest.raises(ValueError, match=f"in use by another run \\(process {os.getpid()} on"):
         Mirror(Store.at(address), tmp_path / "b").acquire()
     assert ".lock.json" not in contents(address)
-    elsewhere = {"token": "t", "pid": 1, "host": "elsewhere", "since": "now"}
-    Store.at(address).write(".lock.json", json.dumps(elsewhere).encode())
+    hold(address)
     with pytest.raises(ValueError, match="in use by another run \\(process 1 on elsewhere"):
         Mirror(Store.at(address), tmp_path / "b").acquire()
     monkeypatch.setattr(mirror, "STALE_S", -1.0)  # its last beat is too long ago
@@ -200,7 +203,7 @@ def test_a_run_whose_store_was_taken_over_stops(bucket: str, tmp_path: Path, mon
 
     def lose() -> None:
         with held(f"{bucket}/a", tmp_path / "a") as mine:
-            Store.at(f"{bucket}/a").write(".lock.json", json.dumps({"token": "t", "pid": 1, "host": "elsewhere", "since": "now"}).encode())
+            hold(f"{bucket}/a")
             assert wait_until(lambda: mine.problem, seconds=20)
 
     with pytest.raises(ValueError, match="in use by another run \\(process 1 on elsewhere"):

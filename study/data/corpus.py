@@ -57,13 +57,9 @@ class Corpus:
 
 
 def data_identity(config: DataConfig, cache_dir: Path | None = None) -> dict[str, Any]:
-    """Canonical facts that fix the data before they are prepared; they enter the trial's id.
+    """Canonical facts, ready for JSON, that fix the data before they are prepared; they enter the trial's id.
 
-    Args:
-        config: the data part of a study.
-
-    Returns:
-        JSON-ready dict. Files are known by their content, so moving or renaming one changes nothing.
+    Files are known by their content, so moving or renaming one changes nothing.
     """
     if folder := _arrays(config):
         hashes = [sources.file_sha256(folder / name) for name in sources.ARRAYS]
@@ -97,13 +93,9 @@ def _file_tokenizer(config: DataConfig) -> Tokenizer:
 
 
 def prepare(config: DataConfig, cache_dir: Path | None = None) -> Corpus:
-    """Return the corpus that `config` names, from the cache or made now.
+    """Return the corpus that `config` names, from the cache (by default `study.files.cache_folder`) or made now.
 
     Two processes may prepare the same corpus at once: each writes a folder of its own and the first to rename it wins.
-
-    Args:
-        config: the data part of a study.
-        cache_dir: where to keep it; default $SCALING_STUDY_CACHE, else ~/.cache/scaling-study.
 
     Raises:
         ValueError: the text cannot be had or used, with one sentence saying why.

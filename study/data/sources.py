@@ -57,34 +57,29 @@ class Texts:
     """character tokens that `floor` is spread over"""
 
 
-def hub_name(name: str) -> HubName | None:
-    """The data set that a `data.name` means, if it means one.
+def hub_name(name: str) -> HubName:
+    """The data set of the hub that a `data.name` means.
 
     Raises:
-        ValueError: it begins like one and has another form.
+        ValueError: it has another form.
     """
     name = TINYSTORIES if name == "tinystories" else name
     match = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([^:]*))?(?::(.+))?", name)
-    if name.startswith("hub:") and not match:
+    if not match:
         raise ValueError(f"data.name={name!r} names no data set of the hub; write hub:OWNER/DATASET or hub:OWNER/DATASET:COLUMN")
-    return HubName(*(part or "" for part in match.groups())) if match else None
+    return HubName(*(part or "" for part in match.groups()))
 
 
 # ---- identity ----
 
 
 def identity(config: DataConfig, cache: Path) -> dict[str, Any]:
-    """Canonical facts that fix the text before it is prepared; they enter the trial's id.
-
-    Returns:
-        JSON-ready dict. A file is known by its content, so moving or renaming it changes nothing.
-    """
+    """What `corpus.data_identity` says of the text alone."""
     if config.path:
         return {"name": "text", **_path_identity(config)}
     if config.name == "stories":
         return {"name": "stories", "generator": stories.VERSION, "train_chars": config.train_chars, "seed": config.seed}
     named = hub_name(config.name)
-    assert named is not None
     if config.name == "tinystories":
         return {"name": config.name, "revision": named.revision, "train_bytes": config.train_bytes or None}
     from study.data import hub  # its library takes a second to load
@@ -149,15 +144,12 @@ def gather(config: DataConfig, cache: Path, scratch: Path) -> Texts:
         column, about = config.column, f"your text {path.name}; licence: as you hold it"
     else:
         train, val, column, about = _fetch(config, cache, scratch)
-    texts = [_one_file(part, column, scratch / f"{name}.txt") if part else None for name, part in (("train", train), ("val", val))]
-    assert texts[0] is not None
-    return Texts(texts[0], texts[1], about)
+    return Texts(_one_file(train, column, scratch / "train.txt"), _one_file(val, column, scratch / "val.txt") if val else None, about)
 
 
 def _fetch(config: DataConfig, cache: Path, scratch: Path) -> tuple[list[Path], list[Path], str, str]:
     """Training and validation files of a data set of the hub, the column of their text, and where they are from."""
     named = hub_name(config.name)
-    assert named is not None
     from study.data import hub  # its library takes a second to load
 
     revision, files = hub.listing(named.dataset, named.revision, cache)

@@ -85,8 +85,7 @@ class Mirror:
         """why the run must stop, or "" """
         self.notes: list[str] = []
         """sentences for a person; whoever shows them takes them out"""
-        stored = read_json(folder / MEMORY)
-        self.equal = {name: (Entry(*pair[0]), Entry(*pair[1])) for name, pair in stored.items()} if stored else {}
+        self.equal = {name: (Entry(*here), Entry(*there)) for name, (here, there) in read_json(folder / MEMORY).items()}
         """name -> (local file, object) when the two were equal last"""
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -182,9 +181,8 @@ class Mirror:
             OSError: the store cannot be written; what was put is remembered.
         """
         here = self._files()
-        changed = [
-            n for n, e in here.items() if (n not in self.equal or self.equal[n][0] != e) and (board or not n.startswith("tensorboard/"))
-        ]
+        wanted = {name: entry for name, entry in here.items() if board or not name.startswith("tensorboard/")}
+        changed = [name for name, entry in wanted.items() if name not in self.equal or self.equal[name][0] != entry]
         gone = [name for name in self.equal if name not in here]
         last = [name for name in changed if name.startswith("trials") or name.endswith("/state.json")]
         try:
@@ -299,14 +297,12 @@ class Mirror:
             folders[:] = [name for name in folders if _is_kept(f"{prefix}{name}/")]
             for name in names:
                 if _is_kept(prefix + name):
-                    try:
+                    with suppress(FileNotFoundError):
                         found[prefix + name] = _entry(Path(top) / name)
-                    except FileNotFoundError:
-                        continue
         return found
 
     def _remember(self) -> None:
-        write_json(self.folder / MEMORY, {name: [list(pair[0]), list(pair[1])] for name, pair in dict(self.equal).items()})
+        write_json(self.folder / MEMORY, dict(self.equal))
 
 
 def _entry(path: Path) -> Entry:
