@@ -13,20 +13,11 @@ from models.transformer import Cache, Network
 
 
 @torch.inference_mode()
-def generate(
-    model: Network,
-    prompts: Tensor,
-    n_tokens: int,
-    temperature: Tensor,
-    seed: int = 0,
-    forbidden: tuple[int, ...] = (),
-) -> Tensor:
+def generate(model: Network, prompts: Tensor, n_tokens: int, temperature: Tensor, seed: int = 0, forbidden: tuple[int, ...] = ()) -> Tensor:
     """Continue prompts of equal length.
 
     Args:
-        model: K replicas.
         prompts: (K, B, P) token ids, P >= 1.
-        n_tokens: tokens to add to each prompt.
         temperature: (B,) of each prompt; 0 takes the likeliest token.
         seed: of the noise, drawn on the CPU and shared by all replicas: the same luck for every model and device.
         forbidden: token ids never to produce.

@@ -93,12 +93,9 @@ def load(module: str) -> Any:
 
 @cache
 def count(config: Any) -> Counts:
-    """Counts of a model of one's own, by torch on its meta device: nothing is allocated and nothing computed.
+    """Counts of a model of one's own (a `ModelConfig`), by torch on its meta device: nothing is allocated and nothing computed.
 
     What belongs to vocabulary, context and depth is what each adds when it doubles.
-
-    Args:
-        config: a `ModelConfig`.
 
     Raises:
         ValueError: the class cannot be built or run for this shape, or its logits have another shape.

@@ -17,10 +17,7 @@ from models.transformer import Network
 class OwnModel(Network):
     """The user's module, its parameters views of one flat buffer: matrices first (they take weight decay), then the others.
 
-    Args:
-        config: shape, vocabulary and module.
-        seeds: one; torch's generator on the CPU begins there while the module is built.
-        device: where the weights live.
+    `seeds` holds one: there torch's generator on the CPU begins while the module is built.
     """
 
     def __init__(self, config: ModelConfig, seeds: Sequence[int] = (0,), device: str = "cpu") -> None:

@@ -165,7 +165,7 @@ def gpt2_tensors(model: Transformer) -> dict[str, torch.Tensor]:
     last matrix, the head's factor into the last norm.
     """
     config = model.config
-    own = {name: getattr(model, name)[0].detach().float().cpu() for name in model.names}
+    own = {name: tensor.detach().float().cpu() for name, tensor in model.tensors(0).items()}
     found = {"wte.weight": own["wte"], "wpe.weight": own["wpe"], "ln_f.weight": own["norm_f"] / config.width_ratio}
     for layer in range(config.n_layer):
         qkv = own[f"qkv_{layer}"].clone()

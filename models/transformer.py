@@ -78,7 +78,6 @@ class Transformer(Network):
     """K replicas of a pre-norm decoder with learned positions, GELU, no bias and a tied head.
 
     Args:
-        config: shape and vocabulary.
         seeds: one seed per replica; a replica's initial weights depend on its own seed only, not on its neighbors.
         dropout: probability after embeddings, attention and MLP (as in nanoGPT), the same in all replicas.
         device: where the weights live, for good: they are views of one buffer and cannot be moved one by one.
@@ -92,7 +91,7 @@ class Transformer(Network):
         super().__init__()
         self.config, self.replicas, self.dropout = config, len(seeds), dropout
         self.precision, shapes = "float32", parameter_shapes(config)
-        self.names, sizes = list(shapes), [math.prod(shape) for shape in shapes.values()]
+        sizes = [math.prod(shape) for shape in shapes.values()]
         self.decayed = sum(size for size, shape in zip(sizes, shapes.values(), strict=True) if len(shape) == 2)
         # One flat (K, P) buffer for weights and one for gradients, every parameter a view of both: clipping, AdamW and checkpoints
         # touch one tensor per replica.
@@ -115,8 +114,7 @@ class Transformer(Network):
         hidden_std = INIT_STD / math.sqrt(self.config.width_ratio)
         for replica, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
-            for name in self.names:
-                target = getattr(self, name)[replica]
+            for name, target in self.tensors(replica).items():
                 std = INIT_STD if name in EMBEDDINGS else hidden_std
                 if name.startswith(("proj", "down")):
                     std /= math.sqrt(2 * (self.config.base_depth or self.config.n_layer))
@@ -191,7 +189,7 @@ class Transformer(Network):
 
     def tensors(self, replica: int) -> dict[str, Tensor]:
         """Parameters by the names of `parameter_shapes`."""
-        return {name: getattr(self, name)[replica] for name in self.names}
+        return {name: parameter[replica] for name, parameter in self.named_parameters()}
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -1,5 +1,6 @@
 """Data preparation: splitting, vocabulary, cache, batches, and one clear sentence for each text that cannot be used."""
 
+import gzip
 import hashlib
 import os
 import re
@@ -7,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -110,31 +110,40 @@ def test_blocks_cut_through_characters_markers_and_line_ends_change_nothing(tmp_
 
 @pytest.mark.parametrize("tokenizer", ["char", "bytes"])
 @pytest.mark.parametrize(
-    ("content", "sentence"),
+    ("name", "content", "sentence"),
     [
-        (b"", "is empty"),
-        (b" \n \n", "is empty"),
-        (b"text \x00\x01\x02 more", "binary file"),
-        ("ein Text".encode("utf-16"), "UTF-16"),
-        ("Größe und Maß\n".encode("latin-1") * 50, "not UTF-8.*LATIN1"),
-        (b"good text\n" * 200 + b"\xff\xfe bad", "not UTF-8"),
-        (b"a", "too short"),
+        ("a", b"", "is empty"),
+        ("a", b" \n \n", "is empty"),
+        ("a", b"text \x00\x01\x02 more", "binary file"),
+        ("a", "ein Text".encode("utf-16"), "UTF-16"),
+        ("a", "Größe und Maß\n".encode("latin-1") * 50, "not UTF-8.*LATIN1"),
+        ("a", b"good text\n" * 200 + b"\xff\xfe bad", "not UTF-8"),
+        ("a", b"a", "too short"),
+        ("a.jsonl", b'{"body": "x"}\n', r"line 1 of .* has no text in the column 'text'; it has body: name one with --data.column"),
+        ("a.jsonl", b"[1]\n", "it has no columns"),
+        ("a.jsonl", b"{nonsense\n", "cannot be read as lines of JSON"),
+        ("a.jsonl", b'{"text": ""}\n', "is empty"),
+        ("a.parquet", b"nonsense", "cannot be read as Parquet"),
+        ("a.txt.gz", b"nonsense", "cannot be read as UTF-8 text"),
+        ("a.jsonl.gz", gzip.compress(b'{"text": "\xff"}', mtime=0), "cannot be read as lines of JSON in UTF-8"),
+        ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-6], "cannot be read as UTF-8 text"),
+        ("nowhere.txt", None, "does not exist"),
+        ("nowhere.gz", None, "does not exist"),
+        ("", None, "is a folder without .txt"),
+        ("x" * 300, None, "cannot be read"),
     ],
 )
 def test_a_text_that_cannot_be_used_gets_one_clear_sentence_and_leaves_nothing(
-    tmp_path: Path, content: bytes, sentence: str, tokenizer: str
+    tmp_path: Path, name: str, content: bytes | None, sentence: str, tokenizer: str
 ) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(ValueError, match=sentence) as caught:
-        data.prepare(replace(own(tmp_path, content), tokenizer=tokenizer), tmp_path / "cache")
-    assert "mine.txt" in str(caught.value)
+        data.prepare(DataConfig(path=str(path), tokenizer=tokenizer), tmp_path / "cache")
+    assert path.name.partition(".")[0] in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert list((tmp_path / "cache" / "corpora").iterdir()) == []
-
-
-@pytest.mark.parametrize(("name", "sentence"), [("nowhere.txt", "does not exist"), ("", "is a folder"), ("x" * 300, "cannot be read")])
-def test_a_missing_file_and_a_folder_are_named(tmp_path: Path, name: str, sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        data.prepare(DataConfig(path=str(tmp_path / name)), tmp_path)
+    assert list((tmp_path / "cache").glob("corpora/*")) == []
 
 
 @pytest.mark.skipif(not SAMPLE.exists(), reason="the shared TinyStories sample is not on this machine")

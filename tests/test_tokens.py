@@ -169,26 +169,6 @@ def test_a_folder_with_a_published_split_keeps_it(tmp_path: Path) -> None:
     assert corpus.tokenizer.decode(corpus.val) == "cba\n" * 30
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("a.jsonl", b'{"body": "x"}\n', r"line 1 of .*a.jsonl has no text in the column 'text'; it has body: name one with --data.column"),
-        ("a.jsonl", b"[1]\n", "it has no columns"),
-        ("a.jsonl", b"{nonsense\n", "cannot be read as lines of JSON"),
-        ("a.jsonl", b'{"text": ""}\n', "is empty"),
-        ("a.parquet", b"nonsense", "cannot be read as Parquet"),
-        ("a.txt.gz", b"nonsense", "cannot be read as UTF-8 text"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "\xff"}', mtime=0), "cannot be read as lines of JSON in UTF-8"),
-        ("a.txt.gz", gzip.compress(b"text", mtime=0)[:-6], "cannot be read as UTF-8 text"),
-    ],
-)
-def test_files_that_cannot_be_used_get_one_sentence(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(ValueError, match=sentence) as caught:
-        data.prepare(DataConfig(path=str(tmp_path / name)), tmp_path / "cache")
-    assert "\n" not in str(caught.value)
-
-
 # ---- arrays ----
 
 

@@ -22,7 +22,7 @@ def batch(config: ModelConfig, K: int = 1, B: int = 4, seed: int = 0) -> torch.T
 
 def reference_logits(model: Transformer, replica: int, tokens: torch.Tensor) -> torch.Tensor:
     """The same model written out from its description with nothing shared: per-head loops, explicit mask and softmax."""
-    weight = {name: getattr(model, name)[replica].detach().double() for name in model.names}
+    weight = {name: tensor.detach().double() for name, tensor in model.tensors(replica).items()}
     config = model.config
     x = weight["wte"][tokens] + weight["wpe"][: tokens.shape[1]]
 

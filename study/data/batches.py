@@ -24,18 +24,11 @@ def check_lengths(train: np.ndarray, val: np.ndarray, block_size: int, unique_to
 def window(tokens: np.ndarray, seed: int, step: int, batch_size: int, block_size: int) -> tuple[np.ndarray, np.ndarray]:
     """One training batch, a pure function of (seed, step): the same on every machine, whatever was drawn before.
 
-    The starts come from the counter-based generator Philox (Salmon et al. 2011) keyed by (seed, step), read as raw 64-bit words,
-    because the higher-level methods of NumPy's generators may change between its versions.
-
-    Args:
-        tokens: (n,) one split of a corpus.
-        seed: the trial's seed, not negative.
-        step: the optimizer step, not negative.
-        batch_size: B, windows in the batch.
-        block_size: T, characters in a window.
+    The starts come from the counter-based generator Philox (Salmon et al. 2011) keyed by (seed, step), neither negative, read as raw
+    64-bit words, because the higher-level methods of NumPy's generators may change between its versions.
 
     Returns:
-        (B, T) int64 inputs and (B, T) int64 targets, the inputs moved on by one character.
+        (B, T) int64 inputs and (B, T) int64 targets, the inputs moved on by one token; B = batch_size, T = block_size.
     """
     return _cut(tokens, window_starts(tokens, seed, step, batch_size, block_size), block_size)
 

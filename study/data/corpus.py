@@ -62,7 +62,7 @@ def data_identity(config: DataConfig, cache_dir: Path | None = None) -> dict[str
     Files are known by their content, so moving or renaming one changes nothing.
     """
     if folder := _arrays(config):
-        hashes = [sources.file_sha256(folder / name) for name in sources.ARRAYS]
+        hashes = [sources.file_sha256(folder / f"{part}.bin") for part in PARTS]
         return {"name": "arrays", "sha256": hashes, "vocab_size": config.vocab_size}
     facts = sources.identity(config, cache_dir or cache_folder())
     if config.tokenizer == "char":
@@ -73,7 +73,11 @@ def data_identity(config: DataConfig, cache_dir: Path | None = None) -> dict[str
 
 def data_key(config: DataConfig) -> str:
     """16 hex digits of `data_identity`: the word for the data in a trial's identity."""
-    return hashlib.sha256(json.dumps(data_identity(config), sort_keys=True).encode()).hexdigest()[:16]
+    return _hash(data_identity(config))[:16]
+
+
+def _hash(identity: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def expected_vocab_size(config: DataConfig) -> int:
@@ -143,7 +147,7 @@ def find(config: DataConfig, cache_dir: Path | None = None) -> Corpus | None:
 
 def _place(config: DataConfig, root: Path) -> tuple[str, Path]:
     """The key of a corpus in the cache and its folder."""
-    key = hashlib.sha256(json.dumps({**data_identity(config, root), "cache": CACHE_VERSION}, sort_keys=True).encode()).hexdigest()
+    key = _hash({**data_identity(config, root), "cache": CACHE_VERSION})
     return key, root / "corpora" / key[:20]
 
 
@@ -234,7 +238,7 @@ def _write_tokens(named: str, ranges: list[tuple[Path, int, int]], scratch: Path
 def _check_fits(named: str, tokenizer: Tokenizer, text: str) -> None:
     """Raise ValueError where a tokenizer loses more of a text than a few strange characters."""
     ids = tokenizer.encode(text)
-    unknown = ids.count(tokenizer.unknown_id) if tokenizer.unknown_id is not None else 0
+    unknown = sum(token == tokenizer.unknown_id for token in ids)
     back = tokenizer.decode(ids, marks=tokenizer.end_id is not None)
     if unknown > MOST_UNKNOWN * len(ids) or abs(len(back) - len(text)) > MOST_UNKNOWN * len(text) + 1:
         raise ValueError(
@@ -249,7 +253,7 @@ def _check_fits(named: str, tokenizer: Tokenizer, text: str) -> None:
 def _arrays(config: DataConfig) -> Path | None:
     """The folder that holds train.bin and val.bin, where the data are such arrays."""
     folder = expanded(config.path, "data.path")
-    if not config.path or not all(os.path.isfile(folder / name) for name in sources.ARRAYS):
+    if not config.path or not all(os.path.isfile(folder / f"{part}.bin") for part in PARTS):
         return None
     if not config.vocab_size:
         raise ValueError(f"data.path={folder} holds arrays of token ids; give the size of their vocabulary too: --data.vocab-size 50257")
@@ -258,17 +262,14 @@ def _arrays(config: DataConfig) -> Path | None:
 
 def _open_arrays(config: DataConfig, folder: Path) -> Corpus:
     """The arrays where they lie; with a tokenizer.json beside the command, generated texts can be read."""
-    train, val = (_open_array(folder / name, config.vocab_size) for name in sources.ARRAYS)
+    train, val = (_open_array(folder / f"{part}.bin", config.vocab_size) for part in PARTS)
     tokenizer = None if config.tokenizer == "char" else _file_tokenizer(config)
     if tokenizer and tokenizer.size > config.vocab_size:
         raise ValueError(
             f"data.tokenizer={config.tokenizer} has {tokenizer.size:,} tokens and data.vocab-size={config.vocab_size:,}; give its size"
         )
-    identity = json.dumps(data_identity(config), sort_keys=True)
     source = f"your arrays of token ids in {folder.name}; licence: as you hold them"
-    return Corpus(
-        "arrays", train, val, config.vocab_size, tokenizer, hashlib.sha256(identity.encode()).hexdigest(), 0, None, None, source, folder
-    )
+    return Corpus("arrays", train, val, config.vocab_size, tokenizer, _hash(data_identity(config)), 0, None, None, source, folder)
 
 
 def _open_array(path: Path, vocab_size: int) -> np.ndarray:

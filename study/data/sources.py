@@ -26,22 +26,11 @@ TINYSTORIES = "hub:roneneldan/TinyStories@f54c09fd23315a6f9c86f9dc80f725de7d8f9c
 """The published study's text (Eldan and Li 2023; licence CDLA-Sharing-1.0): its second version, written by GPT-4 alone."""
 KINDS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz")
 """Files of a folder or of a data set that are read; a single file of any other name is read as plain text."""
-ARRAYS = ("train.bin", "val.bin")
 BLOCK = 1 << 22
 """Characters or rows copied at a time."""
 _TRAINING, _VALIDATION, _TEST = (
     re.compile(rf"(^|[/_.-])({words})(?![a-z])", re.IGNORECASE) for words in ("train(ing)?", "val|valid|validation|dev", "test")
 )
-
-
-@dataclass(frozen=True)
-class HubName:
-    """A data set of the hub, `hub:OWNER/DATASET[@REVISION][/BEGINNING][:COLUMN]`: BEGINNING keeps the files whose path begins so."""
-
-    dataset: str
-    revision: str
-    beginning: str
-    column: str
 
 
 @dataclass(frozen=True)
@@ -57,17 +46,17 @@ class Texts:
     """character tokens that `floor` is spread over"""
 
 
-def hub_name(name: str) -> HubName:
-    """The data set of the hub that a `data.name` means.
+def hub_name(name: str) -> dict[str, str]:
+    """The parts of a `data.name` that means a data set of the hub; BEGINNING keeps the files whose path begins so.
 
     Raises:
         ValueError: it has another form.
     """
-    name = TINYSTORIES if name == "tinystories" else name
-    match = re.fullmatch(r"hub:([\w.-]+/[\w.-]+)(?:@([\w.-]+))?(?:/([^:]*))?(?::(.+))?", name)
+    form = r"hub:(?P<dataset>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w.-]+))?(?:/(?P<beginning>[^:]*))?(?::(?P<column>.+))?"
+    match = re.fullmatch(form, TINYSTORIES if name == "tinystories" else name)
     if not match:
         raise ValueError(f"data.name={name!r} names no data set of the hub; write hub:OWNER/DATASET or hub:OWNER/DATASET:COLUMN")
-    return HubName(*(part or "" for part in match.groups()))
+    return match.groupdict("")
 
 
 # ---- identity ----
@@ -81,11 +70,12 @@ def identity(config: DataConfig, cache: Path) -> dict[str, Any]:
         return {"name": "stories", "generator": stories.VERSION, "train_chars": config.train_chars, "seed": config.seed}
     named = hub_name(config.name)
     if config.name == "tinystories":
-        return {"name": config.name, "revision": named.revision, "train_bytes": config.train_bytes or None}
+        return {"name": config.name, "revision": named["revision"], "train_bytes": config.train_bytes or None}
     from study.data import hub  # its library takes a second to load
 
-    facts = {"name": "hub", "dataset": named.dataset, "revision": hub.listing(named.dataset, named.revision, cache)[0]}
-    return {**facts, "beginning": named.beginning, "column": named.column or config.column, "train_bytes": config.train_bytes}
+    revision, _ = hub.listing(named["dataset"], named["revision"], cache)
+    own = {"name": "hub", "revision": revision, "column": named["column"] or config.column, "train_bytes": config.train_bytes}
+    return named | own
 
 
 def _path_identity(config: DataConfig) -> dict[str, Any]:
@@ -149,22 +139,22 @@ def gather(config: DataConfig, cache: Path, scratch: Path) -> Texts:
 
 def _fetch(config: DataConfig, cache: Path, scratch: Path) -> tuple[list[Path], list[Path], str, str]:
     """Training and validation files of a data set of the hub, the column of their text, and where they are from."""
-    named = hub_name(config.name)
     from study.data import hub  # its library takes a second to load
 
-    revision, files = hub.listing(named.dataset, named.revision, cache)
-    wanted = [name for name in files if name.startswith(named.beginning) and name.endswith(KINDS)]
+    named, first = hub_name(config.name), config.train_bytes
+    dataset = named["dataset"]
+    revision, files = hub.listing(dataset, named["revision"], cache)
+    wanted = [name for name in files if name.startswith(named["beginning"]) and name.endswith(KINDS)]
     if not wanted:
-        raise ValueError(f"{named.dataset} has no {', '.join(KINDS)} that begins with {named.beginning!r}; it has {', '.join(files[:8])}")
+        raise ValueError(f"{dataset} has no {', '.join(KINDS)} that begins with {named['beginning']!r}; it has {', '.join(files[:8])}")
     train, val = split_by_name(wanted)
-    first = config.train_bytes
     if first and (len(train) > 1 or not train[0].endswith(".txt")):
-        raise ValueError(f"data.train_bytes={first} takes the beginning of one .txt file, and {named.dataset} has {', '.join(train[:3])}")
-    paths = [hub.fetch(named.dataset, revision, name, first, scratch) for name in train]
+        raise ValueError(f"data.train_bytes={first} takes the beginning of one .txt file, and {dataset} has {', '.join(train[:3])}")
+    paths = [hub.fetch(dataset, revision, name, first, scratch) for name in train]
     if first:
         paths = [_whole_documents(paths[0], first, scratch)]
-    about = f"{named.dataset} of the Hugging Face hub, revision {revision[:8]}; licence: as its page says"
-    return paths, [hub.fetch(named.dataset, revision, name) for name in val], named.column or config.column, about
+    about = f"{dataset} of the Hugging Face hub, revision {revision[:8]}; licence: as its page says"
+    return paths, [hub.fetch(dataset, revision, name) for name in val], named["column"] or config.column, about
 
 
 def split_by_name(names: Sequence[str]) -> tuple[list[str], list[str]]:

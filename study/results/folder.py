@@ -129,20 +129,17 @@ def survey(out: Path, trials: Sequence[Trial], data_sha256: str, set_aside: bool
     )
 
 
-def describe_anew(out: Path, trials: Sequence[Trial], study: str) -> int:
-    """Bring sweeps and lr_status of recorded rows up to date; returns how many rows were written again.
+def describe_anew(out: Path, trials: Sequence[Trial], study: str) -> None:
+    """Bring sweeps and lr_status of recorded rows up to date.
 
     A row tells why its trial was trained as it was known then: another sweep may hold it by now, or a search may have chosen it.
     """
     wanted = {trial.trial_id: trial for trial in trials}
-    changed = 0
     for row in records.read(out, "trials", problems=[]).to_pylist():
         trial = wanted.get(row["trial_id"])
         if trial and (tuple(row["sweeps"] or ()), row["lr_status"]) != (trial.sweeps, trial.lr_status):
             told = row | {"sweeps": list(trial.sweeps), "lr_status": trial.lr_status}
             records.write(out / "trials" / f"{trial.trial_id}.parquet", "trials", [told], study)
-            changed += 1
-    return changed
 
 
 def set_aside_damaged(out: Path) -> list[str]:

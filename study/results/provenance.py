@@ -33,11 +33,7 @@ class Provenance:
 
 
 def provenance(cpus: int) -> Provenance:
-    """Collect the facts; what cannot be found is empty, never an error.
-
-    Args:
-        cpus: processors that this process may use.
-    """
+    """Collect the facts; what cannot be found is empty, never an error. `cpus` are those that this process may use."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in ("scaling-study", *PACKAGES)}}
     commit = _git("rev-parse", "HEAD")
     dirty = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None

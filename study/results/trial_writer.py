@@ -46,6 +46,12 @@ class Where:
     wall_s: float | None = None
     """seconds since its first start by a clock that never jumps; None takes the time of day"""
 
+    def columns(self) -> dict[str, Any]:
+        """As columns of the table `trials`."""
+        wall_s = time.time() - self.started_at if self.wall_s is None else self.wall_s
+        own = {name: getattr(self, name) for name in ("gpu_fraction", "mps", "bundle_size", "host")} | {"exclusive_timing": self.exclusive}
+        return own | {"started_at": records.utc(self.started_at), "finished_at": records.utc(self.started_at + wall_s), "wall_s": wall_s}
+
 
 @dataclass
 class Recorder:
@@ -69,7 +75,7 @@ class Recorder:
         Returns:
             The whole row as written.
         """
-        row = {**self._facts(outcome["row"]["trial_id"]), **_place(where), **outcome["row"]}
+        row = {**self._facts(outcome["row"]["trial_id"]), **where.columns(), **outcome["row"]}
         row["reason"] = row.get("reason") or where.remark or None
         self._write(row, outcome["curve"], outcome["samples"])
         return row
@@ -79,7 +85,7 @@ class Recorder:
         last = curve[-1] if curve else {}
         losses = {name: last.get(name) for name in ("val_loss", "val_bpb", "train_loss")}
         steps = {"n_steps": last.get("step", 0), "n_tokens": last.get("tokens", 0)}
-        row = {**self._facts(trial_id), **_place(where), **losses, **steps, "status": status, "reason": reason}
+        row = {**self._facts(trial_id), **where.columns(), **losses, **steps, "status": status, "reason": reason}
         if trial_id not in self.again:
             self._write(row, curve, [])
         return row
@@ -139,17 +145,3 @@ class Recorder:
             retried(partial(records.write, path, table, tagged, self.study, self.code_version), PATIENCE_S)
         self.rows[trial_id] = row
         self._drop_checkpoints(row)
-
-
-def _place(where: Where) -> dict[str, Any]:
-    wall_s = time.time() - where.started_at if where.wall_s is None else where.wall_s
-    return {
-        "started_at": records.utc(where.started_at),
-        "finished_at": records.utc(where.started_at + wall_s),
-        "wall_s": wall_s,
-        "gpu_fraction": where.gpu_fraction,
-        "mps": where.mps,
-        "bundle_size": where.bundle_size,
-        "exclusive_timing": where.exclusive,
-        "host": where.host,
-    }
