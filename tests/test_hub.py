@@ -43,9 +43,6 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     state = Hub({"roneneldan/TinyStories": dict(zip(names, (TEXT.encode(), VAL.encode(), b"the first version"), strict=True))})
 
     class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.do_GET()
-
         def do_GET(self) -> None:
             state.asked.append(f"{self.command} {self.path} {self.headers.get('Range', '')}".strip())
             state.tokens.append(self.headers.get("Authorization", ""))
@@ -59,6 +56,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 return self.answer(json.dumps({"id": dataset, "sha": COMMIT, "siblings": siblings}).encode())
             name = "/".join(parts[5:])
             return self.answer(files[name]) if parts[4] == COMMIT and name in files else self.send_error(404)
+
+        do_HEAD = do_GET
 
         def answer(self, body: bytes) -> None:
             begin, end = 0, len(body)

@@ -9,43 +9,52 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
 from study.stories import generator as stories
-from study.stories.grammar import START, Choice, Derivation, Draw, Expand, Facts, Grammar, Part, Table, Template, parse_template, sample
+from study.stories.grammar import START, Draw, Expand, Facts, Grammar, Part, Sample, Table, Template, parse_template, sample
 from study.stories.words import world, zipf_table
 
 FIRST_STORIES_SHA256 = "68a47ab513ca9bc5af18c89c7ad895f4cc0a62ccc189731edd0a819bac379e71"
 
 
+class Derivation(NamedTuple):
+    """One way to make a text: the rules and tables that were asked, the logarithm of its probability, what is remembered."""
+
+    text: str
+    asked: tuple[str, ...]
+    log_p: float
+    facts: Facts
+
+
 def derivations(grammar: Grammar, text: str | None = None) -> Iterator[Derivation]:
     """Every way to make `text`; without one, every derivation of a grammar without recursion."""
-    stack: list[tuple[str, Template, tuple[Choice, ...], Facts]] = [("", (Expand(START),), (), {})]
+    stack: list[tuple[Derivation, Template]] = [(Derivation("", (), 0.0, {}), (Expand(START),))]
     while stack:
-        made, todo, choices, facts = stack.pop()
+        (made, asked, log_p, facts), todo = stack.pop()
         if not todo:
             if text in (None, made):
-                yield Derivation(made, choices, facts)
+                yield Derivation(made, asked, log_p, facts)
             continue
-        for word, parts, chosen, then in steps(grammar, todo[0], facts):
+        for name, word, more, parts, then in steps(grammar, todo[0], facts):
             if text is None or text.startswith(word, len(made)):
-                stack.append((made + word, (*parts, *todo[1:]), choices + chosen, then))
+                stack.append((Derivation(made + word, asked + name, log_p + more, then), (*parts, *todo[1:])))
 
 
-def steps(grammar: Grammar, part: Part, facts: Facts) -> Iterator[tuple[str, Template, tuple[Choice, ...], Facts]]:
-    """What a part may become: a word, parts, the choice that it took, what is remembered then."""
+def steps(grammar: Grammar, part: Part, facts: Facts) -> Iterator[tuple[tuple[str, ...], str, float, Template, Facts]]:
+    """What a part may become: what it asks, the word that it adds, log-probability of that, the parts that follow, what is known then."""
     if isinstance(part, Expand):
-        table = grammar.rules[part.rule]
-        for i, template in enumerate(table.options):
-            yield "", template, (Choice(part.rule, i, table.log_p[i]),), facts
+        rule = grammar.rules[part.rule]
+        for template, log_p in zip(rule.options, rule.log_p, strict=True):
+            yield (part.rule,), "", log_p, template, facts
     elif isinstance(part, Draw):
-        entities = grammar.table_of(part, facts)
-        for i, entity in enumerate(entities.options):
-            then = {**facts, part.variable: entity} if part.variable else facts
-            yield entity[""], (), (Choice(part.table, i, entities.log_p[i]),), then
+        table = grammar.table_of(part, facts)
+        for entity, log_p in zip(table.options, table.log_p, strict=True):
+            yield (part.table,), entity[""], log_p, (), facts | {part.variable: entity} if part.variable else facts
     else:
-        yield part if isinstance(part, str) else facts[part.variable][part.attribute], (), (), facts
+        yield (), part if isinstance(part, str) else facts[part.variable][part.attribute], 0.0, (), facts
 
 
 def log_probability(text: str) -> float:
@@ -92,7 +101,7 @@ def test_the_floor_is_the_entropy_per_token() -> None:
     """Weighing every text by its probability, the estimator must give entropy / expected tokens exactly."""
     entropy = sum(-p * made.log_p for made, p in EVERYTHING)
     copies = [made for made, p in EVERYTHING for _ in range(round(p * 360_000))]
-    floor, se = stories.entropy_per_token(copies)
+    floor, se = stories.entropy_per_token([Sample(made.text, made.log_p) for made in copies])
     assert floor == pytest.approx(entropy / sum(p * (len(made.text) + 1) for made, p in EVERYTHING), rel=1e-4)
     assert 0 < se < floor / 100
 
@@ -106,22 +115,17 @@ def test_a_table_with_two_equal_words_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def some() -> list[Derivation]:
+def some() -> list[Sample]:
     return list(itertools.islice(stories.generate(7, "test"), 150))
 
 
-def test_a_story_has_exactly_one_derivation_and_its_log_probability_is_the_sum_of_the_logged_choices(some: list[Derivation]) -> None:
+def test_a_story_has_exactly_one_derivation_in_which_its_facts_stand_and_its_problem_is_resolved(some: list[Sample]) -> None:
     for story in some:
-        assert [d.choices for d in derivations(stories.story_grammar(), story.text)] == [story.choices]
-        assert log_probability(story.text) == pytest.approx(sum(choice.log_p for choice in story.choices), abs=1e-9)
-
-
-def test_the_facts_of_a_story_stand_in_it_and_its_problem_is_resolved(some: list[Derivation]) -> None:
-    for story in some[:40]:
-        assert story.facts["hero"][""] in story.text
-        assert story.facts["object"][""] in story.text
-        asked = {choice.asked for choice in story.choices}
-        assert {f"{name.removesuffix('_problem')}_fix" for name in asked if name.endswith("_problem")} <= asked
+        (found,) = derivations(stories.story_grammar(), story.text)
+        assert story.log_p == pytest.approx(found.log_p, abs=1e-9)
+        assert found.facts["hero"][""] in story.text
+        assert found.facts["object"][""] in story.text
+        assert {f"{name.removesuffix('_problem')}_fix" for name in found.asked if name.endswith("_problem")} <= set(found.asked)
 
 
 def test_the_stored_floor_is_the_parsed_probability_of_the_validation_stories() -> None:
@@ -143,7 +147,7 @@ def test_equal_seeds_give_equal_stories_in_every_process() -> None:
     assert (stories.VERSION, hashlib.sha256(text.encode()).hexdigest()) == (1, FIRST_STORIES_SHA256)
 
 
-def test_a_training_story_that_is_also_in_validation_is_passed_over(some: list[Derivation]) -> None:
+def test_a_training_story_that_is_also_in_validation_is_passed_over(some: list[Sample]) -> None:
     texts = [story.text for story in stories._take(iter(some), 20_000, {some[0].text, some[5].text})]
     assert texts == [story.text for i, story in enumerate(some) if i not in (0, 5)][: len(texts)]
 

@@ -221,7 +221,7 @@ def _write_tokens(named: str, ranges: list[tuple[Path, int, int]], scratch: Path
     """Encode the training and the validation byte range into `scratch`; the vocabulary is the training text's alone."""
     tokenizer = text_tokens.make_tokenizer(named, text_tokens.read_text(*ranges[0]))
     _check_fits(named, tokenizer, next(text_tokens.read_text(*ranges[0]), "")[:100_000])
-    facts: dict[str, Any] = {"n_unknown": 0, "dtype": text_tokens.id_dtype(tokenizer.size).name, "characters": tokenizer.characters}
+    facts: dict[str, Any] = {"n_unknown": 0, "dtype": np.min_scalar_type(tokenizer.size - 1).name, "characters": tokenizer.characters}
     for name, place in zip(PARTS, ranges, strict=True):
         facts[f"n_{name}"] = 0
         with (scratch / f"{name}.bin").open("wb") as file:

@@ -2,7 +2,7 @@
 
 Imported where a text comes from there, and only then: the library takes a second to load.
 
-    revision, files = listing("roneneldan/TinyStories", "", cache); path = fetch("roneneldan/TinyStories", revision, files[0])
+    revision, files = listing("roneneldan/TinyStories", "", cache); path = fetch("roneneldan/TinyStories", revision, files[0], scratch)
 """
 
 import os
@@ -41,7 +41,7 @@ def listing(dataset: str, revision: str, cache: Path) -> tuple[str, list[str]]:
     return known["revision"], known["files"]
 
 
-def fetch(dataset: str, revision: str, file: str, first_bytes: int = 0, scratch: Path | None = None) -> Path:
+def fetch(dataset: str, revision: str, file: str, scratch: Path, first_bytes: int = 0) -> Path:
     """The path of a file, from the hub's cache or fetched now.
 
     Args:
@@ -52,7 +52,7 @@ def fetch(dataset: str, revision: str, file: str, first_bytes: int = 0, scratch:
     """
     how: dict[str, Any] = {"repo_type": "dataset", "revision": revision, "endpoint": _endpoint()}
     with _said_in_a_sentence(dataset, revision):
-        if not first_bytes or scratch is None:
+        if not first_bytes:
             return Path(hf_hub_download(dataset, file, etag_timeout=PATIENCE_S, **how))
         try:
             return Path(hf_hub_download(dataset, file, local_files_only=True, **how))

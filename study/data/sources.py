@@ -150,11 +150,11 @@ def _fetch(config: DataConfig, cache: Path, scratch: Path) -> tuple[list[Path], 
     train, val = split_by_name(wanted)
     if first and (len(train) > 1 or not train[0].endswith(".txt")):
         raise ValueError(f"data.train_bytes={first} takes the beginning of one .txt file, and {dataset} has {', '.join(train[:3])}")
-    paths = [hub.fetch(dataset, revision, name, first, scratch) for name in train]
+    paths = [hub.fetch(dataset, revision, name, scratch, first) for name in train]
     if first:
         paths = [_whole_documents(paths[0], first, scratch)]
     about = f"{dataset} of the Hugging Face hub, revision {revision[:8]}; licence: as its page says"
-    return paths, [hub.fetch(dataset, revision, name) for name in val], named["column"] or config.column, about
+    return paths, [hub.fetch(dataset, revision, name, scratch) for name in val], named["column"] or config.column, about
 
 
 def split_by_name(names: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -87,23 +87,19 @@ def read_text(path: Path, begin: int, end: int) -> Iterator[str]:
             block = file.read(min(BLOCK, end - at))
             if not block:
                 raise ValueError(f"{path} became shorter while it was read; leave the file alone and run again.")
-            text = _decode(decoder, block, at, path, final=at + len(block) >= end)
+            try:
+                text = decoder.decode(block, at + len(block) >= end)
+            except UnicodeDecodeError as error:
+                place = at + error.start  # a few bytes off where a character straddles two blocks
+                raise ValueError(
+                    f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} near position {place:,}); "
+                    "if it is Latin-1, convert it with: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
+                ) from error
             text = rest + (text[1:] if at == 0 and text.startswith("\ufeff") else text)
             at += len(block)
             whole = text if at >= end else text[: len(text) - _open_marker(text)]
             rest = text[len(whole) :]
             yield whole
-
-
-def _decode(decoder: io.IncrementalNewlineDecoder, block: bytes, at: int, path: Path, final: bool) -> str:
-    try:
-        return decoder.decode(block, final)
-    except UnicodeDecodeError as error:
-        place = at + error.start  # a few bytes off where a character straddles two blocks
-        raise ValueError(
-            f"{path} is not UTF-8 text (byte 0x{error.object[error.start]:02x} near position {place:,}); "
-            "if it is Latin-1, convert it with: iconv -f LATIN1 -t UTF-8 FILE > NEW_FILE"
-        ) from error
 
 
 def _open_marker(text: str) -> int:
@@ -147,7 +143,7 @@ def read_ids(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[np.ndarray]
         ids = [
             [tokenizer.end_id] if piece == END_OF_TEXT else found for piece, found in zip(batch, tokenizer.encode_parts(batch), strict=True)
         ]
-        yield np.array(list(chain.from_iterable(ids)), id_dtype(tokenizer.size))
+        yield np.array(list(chain.from_iterable(ids)), np.min_scalar_type(tokenizer.size - 1))
 
 
 def _codes(text: str) -> np.ndarray:
@@ -159,7 +155,7 @@ def _lookup_table(tokenizer: Tokenizer) -> np.ndarray:
     """Token id of every code point."""
     if tokenizer.size > 65_536:
         raise ValueError(f"the text has {tokenizer.size:,} different characters; at most 65,536 fit a token id.")
-    table = np.full(_N_CODES, tokenizer.unknown_id, dtype=id_dtype(tokenizer.size))
+    table = np.full(_N_CODES, tokenizer.unknown_id, dtype=np.min_scalar_type(tokenizer.size - 1))
     for token, character in enumerate(tokenizer.characters[2:], start=2):
         table[ord(character)] = token
     table[ord(_SENTINEL)] = tokenizer.end_id
@@ -185,8 +181,3 @@ def _cut_long(document: str) -> Iterator[str]:
         yield document[:at]
         document = document[at:]
     yield document
-
-
-def id_dtype(vocab_size: int) -> np.dtype:
-    """The narrowest type for so many token ids."""
-    return np.dtype(np.uint8 if vocab_size <= 1 << 8 else np.uint16 if vocab_size <= 1 << 16 else np.uint32)

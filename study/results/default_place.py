@@ -35,8 +35,7 @@ def default_place(study: str, data: DataConfig, own: DataConfig) -> Path:
     here = Path("results").resolve()
     named = f"{safe_name(Path(study).stem)}-{_mark(study)}" if is_file_name(study) else safe_name(study)
     place = here / (f"{named}-{_data_name(data)}" if _source(data) != _source(own) else named)
-    former = here / _former_name(study, data, own)
-    return former if former != place and not place.exists() and _holds(former, study, data) else place
+    return place if place.exists() else _former_place(here, study, data, own) or place
 
 
 def _data_name(data: DataConfig) -> str:
@@ -65,31 +64,24 @@ def _digest(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:6]
 
 
-# ---- folders of earlier versions ----
+# ---- folders of earlier versions, whose names kept ASCII only ----
 
 
-def _former_study(study: str) -> str:
-    return _former(Path(study).stem if is_file_name(study) else study)
-
-
-def _former(text: str) -> str:
-    """A name as it was when it kept ASCII only."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "study"
-
-
-def _former_name(study: str, data: DataConfig, own: DataConfig) -> str:
-    other = _former(Path(data.path).stem) if data.path else _former(data.name) if data.name != own.name else ""
-    return f"{_former_study(study)}-{other}" if data != own and other else _former_study(study)
-
-
-def _holds(place: Path, study: str, data: DataConfig) -> bool:
-    """Whether a folder's study.json was written for this study and these data."""
+def _former_place(here: Path, study: str, data: DataConfig, own: DataConfig) -> Path | None:
+    """The folder that an earlier version named, if its study.json was written for this study and these data."""
+    name = _ascii(Path(study).stem if is_file_name(study) else study)
+    other = _ascii(Path(data.path).stem) if data.path else _ascii(data.name) if data.name != own.name else ""
+    place = here / (f"{name}-{other}" if other and data != own else name)
     facts = read_json(place / "study.json")
     held = facts["study"].get("data") if isinstance(facts.get("study"), dict) else None
-    if facts.get("name") != _former_study(study) or not isinstance(held, dict) or _canonical(held) != _canonical(asdict(data)):
-        return False
+    if facts.get("name") != name or not isinstance(held, dict) or _canonical(held) != _canonical(asdict(data)):
+        return None
     named = {Path(word).resolve() for word in shlex.split(str(facts.get("command", ""))) if is_file_name(word) and word.endswith("ml")}
-    return named <= ({expanded(study, "STUDY").resolve()} if is_file_name(study) else set())
+    return place if named <= ({expanded(study, "STUDY").resolve()} if is_file_name(study) else set()) else None
+
+
+def _ascii(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip(".-") or "study"
 
 
 def _canonical(data: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from study.stories.grammar import Derivation, Grammar, Table, parse_template, sample
+from study.stories.grammar import Grammar, Sample, Table, parse_template, sample
 from study.stories.sentences import RULES
 from study.stories.words import tables
 
@@ -40,8 +40,8 @@ def story_grammar() -> Grammar:
     return Grammar(rules, tables())
 
 
-def generate(seed: int, part: str) -> Iterator[Derivation]:
-    """Yield stories without end, with the choices that made them; `part` ("train", "val") names an independent random stream."""
+def generate(seed: int, part: str) -> Iterator[Sample]:
+    """Yield stories without end, with their probabilities; `part` ("train", "val") names an independent random stream."""
     rng = random.Random(f"stories {VERSION} {seed} {part}")
     while True:
         yield sample(story_grammar(), rng)
@@ -62,8 +62,8 @@ def build(train_chars: int, seed: int = 0, val_chars: int = VAL_CHARS) -> Storie
     return Stories([story.text for story in train], [story.text for story in val], *entropy_per_token(val))
 
 
-def _take(source: Iterator[Derivation], n_chars: int, forbidden: set[str]) -> list[Derivation]:
-    taken: list[Derivation] = []
+def _take(source: Iterator[Sample], n_chars: int, forbidden: set[str]) -> list[Sample]:
+    taken: list[Sample] = []
     n = 0
     while n < n_chars:
         story = next(source)
@@ -73,7 +73,7 @@ def _take(source: Iterator[Derivation], n_chars: int, forbidden: set[str]) -> li
     return taken
 
 
-def entropy_per_token(stories: Sequence[Derivation]) -> tuple[float, float]:
+def entropy_per_token(stories: Sequence[Sample]) -> tuple[float, float]:
     """Nats per token of a sample of stories, a ratio of sums, and its standard error by the delta method."""
     tokens = [len(story.text) + 1 for story in stories]
     ratio = -math.fsum(story.log_p for story in stories) / sum(tokens)

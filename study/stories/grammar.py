@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 Entity = Mapping[str, str]  # attribute name to text; "" is the word itself
 Facts = dict[str, Entity]
@@ -78,27 +78,11 @@ Part = str | Draw | Ref | Expand
 Template = tuple[Part, ...]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """One random choice: the rule or table that was asked, which option it gave, the natural logarithm of its probability."""
-
-    asked: str
-    option: int
-    log_p: float
-
-
-@dataclass(frozen=True)
-class Derivation:
-    """One way to make a text: its choices in order and what was remembered at the end."""
+class Sample(NamedTuple):
+    """A text and the natural logarithm of the probability of the choices that made it."""
 
     text: str
-    choices: tuple[Choice, ...]
-    facts: Facts
-
-    @property
-    def log_p(self) -> float:
-        """Natural logarithm of the derivation's probability."""
-        return math.fsum(choice.log_p for choice in self.choices)
+    log_p: float
 
 
 def parse_template(text: str) -> tuple[Part, ...]:
@@ -130,15 +114,15 @@ class Grammar:
         return self.tables[f"{draw.table}|{facts[draw.given]['']}" if draw.given else draw.table]
 
 
-def sample(grammar: Grammar, rng: random.Random) -> Derivation:
+def sample(grammar: Grammar, rng: random.Random) -> Sample:
     """Make one text. `random.Random.random` is stable across Python versions and machines, so equal seeds give equal texts."""
     out: list[str] = []
-    choices: list[Choice] = []
+    log_p: list[float] = []
     facts: Facts = {}
 
-    def choose(asked: str, table: Table[Option]) -> Option:
+    def choose(table: Table[Option]) -> Option:
         i = bisect(table.cumulative, rng.random())
-        choices.append(Choice(asked, i, table.log_p[i]))
+        log_p.append(table.log_p[i])
         return table.options[i]
 
     todo: list[Part] = [Expand(START)]
@@ -149,10 +133,10 @@ def sample(grammar: Grammar, rng: random.Random) -> Derivation:
         elif isinstance(part, Ref):
             out.append(facts[part.variable][part.attribute])
         elif isinstance(part, Expand):
-            todo.extend(choose(part.rule, grammar.rules[part.rule])[::-1])
+            todo.extend(choose(grammar.rules[part.rule])[::-1])
         else:
-            entity = choose(part.table, grammar.table_of(part, facts))
+            entity = choose(grammar.table_of(part, facts))
             out.append(entity[""])
             if part.variable:
                 facts[part.variable] = entity
-    return Derivation("".join(out), tuple(choices), facts)
+    return Sample("".join(out), math.fsum(log_p))
