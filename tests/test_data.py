@@ -15,7 +15,6 @@ import pytest
 
 from study.data import batches
 from study.data import corpus as data
-from study.data import tokens as text_tokens
 from study.spec import DataConfig
 from study.stories import generator as stories
 
@@ -99,15 +98,6 @@ def test_more_than_256_characters_take_two_bytes_each(tmp_path: Path) -> None:
     assert whole(corpus) == text
 
 
-def test_blocks_cut_through_characters_markers_and_line_ends_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = own(tmp_path, "añb€c🙂<|endoftext|>\r\nx<|end\n\r\n" * 60)
-    whole = data.prepare(config, tmp_path / "one")
-    for size in (1, 2, 3, 7, 31):
-        monkeypatch.setattr(text_tokens, "BLOCK", size)
-        parts = data.prepare(config, tmp_path / f"cache{size}")
-        assert (parts.sha256, parts.n_unknown) == (whole.sha256, whole.n_unknown)
-
-
 @pytest.mark.parametrize("tokenizer", ["char", "bytes"])
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
@@ -163,24 +153,19 @@ def test_the_real_sample_with_its_wrongly_decoded_quotes_is_kept_letter_for_lett
 
 
 def test_the_cache_is_used_and_its_key_is_the_content_not_the_name(tmp_path: Path) -> None:
-    first = data.prepare(own(tmp_path, lines(300)), tmp_path / "cache")
-    stamp = (first.path / "train.bin").stat().st_mtime_ns
-    again = data.prepare(own(tmp_path, lines(300), "renamed.txt"), tmp_path / "cache")
-    assert (again.path, again.sha256) == (first.path, first.sha256)
-    assert (again.path / "train.bin").stat().st_mtime_ns == stamp
-    other = data.prepare(own(tmp_path, lines(301)), tmp_path / "cache")
-    assert other.path != first.path
-    assert other.sha256 != first.sha256
-
-
-def test_finding_looks_in_the_cache_and_makes_nothing(tmp_path: Path) -> None:
     config = own(tmp_path, lines(300))
     assert data.find(config, tmp_path / "cache") is None
     assert not (tmp_path / "cache").exists()
-    made = data.prepare(config, tmp_path / "cache")
-    found = data.find(config, tmp_path / "cache")
-    assert found is not None
-    assert (found.sha256, found.path) == (made.sha256, made.path)
+    first = data.prepare(config, tmp_path / "cache")
+    stamp = (first.path / "train.bin").stat().st_mtime_ns
+    renamed = own(tmp_path, lines(300), "renamed.txt")
+    for again in (data.find(renamed, tmp_path / "cache"), data.prepare(renamed, tmp_path / "cache")):
+        assert again is not None
+        assert (again.path, again.sha256) == (first.path, first.sha256)
+        assert (again.path / "train.bin").stat().st_mtime_ns == stamp
+    other = data.prepare(own(tmp_path, lines(301)), tmp_path / "cache")
+    assert other.path != first.path
+    assert other.sha256 != first.sha256
 
 
 @pytest.mark.parametrize(

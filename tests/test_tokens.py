@@ -59,16 +59,20 @@ def test_byte_pairs_are_learned_from_the_training_text_alone_and_alike_each_time
     assert Tokenizer.load(first.tokenizer.dump()) == first.tokenizer
 
 
-def test_where_blocks_and_long_documents_are_cut_depends_on_the_text_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "long.txt"
-    path.write_text("a line of words, and another\n" * 40 + "x" * 500 + "<|endoftext|>" + "short\n" * 20)
+@pytest.mark.parametrize("tokenizer", ["char", "bpe:270"])
+def test_where_blocks_and_long_documents_are_cut_depends_on_the_text_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    """Through characters, marks and line ends."""
+    path, found = tmp_path / "long.txt", set()
+    text = "añb€c🙂<|endoftext|>\nx<|end\n\n" * 30 + "a line of words, and another\n" * 40 + "x" * 500 + "<|endoftext|>" + "short\n" * 20
+    path.write_text(text, newline="\r\n")
     monkeypatch.setattr(text_tokens, "LONG", 64)
-    found = set()
-    for size in (7, 64, 1 << 22):
+    for size in (1, 2, 3, 7, 31, 64, 1 << 22):
         monkeypatch.setattr(text_tokens, "BLOCK", size)
-        corpus = data.prepare(DataConfig(path=str(path), tokenizer="bpe:270"), tmp_path / f"cache{size}")
+        corpus = data.prepare(DataConfig(path=str(path), tokenizer=tokenizer), tmp_path / f"cache{size}")
         found.add(corpus.sha256)
-        assert whole(corpus) == path.read_text()
+        assert whole(corpus) == text
     assert len(found) == 1
 
 

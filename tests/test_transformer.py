@@ -81,12 +81,6 @@ def test_a_tiny_model_overfits_one_batch(precision: str) -> None:
     assert loss.item() < 0.05
 
 
-def test_a_replicas_weights_depend_on_its_own_seed_only() -> None:
-    lone, bundle = Transformer(SMALL, seeds=[7]), Transformer(SMALL, seeds=[1, 7, 2])
-    assert torch.equal(lone.flat[0], bundle.flat[1])
-    assert not torch.equal(bundle.flat[0], bundle.flat[2])
-
-
 def test_bf16_operands_change_the_loss_by_less_than_their_rounding() -> None:
     config = ModelConfig(n_layer=2, n_embd=64, n_head=4, block_size=256, vocab_size=50)
     model, tokens = Transformer(config, seeds=[5]), batch(config)

@@ -196,12 +196,7 @@ class Mirror:
 
     def _in_parallel(self, act: Callable[[str], None], names: Sequence[str]) -> None:
         with ThreadPoolExecutor(CONNECTIONS) as pool:
-            try:
-                for answer in [pool.submit(act, name) for name in names]:
-                    answer.result()
-            except (OSError, ValueError):
-                pool.shutdown(cancel_futures=True)  # what follows would wait for the same store, one by one
-                raise
+            list(pool.map(act, names))  # where one fails, those that have not begun are dropped: they would wait for the same store
 
     def _put(self, name: str) -> None:
         path = self.folder / name
