@@ -63,14 +63,12 @@ class Tokenizer:
     @cached_property
     def end_id(self) -> int | None:
         """The token between two documents, if there is one."""
-        return 0 if self.characters else self.library.token_to_id(END_OF_TEXT)
+        return self.library.token_to_id(END_OF_TEXT)
 
     @cached_property
     def unknown_id(self) -> int | None:
         """The token for what the vocabulary lacks, if there is one."""
-        if self.characters:
-            return 1
-        return self.library.token_to_id(json.loads(self.json)["model"].get("unk_token") or UNKNOWN)
+        return self.library.token_to_id(getattr(self.library.model, "unk_token", None) or UNKNOWN)
 
     def encode(self, text: str) -> list[int]:
         """Token ids; an end-of-text mark is one token where the vocabulary has it."""

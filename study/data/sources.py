@@ -191,8 +191,7 @@ def _holds_records(path: Path) -> bool:
 def _read_blocks(path: Path) -> Iterator[str]:
     try:
         with _open_text(path) as file:
-            while block := file.read(BLOCK):
-                yield block
+            yield from iter(lambda: file.read(BLOCK), "")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text ({error}); convert it, or leave it out") from error
 

@@ -131,14 +131,12 @@ class Mirror:
 
     def _is_dead(self, holder: dict[str, Any]) -> bool:
         """Whether the holder was a process of this machine that has ended."""
-        if not holder or holder.get("host") != socket.gethostname():
+        if holder.get("host") != socket.gethostname():
             return not holder
         try:
             os.kill(int(holder["pid"]), 0)
-        except (ProcessLookupError, KeyError, ValueError, TypeError):
-            return True
-        except PermissionError:
-            pass
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            return not isinstance(error, PermissionError)
         return False
 
     # ---- from the store ----
