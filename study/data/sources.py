@@ -47,7 +47,7 @@ class Texts:
 
 
 def hub_name(name: str) -> dict[str, str]:
-    """The parts of a `data.name` that means a data set of the hub; BEGINNING keeps the files whose path begins so.
+    """The parts of `hub:OWNER/DATASET[@REVISION][/BEGINNING][:COLUMN]`; BEGINNING keeps the files whose path begins so.
 
     Raises:
         ValueError: it has another form.
