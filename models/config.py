@@ -91,6 +91,11 @@ class Shape:
         usual = 1 / math.sqrt(self.head_dim)
         return usual * math.sqrt(self.base_head_dim / self.head_dim) if self.base_head_dim else usual
 
+    @property
+    def aspect(self) -> float:
+        """Width over depth, the aspect ratio of Kaplan et al. 2020, section 3.1."""
+        return self.n_embd / self.n_layer
+
     def _counts(self) -> module_file.Counts:
         """Of a user's module."""
         return module_file.count(self if isinstance(self, ModelConfig) else ModelConfig(**vars(self)))

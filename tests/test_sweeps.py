@@ -66,8 +66,7 @@ def matched(tmp_path_factory: pytest.TempPathFactory) -> table.Table:
     """The study `matched`: loss falls with N and, at equal N, by 0.05 nats per doubling of width over depth."""
 
     def loss(trial: Trial) -> float:
-        aspect = trial.shape.n_embd / trial.shape.n_layer
-        return 0.6 + 1.2 * (trial.shape.params_non_embedding / 1e5) ** -0.2 - 0.05 * math.log2(aspect / 10)
+        return 0.6 + 1.2 * (trial.shape.params_non_embedding / 1e5) ** -0.2 - 0.05 * math.log2(trial.shape.aspect / 10)
 
     out = tmp_path_factory.mktemp("shapes") / "matched"
     write_study(out, "matched", loss, noise_sd=0.01)
