@@ -45,10 +45,9 @@ def place() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def as_somebody_else(*theirs: Path) -> Iterator[None]:
-    """An account that may not read these files of a colleague's: root, who may read all, becomes nobody for the time being."""
-    for path in theirs:
-        path.chmod(0)
+def as_somebody_else(theirs: Path) -> Iterator[None]:
+    """An account that may not read a colleague's file: root, who may read all, becomes nobody for the time being."""
+    theirs.chmod(0)
     if os.geteuid() == 0:
         os.seteuid(65534)
     try:
@@ -56,8 +55,7 @@ def as_somebody_else(*theirs: Path) -> Iterator[None]:
     finally:
         if os.getuid() == 0:
             os.seteuid(0)
-        for path in theirs:
-            path.chmod(0o700)
+        theirs.chmod(0o700)
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -70,17 +68,12 @@ def names(place: Path) -> set[str]:
     return {str(path.relative_to(place)) for path in place.rglob("*")}
 
 
-def results_of_a_colleague(place: Path) -> Path:
+@pytest.mark.parametrize("theirs", ["trials/a.parquet", "trials.parquet", "trials"])
+def test_a_table_without_permission_ends_the_command_and_stays(place: Path, theirs: str) -> None:
     for trial_id in "ab":
         write_part(place, trial_id)
     records.compact(place, "trials")
-    (place / "study.json").write_text('{"suggested": [1]}')
-    return place
-
-
-@pytest.mark.parametrize("theirs", ["trials/a.parquet", "trials.parquet", "trials"])
-def test_a_table_without_permission_ends_the_command_and_stays(place: Path, theirs: str) -> None:
-    before = names(results_of_a_colleague(place))
+    before = names(place)
     (place / "trials" / "b.parquet").write_bytes(b"PAR1")  # and a damaged one beside it
     os.utime(place / "trials" / "a.parquet", (1, 1))
     with as_somebody_else(place / theirs), pytest.raises(PermissionError, match=theirs):
@@ -89,7 +82,8 @@ def test_a_table_without_permission_ends_the_command_and_stays(place: Path, thei
 
 
 def test_a_study_json_without_permission_is_not_taken_for_an_empty_one(place: Path) -> None:
-    path = results_of_a_colleague(place) / "study.json"
+    path = place / "study.json"
+    path.write_text('{"suggested": [1]}')
     with as_somebody_else(path), pytest.raises(PermissionError, match=r"study\.json"):
         read_json(path)
     assert read_json(path) == {"suggested": [1]}
