@@ -144,14 +144,14 @@ def token_losses(model: Network, ids: np.ndarray) -> np.ndarray:
     Windows of block_size overlap by half; a window's first half counts only at the beginning of the text.
     """
     T, end = model.config.block_size, len(ids) - 1
-    half = max(1, T // 2)
-    n_windows = len(range(0, max(1, end - half), half))
-    padded = np.zeros((n_windows - 1) * half + T + 1, dtype=np.int64)  # causal: what pads the end is never seen
+    overlap, step = T // 2, max(1, T // 2)
+    n_windows = len(range(0, max(1, end - overlap), step))
+    padded = np.zeros((n_windows - 1) * step + T + 1, dtype=np.int64)  # causal: what pads the end is never seen
     padded[: len(ids)] = ids
-    windows = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(padded, T + 1)[::half].copy()).split(max(1, BATCH_TOKENS // T))
-    parts = [part[None].to(model.flat.device) for part in windows]
+    windows = torch.from_numpy(np.lib.stride_tricks.sliding_window_view(padded, T + 1)[::step].copy()).split(max(1, BATCH_TOKENS // T))
+    parts = (part[None].to(model.flat.device) for part in windows)
     found = torch.cat([model.token_losses(part[..., :-1].contiguous(), part[..., 1:].contiguous())[0] for part in parts])  # (n_windows, T)
-    losses = torch.cat([found[0, :half], found[:-1, half : 2 * half].flatten(), found[-1, half:]])
+    losses = torch.cat([found[0, :overlap], found[:-1, overlap : overlap + step].flatten(), found[-1, overlap:]])
     return losses[: max(0, end)].double().cpu().numpy()
 
 

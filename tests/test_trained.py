@@ -18,7 +18,7 @@ LETTERS = Tokenizer(("<|endoftext|>", "<unk>", "\n", " ", "a", "b"))
 
 
 def config(tokenizer: Tokenizer, **more: int) -> ModelConfig:
-    return ModelConfig(n_layer=2, n_embd=16, n_head=2, block_size=16, vocab_size=tokenizer.size, **more)
+    return ModelConfig(**{"n_layer": 2, "n_embd": 16, "n_head": 2, "block_size": 16, "vocab_size": tokenizer.size} | more)
 
 
 def kept(folder: Path, tokenizer: Tokenizer = LETTERS, trial_id: str = "0123-s1", val_loss: float = 2.0, **more: int) -> Path:
@@ -59,13 +59,14 @@ def test_a_trial_is_found_by_the_beginning_of_its_id_and_the_best_by_its_loss(tm
         trained.load(tmp_path / "weights" / "elsewhere")
 
 
-def test_a_text_has_the_loss_of_reading_it_token_by_token(tmp_path: Path) -> None:
+@pytest.mark.parametrize("block_size", [1, 2, 16])
+def test_a_text_has_the_loss_of_reading_it_token_by_token(tmp_path: Path, block_size: int) -> None:
     """Every token is scored once, with between half a context and a whole one before it."""
-    model = trained.load(kept(tmp_path)).model
+    model = trained.load(kept(tmp_path, block_size=block_size)).model
     ids = np.random.default_rng(0).integers(0, 6, size=53)
-    half, losses = 8, []
+    half, losses = block_size // 2, []
     for position in range(1, 53):
-        start = 0 if position <= 16 else (position - 1) // half * half - half
+        start = 0 if position <= block_size else (position - 1 - half) // max(1, half) * max(1, half)
         logits = model(torch.from_numpy(ids[start:position])[None, None])[0, 0, -1]
         losses.append(-torch.log_softmax(logits, -1)[ids[position]].item())
     assert trained.token_losses(model, ids) == pytest.approx(losses, rel=1e-4)
