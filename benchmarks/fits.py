@@ -30,9 +30,9 @@ from analysis.estimate import SIZE
 from analysis.fits.coordinates import Array
 from analysis.fits.fit import fit, fit_batch
 from analysis.fits.intervals import Observations, bootstrap, profiles
-from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_DATA, TOKENS, with_aspect
+from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_ASPECT, POWER_FLOOR_DATA, TOKENS
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
-from benchmarks.coverage import profile_batch
+from benchmarks.coverage import configurations, profile_batch, simulate
 from benchmarks.machine import describe, write_csv
 
 RESULTS = Path(__file__).parent / "results" / "fits.csv"
@@ -158,7 +158,7 @@ def bootstraps() -> Iterator[Line]:
 def one_dimensional() -> Line:
     """A replicate of E + A N^-alpha over 24 points against scipy.optimize.curve_fit."""
     columns = {SIZE: np.geomspace(1e5, 1e8, 24)}
-    loss = POWER_FLOOR.simulate({"E": 0.5, "A": 0.2, "alpha": 0.4}, columns, {SIZE: 1e6}, 0.005, np.random.default_rng(0))
+    loss = simulate(POWER_FLOOR, {"E": 0.5, "A": 0.2, "alpha": 0.4}, columns, {SIZE: 1e6}, 0.005, 0)
     start = fit(POWER_FLOOR, columns, loss)
     drawn = np.random.default_rng(1).integers(24, size=(4000, 24))
     weights = np.stack([np.bincount(row, minlength=24) for row in drawn]).astype(float)
@@ -180,13 +180,13 @@ def small_study() -> Line:
     depth = np.array([2, 4, 8, 12, 6, 6, 6, 6, 6, 6, 6, 6], dtype=float)
     width = np.array([256, 256, 256, 256, 128, 192, 256, 384, 256, 256, 256, 256], dtype=float)
     columns = {"n_layer": depth, "n_embd": width, SIZE: 12 * depth * width**2}
-    loss = POWER_FLOOR.simulate({"E": 0.5, "A": 0.1, "alpha": 0.4}, columns, {SIZE: 5e6}, 0.004, np.random.default_rng(0))
+    loss = simulate(POWER_FLOOR, {"E": 0.5, "A": 0.1, "alpha": 0.4}, columns, {SIZE: 5e6}, 0.004, 0)
     slope, ahead = Slope({SIZE: 5e6}), Loss({SIZE: 2e7})
     asked: dict[str, Quantity] = {"alpha": Parameter("alpha"), "E": Parameter("E"), "slope": slope, "loss": ahead}
 
     def analyze() -> None:
-        seen = Observations(POWER_FLOOR, columns, loss, np.arange(12))
-        fitted = [fit(law, columns, loss) for law in (POWER, POWER_FLOOR, with_aspect(POWER_FLOOR))]
+        seen = Observations(POWER_FLOOR, configurations(columns, loss[:, None]))
+        fitted = [fit(law, columns, loss) for law in (POWER, POWER_FLOOR, POWER_FLOOR_ASPECT)]
         profiles(seen, asked)
         bootstrap(seen, fitted[1], asked, np.random.default_rng(0), 4000)
 

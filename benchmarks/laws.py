@@ -28,6 +28,7 @@ from analysis.fits import forecast_law, length_law, shape_law
 from analysis.fits.laws import (
     POWER,
     POWER_FLOOR,
+    POWER_FLOOR_ASPECT,
     POWER_FLOOR_CROSSED,
     POWER_FLOOR_DATA,
     SHAPE,
@@ -36,11 +37,11 @@ from analysis.fits.laws import (
     Law,
     Power,
     Term,
-    with_aspect,
 )
 from analysis.table.configurations import SHAPE as SHAPE_COLUMNS
 from analysis.table.configurations import Configurations, Floats, average, t_quantile
 from analysis.table.load import size_labels
+from benchmarks.coverage import configurations
 
 RESULTS = Path(__file__).parent / "results"
 REFERENCE = Path(os.environ.get("REFERENCE", "../shared/reference"))
@@ -48,19 +49,19 @@ SEPARABLE = Law(
     "M4",
     "E + A * n_layer^-a + B * n_embd^-b",
     "additive form of Hoffmann et al. 2022, eq. 2, in depth and width instead of N and D",
-    (Term("A", (Power("n_layer", "a"),)), Term("B", (Power("n_embd", "b"),))),
+    (Term("A", (Power(("n_layer",), "a"),)), Term("B", (Power(("n_embd",), "b"),))),
     floor="E",
 )
 SENSITIVITY = ((0.6, 0.6, 0.34), (1.0, 1.0, 0.25), (1.0, 1.0, 0.5))
 """Exponents of depth, width and N that a reader may believe in, beside those of the forecasting law."""
-SHAPE_LAWS = (POWER, POWER_FLOOR, with_aspect(POWER_FLOOR), SEPARABLE, SHAPE, SHAPE_CROSSED)
+SHAPE_LAWS = (POWER, POWER_FLOOR, POWER_FLOOR_ASPECT, SEPARABLE, SHAPE, SHAPE_CROSSED)
 TOKEN_LAWS = (POWER_FLOOR_DATA, POWER_FLOOR_CROSSED)
 Predict = Callable[[dict[str, Floats]], Floats]
 
 
 def aicc(result: fits.FitResult) -> float:
     """n ln(RSS/n) + 2k + 2k(k+1)/(n-k-1) of log residuals, k counting the variance (Hurvich and Tsai 1989); n = configurations."""
-    n, k = result.n_points, len(result.params) + 1
+    n, k = len(result.residuals), len(result.params) + 1
     if n <= k + 1:
         return float("inf")
     rss = max(float(np.sum(result.residuals**2)), 1e-300)
@@ -68,18 +69,6 @@ def aicc(result: fits.FitResult) -> float:
 
 
 # ---- tables ----
-
-
-def configurations(columns: dict[str, Floats], losses: Floats) -> Configurations:
-    """Configurations from columns (k,) and losses (k, seeds)."""
-    k, seeds = losses.shape
-    whole = {"n_tokens": np.full(k, 1e6), "aspect": columns.get("n_embd", np.ones(k)) / columns.get("n_layer", np.ones(k))} | columns
-    whole["head_dim"] = whole.get("n_embd", np.ones(k)) / whole.get("n_head", np.ones(k))
-    ids = np.array([f"c{i}" for i in range(k)], dtype=object)
-    seed = np.tile(np.arange(seeds), k)
-    return Configurations(
-        ids, whole, losses.mean(axis=1), np.full(k, seeds), ((),) * k, np.repeat(np.arange(k), seeds), seed, losses.ravel()
-    )
 
 
 def tables() -> Iterator[tuple[str, Configurations, tuple[Law, ...]]]:

@@ -145,7 +145,7 @@ def _delta_slope(fitted: Fitted, noise: Noise | Refusal) -> intervals.Interval |
     up, down = fitted.jacobian(fitted.at(size * np.exp([step, -step])))
     half = t_quantile(df) * fitted.combination_error((up - down) / (2 * step), variance)
     slope = fitted.slope(size)
-    return intervals.Interval(slope - half, slope + half, LEVEL, "delta", "closed", slope, len(fitted.cells))
+    return intervals.Interval(slope - half, slope + half, "delta", "closed", slope, len(fitted.cells))
 
 
 def quantities_of(fitted: Fitted, parameters: Sequence[str]) -> dict[str, Quantity]:
@@ -191,7 +191,7 @@ def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[
         ends["method"] = f"none: {interval.reason}"
     else:
         low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))  # None: the data do not bound that side
-        ends = {"low": low, "high": high, "level": interval.level, "method": interval.method, "interval": interval.status}
+        ends = {"low": low, "high": high, "level": LEVEL, "method": interval.method, "interval": interval.status}
     return {"value": value, **ends, "unit": unit}
 
 
@@ -270,7 +270,6 @@ def status_refusal(name: str, result: FitResult) -> Refusal | None:
         FitStatus.NOT_CONVERGED: Code.NOT_CONVERGED,
         FitStatus.SATURATED: Code.TOO_FEW_DF,
         FitStatus.ILL_CONDITIONED: Code.WIDE_INTERVAL,
-        FitStatus.NO_OPTIMUM: Code.AT_BOUND,
     }
     if result.status is FitStatus.CONVERGED:
         return None
@@ -296,12 +295,12 @@ def interval_refusal(name: str, interval: intervals.Interval | None, exponent: b
     low, high = interval.low, interval.high
     shown = f"[{_number(low)}, {_number(high)}]"
     if name == "E" and not low > 0:
-        bound = {"upper": high, "level": interval.level} if math.isfinite(high) else None
+        bound = {"upper": high, "level": LEVEL} if math.isfinite(high) else None
         upper = f", and E < {high:.3g}" if bound else ""
         return Refusal(Code.FLOOR_REACHES_ZERO, f"the interval of E, {shown} nats, reaches 0; use the local slope{upper}", bound)
     if exponent and not (low > 0 and math.isfinite(high) and high / low <= MAX_RATIO):
-        reason = f"the {interval.level:.0%} interval of {name}, {shown}, spans more than a factor of {MAX_RATIO:g}; use the local slope"
-        return Refusal(Code.WIDE_INTERVAL, reason, {"low": low, "high": high, "level": interval.level})
+        reason = f"the {LEVEL:.0%} interval of {name}, {shown}, spans more than a factor of {MAX_RATIO:g}; use the local slope"
+        return Refusal(Code.WIDE_INTERVAL, reason, {"low": low, "high": high, "level": LEVEL})
     return None
 
 

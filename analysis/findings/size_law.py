@@ -20,8 +20,9 @@ from analysis.fits import fit as fits
 from analysis.fits import intervals
 from analysis.fits.fit import FitError, FitResult
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, TOKENS, Law
+from analysis.fits.profile_likelihood import fit_to
 from analysis.fits.quantities import Gain
-from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, departure, estimated, fit_to
+from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, departure, estimated
 from analysis.table.configurations import Configurations, Noise, f_p_value
 from analysis.table.load import distinct_sizes, size_labels
 
@@ -176,10 +177,10 @@ def observations(fitted: Fitted, means: bool = False) -> intervals.Observations:
     Args:
         means: give configuration means instead, one row each.
     """
-    cells, law = fitted.cells, fitted.result.law
-    rows = np.arange(len(cells)) if means else cells.cell_config
-    columns = {name: cells.columns[name][rows] for name in law.columns}
-    return intervals.Observations(law, columns, cells.loss if means else cells.cell_loss, rows, fitted.result.reference)
+    cells = fitted.cells
+    if means:
+        cells = replace(cells, cell_config=np.arange(len(cells)), cell_loss=cells.loss)
+    return intervals.Observations(fitted.result.law, cells, fitted.result.reference)
 
 
 # ---- would it have been foretold? ----

@@ -1,26 +1,27 @@
 """Fit coordinates: a law over given columns, written so that one batched Newton method serves every law.
 
 Every law of `analysis.fits.laws` is `E + sum_k exp(X_k theta_k + offset_k)`: a floor plus exponentials of linear predictors. Coordinates
-are
-dimensionless: the loss is divided by its geometric mean, logs of columns are centered at the reference and divided by their spread. A fit
-therefore does not depend on the units of N or of the loss, and one gradient tolerance means the same for every law.
+are dimensionless: the loss is divided by its geometric mean, logs of columns are centered at the reference and divided by their spread.
+A fit therefore does not depend on the units of N or of the loss, and one gradient tolerance means the same for every law.
 
-Shapes: P coordinates, R replicates, n points. `theta` is (P, R).
+Shapes: P coordinates, in the order of the law's parameters, R replicates, n points. `theta` is (P, R).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from analysis.fits.laws import Bowl, Cross, Law, Power, Proportional, Term, column_values, factor_columns
+from analysis.fits.laws import Law, Term, column_values
 
 Array = NDArray[np.float64]
 MIN_LOG_AMPLITUDE, MAX_LOG_AMPLITUDE = -20.0, 8.0  # relative to the mean loss: below e^-20 a term has vanished
-MAX_BOWL = 30.0
+MAX_FLOOR = 10.0  # relative to the mean loss
+MAX_BOWL = 30.0  # of a coefficient that its factor leaves free
 
 
 class FitError(ValueError):
@@ -38,6 +39,45 @@ class Block:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """The features of a law at its points, and their products, which every Hessian needs; the floor's block, of ones, is the first."""
+
+    blocks: tuple[Block, ...]
+    has_floor: bool
+
+    @cached_property
+    def products(self) -> dict[tuple[int, int], Array]:
+        """For blocks i <= j: the outer products of their features, (n, q_i q_j)."""
+        features = [block.features for block in self.blocks]
+        return {
+            (i, j): (features[i][:, :, None] * features[j][:, None, :]).reshape(len(features[i]), -1)
+            for i in range(len(features))
+            for j in range(i, len(features))
+        }
+
+    @property
+    def terms(self) -> tuple[Block, ...]:
+        """The blocks without that of the floor."""
+        return self.blocks[int(self.has_floor) :]
+
+    def parts(self, theta: Array) -> tuple[Array, list[Array]]:
+        """Law value f (R, n) and the shares [1/f, t_1/f, ...] (the first only with a floor), each (R, n)."""
+        terms = []
+        for block in self.terms:
+            predictor = theta[block.start : block.stop].T @ block.features.T
+            if block.offset is not None:
+                predictor += block.offset
+            terms.append(np.exp(predictor, out=predictor))
+        value = terms[0] + theta[0][:, None] if self.has_floor else terms[0].copy()
+        for term in terms[1:]:
+            value += term
+        inverse = 1.0 / value
+        for term in terms:
+            term *= inverse
+        return value, [inverse, *terms] if self.has_floor else terms
+
+
+@dataclass(frozen=True)
 class Design:
     """A law, its reference and its scales; translates between named parameters and coordinates."""
 
@@ -51,114 +91,80 @@ class Design:
         """Number of coordinates P."""
         return len(self.law.parameters)
 
-    def blocks(self, columns: Mapping[str, ArrayLike]) -> tuple[Block, ...]:
-        """The law's terms (not its floor) at points."""
-        found, start = [], int(self.law.has_floor)
+    @cached_property
+    def units(self) -> dict[str, float]:
+        """What a coordinate is divided by to give its parameter: of an exponent the spread of its logs, of floor and amplitudes 1."""
+        spreads = {name: float(np.prod([self.spread[c] for c in power.columns])) for name, power in self.law.powers.items()}
+        return {name: spreads.get(name, 1.0) for name in self.law.parameters}
+
+    def basis(self, columns: Mapping[str, ArrayLike]) -> Basis:
+        """The law at points."""
+        blocks: list[Block] = []
         for term in self.law.terms:
             features, offset = self._term_features(term, columns)
-            found.append(Block(features, offset, start, start + features.shape[1]))
-            start += features.shape[1]
-        return tuple(found)
+            if self.law.has_floor and not blocks:
+                blocks.append(Block(np.ones((len(features), 1)), None, 0, 1))
+            start = blocks[-1].stop if blocks else 0
+            blocks.append(Block(features, offset, start, start + features.shape[1]))
+        return Basis(tuple(blocks), self.law.has_floor)
 
     def _term_features(self, term: Term, columns: Mapping[str, ArrayLike]) -> tuple[Array, Array | None]:
-        logs = {c: np.log(column_values(columns, c) / self.reference[c]) for f in term.factors for c in factor_columns(f)}
-        parts = [np.ones_like(next(iter(logs.values())))]
-        offset = None
-        for factor in term.factors:
-            if isinstance(factor, Cross):
-                parts.append(-logs[factor.first] * logs[factor.second] / self._cross_spread(factor))
-                continue
-            scaled = logs[factor.column] / self.spread[factor.column]
-            if isinstance(factor, Power):
-                parts.append(factor.sign * scaled)
-            elif isinstance(factor, Bowl):
-                parts += [scaled, scaled**2]
-            else:
-                offset = logs[factor.column] if offset is None else offset + logs[factor.column]
+        logs = {name: np.log(np.atleast_1d(column_values(columns, name)) / self.reference[name]) for name in term.columns}
+        parts = [np.ones_like(logs[term.columns[0]])]
+        for power in term.factors:
+            parts.append(power.sign * np.prod([logs[name] for name in power.columns], axis=0) / self.units[power.exponent])
+        if term.bowl:
+            scaled = logs[term.bowl.column] / self.spread[term.bowl.column]
+            parts += [scaled, scaled**2]
+        offset = np.sum([logs[name] for name in term.proportional], axis=0) if term.proportional else None
         return np.stack(parts, axis=1), offset
-
-    def _cross_spread(self, factor: Cross) -> float:
-        return self.spread[factor.first] * self.spread[factor.second]
 
     def bounds(self) -> tuple[Array, Array]:
         """Lowest and highest coordinates, each (P,). The floor is at least 0; exponents are as their factors say."""
-        low, high = ([0.0], [10.0]) if self.law.has_floor else ([], [])
-        for term in self.law.terms:
-            low.append(MIN_LOG_AMPLITUDE)
-            high.append(MAX_LOG_AMPLITUDE)
-            for factor in term.factors:
-                if isinstance(factor, Power):
-                    low.append(factor.low * self.spread[factor.column])
-                    high.append(factor.high * self.spread[factor.column])
-                elif isinstance(factor, Bowl | Cross):
-                    low += [-MAX_BOWL] * (2 if isinstance(factor, Bowl) else 1)
-                    high += [MAX_BOWL] * (2 if isinstance(factor, Bowl) else 1)
-        return np.array(low), np.array(high)
+        limits = {self.law.floor: (0.0, MAX_FLOOR)} | dict.fromkeys(self.law.amplitudes, (MIN_LOG_AMPLITUDE, MAX_LOG_AMPLITUDE))
+        limits |= {name: (power.low * self.units[name], power.high * self.units[name]) for name, power in self.law.powers.items()}
+        low, high = np.nan_to_num([limits[name] for name in self.law.parameters], neginf=-MAX_BOWL, posinf=MAX_BOWL).T
+        return low, high
 
     def to_params(self, theta: Array) -> dict[str, Array]:
         """Named parameters, each (R,), from coordinates (P, R)."""
-        params: dict[str, Array] = {}
-        position = 0
-        if self.law.floor:
-            params[self.law.floor] = theta[0] * self.loss_scale
-            position = 1
+        params = {name: row / unit for (name, unit), row in zip(self.units.items(), theta, strict=True)}
         for term in self.law.terms:
-            log_amplitude = theta[position]
-            position += 1
-            named: dict[str, Array] = {}
-            for factor in term.factors:
-                if isinstance(factor, Power):
-                    named[factor.exponent] = theta[position] / self.spread[factor.column]
-                    position += 1
-                elif isinstance(factor, Cross):
-                    named[factor.coefficient] = theta[position] / self._cross_spread(factor)
-                    position += 1
-                elif isinstance(factor, Bowl):
-                    scale = self.spread[factor.column]
-                    linear, curvature = theta[position] / scale, theta[position + 1] / scale**2
-                    safe = np.where(np.abs(curvature) < 1e-12, np.copysign(1e-12, curvature), curvature)
-                    named[factor.curvature] = curvature
-                    named[factor.optimum] = self.reference[factor.column] * np.exp(np.clip(-linear / (2 * safe), -500, 500))
-                    log_amplitude = log_amplitude - np.clip(linear**2 / (4 * safe), -500, 500)
-                    position += 2
+            log_amplitude = params[term.amplitude]
+            if bowl := term.bowl:
+                linear, curvature = params[bowl.optimum], params[bowl.curvature]
+                safe = np.where(np.abs(curvature) < 1e-12, np.copysign(1e-12, curvature), curvature)
+                params[bowl.optimum] = self.reference[bowl.column] * np.exp(np.clip(-linear / (2 * safe), -500, 500))
+                log_amplitude = log_amplitude - np.clip(linear**2 / (4 * safe), -500, 500)
             params[term.amplitude] = np.exp(log_amplitude) * self.loss_scale
-            params.update(named)
-        return {name: params[name] for name in self.law.parameters}
+        return params | ({self.law.floor: params[self.law.floor] * self.loss_scale} if self.law.floor else {})
 
-    def from_params(self, params: Mapping[str, ArrayLike]) -> Array:
-        """Coordinates (P, R) from named parameters, each a number or (R,); amplitudes are at this design's reference."""
-        rows: list[Array] = [np.atleast_1d(params[self.law.floor]) / self.loss_scale] if self.law.floor else []
+    def from_params(self, params: Mapping[str, float]) -> Array:
+        """Coordinates (P, 1) from named parameters; amplitudes are at this design's reference."""
+        theta = {name: params[name] * unit for name, unit in self.units.items()}
         for term in self.law.terms:
-            log_amplitude = np.log(np.maximum(np.atleast_1d(params[term.amplitude]) / self.loss_scale, 1e-300))
-            named: list[Array] = []
-            for factor in term.factors:
-                if isinstance(factor, Power):
-                    named.append(np.atleast_1d(params[factor.exponent]) * self.spread[factor.column])
-                elif isinstance(factor, Cross):
-                    named.append(np.atleast_1d(params[factor.coefficient]) * self._cross_spread(factor))
-                elif isinstance(factor, Bowl):
-                    scale, curvature = self.spread[factor.column], np.atleast_1d(params[factor.curvature])
-                    center = np.log(np.atleast_1d(params[factor.optimum]) / self.reference[factor.column])
-                    log_amplitude = log_amplitude + curvature * center**2
-                    named += [-2 * curvature * center * scale, curvature * scale**2]
-            rows += [log_amplitude, *named]
-        return np.stack(np.broadcast_arrays(*rows)).astype(float)
+            theta[term.amplitude] = np.log(max(params[term.amplitude] / self.loss_scale, 1e-300))
+            if bowl := term.bowl:
+                center = np.log(params[bowl.optimum] / self.reference[bowl.column])
+                theta[bowl.optimum] = -2 * params[bowl.curvature] * center * self.spread[bowl.column]
+                theta[term.amplitude] += params[bowl.curvature] * center**2
+        if self.law.floor:
+            theta[self.law.floor] = params[self.law.floor] / self.loss_scale
+        return np.array(list(theta.values()))[:, None]
 
     def log_predict(self, theta: Array, columns: Mapping[str, ArrayLike]) -> Array:
         """Log of the predicted loss, (R, points); stays finite where named parameters would not (a flat aspect bowl)."""
-        return np.log(total(self.law.has_floor, theta, self.blocks(columns))) + np.log(self.loss_scale)
-
-
-def total(has_floor: bool, theta: Array, blocks: tuple[Block, ...]) -> Array:
-    """Predicted loss in units of the loss scale, (R, n)."""
-    parts = [np.exp(theta[b.start : b.stop].T @ b.features.T + (0.0 if b.offset is None else b.offset)) for b in blocks]
-    return sum(parts, start=theta[0][:, None] if has_floor else np.zeros((theta.shape[1], 1)))
+        return np.log(self.basis(columns).parts(theta)[0]) + np.log(self.loss_scale)
 
 
 def build(
     law: Law, columns: Mapping[str, ArrayLike], log_loss: Array, weights: Array, reference: Mapping[str, float] | None = None
 ) -> Design:
     """Choose reference and scales from the data: weighted geometric means, and the spread of each log column.
+
+    Args:
+        log_loss: (n,), or (R, n) of several studies.
+        weights: (n,).
 
     Raises:
         ValueError: a column is missing or not positive.
@@ -167,15 +173,13 @@ def build(
     share = weights / weights.sum()
     found: dict[str, float] = {}
     spread: dict[str, float] = {}
-    exempt = {f.column for t in law.terms for f in t.factors if isinstance(f, Proportional)}
+    exempt = {name for term in law.terms for name in term.proportional}
     for name in law.columns:
         values = column_values(columns, name)
         logs = np.log(values)
-        given = (reference or {}).get(name)
-        found[name] = float(np.exp(share @ logs)) if given is None else float(given)
-        used = logs[share > 0]
+        found[name] = float(reference[name] if reference else np.exp(share @ logs))
         spread[name] = float(np.sqrt(share @ (logs - share @ logs) ** 2)) or 1.0
-        if np.ptp(used) < 1e-9 and name not in exempt:
+        if np.ptp(logs[share > 0]) < 1e-9 and name not in exempt:
             raise FitError(
                 f"column {name!r} is {values[0]:g} in every row, so law {law.name} cannot tell its effect; vary it or drop its term"
             )

@@ -28,14 +28,17 @@ TOKENS = "n_tokens"
 MAX_EXPONENT = 5.0  # beyond this a power law is a step at the smallest size: no data of this kind determine it
 
 
-# ---- factors: what multiplies an amplitude ----
+# ---- what multiplies an amplitude ----
 
 
 @dataclass(frozen=True)
 class Power:
-    """(x / x_ref) ** (sign * exponent), the exponent being fitted within [low, high]."""
+    """exp(sign * exponent * product of ln(x / x_ref) over the columns), the exponent being fitted within [low, high].
 
-    column: str
+    Of one column that is (x / x_ref) ** (sign * exponent). Of two the exponent of each moves with the logarithm of the other.
+    """
+
+    columns: tuple[str, ...]
     exponent: str
     sign: int = -1
     low: float = 0.0
@@ -50,37 +53,36 @@ class Bowl:
     curvature: str
     optimum: str
 
-
-@dataclass(frozen=True)
-class Proportional:
-    """x / x_ref: a column in which the term is known to be proportional (a layer costs what a layer costs)."""
-
-    column: str
-
-
-@dataclass(frozen=True)
-class Cross:
-    """exp(-coefficient * ln(x / x_ref) * ln(y / y_ref)): the exponent of each column moves with the logarithm of the other."""
-
-    first: str
-    second: str
-    coefficient: str
-
-
-Factor = Power | Bowl | Proportional | Cross
-
-
-def factor_columns(factor: Factor) -> tuple[str, ...]:
-    """Table columns that a factor reads."""
-    return (factor.first, factor.second) if isinstance(factor, Cross) else (factor.column,)
+    @property
+    def powers(self) -> tuple[Power, Power]:
+        """The same as powers of x / x_ref, linear and quadratic in its logarithm; the first stands for the optimum."""
+        names = {self.optimum: (self.column,), self.curvature: (self.column, self.column)}
+        linear, quadratic = (Power(columns, name, sign=1, low=-np.inf, high=np.inf) for name, columns in names.items())
+        return linear, quadratic
 
 
 @dataclass(frozen=True)
 class Term:
-    """One amplitude, in the unit of the predicted quantity and at the reference columns, and its factors."""
+    """One amplitude, in the unit of the predicted quantity and at the reference columns, and what multiplies it.
+
+    Args:
+        proportional: columns in which the term is known to be proportional (a layer costs what a layer costs).
+    """
 
     amplitude: str
-    factors: tuple[Factor, ...]
+    factors: tuple[Power, ...]
+    proportional: tuple[str, ...] = ()
+    bowl: Bowl | None = None
+
+    @property
+    def powers(self) -> tuple[Power, ...]:
+        """Its fitted factors, those of the bowl last, in the order of their coordinates."""
+        return (*self.factors, *self.bowl.powers) if self.bowl else self.factors
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Table columns that it reads, repeated where several factors read one."""
+        return (*self.proportional, *(name for power in self.powers for name in power.columns))
 
 
 # ---- the law ----
@@ -104,102 +106,63 @@ class Law:
     terms: tuple[Term, ...]
     floor: str | None = None
 
-    def __post_init__(self) -> None:
-        if not self.terms:
-            raise ValueError(f"law {self.name!r} has no terms; give at least one")
-        repeated = sorted({name for name in self.parameters if self.parameters.count(name) > 1})
-        if repeated:
-            raise ValueError(f"law {self.name!r} uses the parameter names {', '.join(repeated)} twice; give each its own name")
-
     @property
     def has_floor(self) -> bool:
         """Whether the law has a constant that no column removes."""
         return self.floor is not None
 
     @property
+    def powers(self) -> dict[str, Power]:
+        """Its exponents and coefficients by name, with what each is an exponent of."""
+        return {power.exponent: power for term in self.terms for power in term.powers}
+
+    @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of the fitted parameters, in the order of the equation."""
-        names = [self.floor] if self.floor else []
-        for term in self.terms:
-            names.append(term.amplitude)
-            for factor in term.factors:
-                if isinstance(factor, Power):
-                    names.append(factor.exponent)
-                elif isinstance(factor, Cross):
-                    names.append(factor.coefficient)
-                elif isinstance(factor, Bowl):
-                    names += [factor.curvature, factor.optimum]
-        return tuple(names)
+        """Names of the fitted parameters, in the order of their coordinates."""
+        named = [name for term in self.terms for name in (term.amplitude, *(power.exponent for power in term.powers))]
+        return (self.floor, *named) if self.floor else tuple(named)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Table columns that the law needs; `aspect` and `head_dim` are derived from the shape where absent (`column_values`)."""
-        return tuple(dict.fromkeys(name for term in self.terms for factor in term.factors for name in factor_columns(factor)))
+        return tuple(dict.fromkeys(name for term in self.terms for name in term.columns))
 
     @property
     def amplitudes(self) -> tuple[str, ...]:
         """Names of the parameters that are values at the reference."""
         return tuple(term.amplitude for term in self.terms)
 
-    def predict(
-        self, params: Mapping[str, ArrayLike], columns: Mapping[str, ArrayLike], reference: Mapping[str, float]
-    ) -> NDArray[np.float64]:
+    def predict(self, params: Mapping[str, float], columns: Mapping[str, ArrayLike], reference: Mapping[str, float]) -> NDArray[np.float64]:
         """Predict the target (nats for losses, ms for the timing law).
 
         Args:
-            params: a value per name of `parameters`; arrays broadcast against the columns (shape (replicates, 1) gives a row each).
+            params: a value per name of `parameters`.
             columns: positive arrays of shape (points,), one for each of `columns`.
             reference: the column values at which the amplitudes hold.
 
         Returns:
-            Array of shape (points,), or broadcast with `params`.
+            Array of shape (points,).
         """
-        values = {name: column_values(columns, name) for name in self.columns}
-        total: NDArray[np.float64] = np.asarray(params[self.floor] if self.floor else 0.0, dtype=float)
+        logs = {name: np.log(column_values(columns, name) / reference[name]) for name in self.columns}
+        total: NDArray[np.float64] = np.asarray(params[self.floor] if self.floor else 0.0)
         for term in self.terms:
-            product: NDArray[np.float64] = np.asarray(params[term.amplitude], dtype=float)
-            for factor in term.factors:
-                product = product * _factor_value(factor, params, values, reference)
-            total = total + product
+            exponent = sum(logs[name] for name in term.proportional)
+            for power in term.factors:
+                exponent = exponent + power.sign * params[power.exponent] * np.prod([logs[name] for name in power.columns], axis=0)
+            if bowl := term.bowl:
+                offset = logs[bowl.column] + np.log(reference[bowl.column] / params[bowl.optimum])
+                exponent = exponent + params[bowl.curvature] * offset**2
+            total = total + params[term.amplitude] * np.exp(exponent)
         return total
-
-    def simulate(
-        self,
-        params: Mapping[str, ArrayLike],
-        columns: Mapping[str, ArrayLike],
-        reference: Mapping[str, float],
-        sd_log: float,
-        rng: np.random.Generator,
-    ) -> NDArray[np.float64]:
-        """Predict, then multiply by log-normal noise of standard deviation `sd_log` (dimensionless: noise of the log loss)."""
-        mean = self.predict(params, columns, reference)
-        return mean * np.exp(sd_log * rng.standard_normal(mean.shape))
 
     def on(self, **new_columns: str) -> Law:
         """The same law with columns renamed, for example `law.on(params_non_embedding="params_total")` for another way to count N."""
 
-        def renamed(factor: Factor) -> Factor:
-            if isinstance(factor, Cross):
-                return replace(
-                    factor, first=new_columns.get(factor.first, factor.first), second=new_columns.get(factor.second, factor.second)
-                )
-            return replace(factor, column=new_columns.get(factor.column, factor.column))
+        def renamed(term: Term) -> Term:
+            factors = (replace(p, columns=tuple(new_columns.get(name, name) for name in p.columns)) for p in term.factors)
+            return replace(term, factors=tuple(factors))
 
-        return replace(self, terms=tuple(replace(term, factors=tuple(map(renamed, term.factors))) for term in self.terms))
-
-
-def _factor_value(
-    factor: Factor, params: Mapping[str, ArrayLike], values: Mapping[str, NDArray[np.float64]], reference: Mapping[str, float]
-) -> NDArray[np.float64]:
-    if isinstance(factor, Bowl):
-        offset = np.log(values[factor.column] / np.asarray(params[factor.optimum], dtype=float))
-        return np.exp(np.asarray(params[factor.curvature], dtype=float) * offset**2)
-    relative = [values[name] / reference[name] for name in factor_columns(factor)]
-    if isinstance(factor, Cross):
-        return np.exp(-np.asarray(params[factor.coefficient], dtype=float) * np.log(relative[0]) * np.log(relative[1]))
-    if isinstance(factor, Proportional):
-        return relative[0]
-    return relative[0] ** (factor.sign * np.asarray(params[factor.exponent], dtype=float))
+        return replace(self, terms=tuple(map(renamed, self.terms)))
 
 
 def column_values(columns: Mapping[str, ArrayLike], name: str) -> NDArray[np.float64]:
@@ -209,15 +172,13 @@ def column_values(columns: Mapping[str, ArrayLike], name: str) -> NDArray[np.flo
     Raises:
         ValueError: the column is missing, or has a value that is not positive and finite.
     """
-    ratio = {"aspect": ("n_embd", "n_layer"), "head_dim": ("n_embd", "n_head")}.get(name)
-    if name in columns:
-        values = np.asarray(columns[name], dtype=float)
-    elif name == "shape_size":
-        return column_values(columns, "n_layer") * column_values(columns, "n_embd") ** 2
-    elif ratio and all(part in columns for part in ratio):
-        return column_values(columns, ratio[0]) / column_values(columns, ratio[1])
-    else:
-        raise ValueError(f"column {name!r} is missing; the columns found are {', '.join(columns) or 'none'}")
+    if name not in columns:
+        known = {"aspect": ("n_embd", "n_layer"), "head_dim": ("n_embd", "n_head"), "shape_size": ("n_layer", "n_embd")}.get(name, ())
+        if not known or not set(known) <= set(columns):
+            raise ValueError(f"column {name!r} is missing; the columns found are {', '.join(columns) or 'none'}")
+        first, second = (column_values(columns, part) for part in known)
+        return first * second**2 if name == "shape_size" else first / second
+    values = np.asarray(columns[name], dtype=float)
     bad = ~(np.isfinite(values) & (values > 0))
     if bad.any():
         raise ValueError(
@@ -233,41 +194,49 @@ POWER = Law(
     "M0",
     "c * N^-alpha",
     "Kaplan et al. 2020, eq. 1.1",
-    (Term("c", (Power(SIZE, "alpha"),)),),
+    (Term("c", (Power((SIZE,), "alpha"),)),),
 )
 POWER_FLOOR = Law(
     "M1",
     "E + A * N^-alpha",
     "Henighan et al. 2020, eq. 1.1",
-    (Term("A", (Power(SIZE, "alpha"),)),),
+    (Term("A", (Power((SIZE,), "alpha"),)),),
     floor="E",
 )
+POWER_FLOOR_ASPECT = Law(
+    "M3(M1)",
+    f"{POWER_FLOOR.equation} * exp(gamma * ln(aspect/aspect_opt)^2)",
+    f"{POWER_FLOOR.source}; Kaplan et al. 2020, fig. 5",
+    (replace(POWER_FLOOR.terms[0], bowl=Bowl("aspect", "gamma", "aspect_opt")),),
+    floor="E",
+)
+"""aspect = n_embd / n_layer. Off its optimum a model acts like one of exp(-gamma / alpha * ln(aspect/aspect_opt)^2) its size."""
 POWER_FLOOR_DATA = Law(
     "M2",
     "E + A * N^-alpha + B * D^-beta",
     "Hoffmann et al. 2022, eq. 2",
-    (Term("A", (Power(SIZE, "alpha"),)), Term("B", (Power(TOKENS, "beta"),))),
+    (Term("A", (Power((SIZE,), "alpha"),)), Term("B", (Power((TOKENS,), "beta"),))),
     floor="E",
 )
 POWER_FLOOR_CROSSED = Law(
     "M2X",
     "E + A * N^-alpha + B * D^-(beta + c ln N)",
     "Hoffmann et al. 2022, eq. 2, with an exponent of the data that moves with size",
-    (POWER_FLOOR_DATA.terms[0], Term("B", (Power(TOKENS, "beta"), Cross(SIZE, TOKENS, "c")))),
+    (POWER_FLOOR_DATA.terms[0], Term("B", (Power((TOKENS,), "beta"), Power((SIZE, TOKENS), "c", low=-np.inf, high=np.inf)))),
     floor="E",
 )
 SHAPE = Law(
     "S",
     "E + A * n_layer^-a * n_embd^-b",
     "Kaplan et al. 2020, eq. 1.1, with depth and width as separate factors of the size",
-    (Term("A", (Power("n_embd", "b", low=-MAX_EXPONENT), Power("n_layer", "a", low=-MAX_EXPONENT))),),
+    (Term("A", (Power(("n_embd",), "b", low=-MAX_EXPONENT), Power(("n_layer",), "a", low=-MAX_EXPONENT))),),
     floor="E",
 )
 SHAPE_CROSSED = Law(
     "SX",
     f"{SHAPE.equation} * exp(-c ln(n_layer) ln(n_embd))",
     SHAPE.source,
-    (replace(SHAPE.terms[0], factors=(*SHAPE.terms[0].factors, Cross("n_layer", "n_embd", "c"))),),
+    (replace(SHAPE.terms[0], factors=(*SHAPE.terms[0].factors, Power(("n_layer", "n_embd"), "c", low=-np.inf, high=np.inf))),),
     floor="E",
 )
 TIMING = Law(
@@ -276,21 +245,8 @@ TIMING = Law(
     "matrix products and attention maps per layer: Kaplan et al. 2020, table 1; the exponents are fitted because small kernels do not "
     "reach peak throughput",
     (
-        Term("A", (Proportional("n_layer"), Power("n_embd", "g", sign=1))),
-        Term("B", (Proportional("n_layer"), Power("n_head", "h", sign=1))),
+        Term("A", (Power(("n_embd",), "g", sign=1),), proportional=("n_layer",)),
+        Term("B", (Power(("n_head",), "h", sign=1),), proportional=("n_layer",)),
     ),
     floor="t0",
 )
-
-
-def with_aspect(law: Law) -> Law:
-    """M3: the law with its first term multiplied by exp(gamma * ln(aspect / aspect_opt)^2), aspect being n_embd / n_layer.
-
-    A multiplier of the first term is a multiplier of N: off the optimum a model acts like one of exp(-gamma/alpha * ln(...)^2) its size.
-    """
-    bowl = Bowl("aspect", "gamma", "aspect_opt")
-    first = replace(law.terms[0], factors=(*law.terms[0].factors, bowl))
-    pieces = law.equation.split(" + ")
-    pieces[int(law.has_floor)] += " * exp(gamma * ln(aspect/aspect_opt)^2)"
-    source = f"{law.source}; Kaplan et al. 2020, fig. 5"
-    return replace(law, name=f"M3({law.name})", equation=" + ".join(pieces), source=source, terms=(first, *law.terms[1:]))

@@ -19,6 +19,7 @@ from analysis.fits.objective import Objective, evaluate, spread
 TOLERANCE = 1e-10  # of the scaled gradient: the stopping rule of every fit
 SQUARES_TOLERANCE = 1e-7  # where only sums of squares are compared: they err by its square
 CHUNK_ELEMENTS = 100_000  # replicates x points per block of work: 0.8 MB an array; measured best between 80 and 160 thousand
+ROUND_STEPS = 12
 MAX_STEP = 3.0  # in coordinates, which are of order 1
 
 
@@ -60,12 +61,9 @@ def huber(objective: Objective, theta: Array, delta: Array | float) -> Minimum:
 def merge(whole: Minimum, rows: NDArray[np.intp], some: Minimum) -> Minimum:
     """Put another attempt at some replicates in place wherever it converged and the first did not, or ended lower."""
     take = (some.converged & ~whole.converged[rows]) | ((some.converged == whole.converged[rows]) & (some.value < whole.value[rows]))
-    picked = rows[take]
-    merged = replace(whole, theta=whole.theta.copy(), value=whole.value.copy(), gradient_norm=whole.gradient_norm.copy())
-    merged.theta[:, picked] = some.theta[:, take]
-    merged.value[picked] = some.value[take]
-    merged.gradient_norm[picked] = some.gradient_norm[take]
-    return merged
+    for into, found in zip(vars(whole).values(), vars(some).values(), strict=True):
+        into[..., rows[take]] = found[..., take]
+    return whole
 
 
 # ---- linear algebra over the last axis ----
@@ -98,28 +96,19 @@ def solve(matrix: Array, right: Array) -> Array:
 
 @dataclass
 class _State:
-    """Replicates that are still moving."""
+    """Replicates that are still moving, along the last axis."""
 
     rows: NDArray[np.intp]
     theta: Array
     value: Array
     gradient: Array
     hessian: Array
-    damping: Array
     norm: Array
+    damping: Array
     steps: NDArray[np.intp]
 
     def keep(self, mask: NDArray[np.bool_]) -> _State:
-        return _State(
-            self.rows[mask],
-            self.theta[:, mask],
-            self.value[mask],
-            self.gradient[:, mask],
-            self.hessian[:, :, mask],
-            self.damping[mask],
-            self.norm[mask],
-            self.steps[mask],
-        )
+        return _State(*(array[..., mask] for array in vars(self).values()))
 
 
 def minimize(objective: Objective, theta: Array, *, tolerance: float = TOLERANCE, max_steps: int = 200) -> Minimum:
@@ -137,18 +126,15 @@ def minimize(objective: Objective, theta: Array, *, tolerance: float = TOLERANCE
 
 
 def _advance(
-    whole: Objective, rows: NDArray[np.intp], result: Minimum, damping: Array, tolerance: float, max_steps: int, round_steps: int = 12
+    whole: Objective, rows: NDArray[np.intp], result: Minimum, damping: Array, tolerance: float, max_steps: int
 ) -> NDArray[np.intp]:
-    """Take up to `round_steps` steps for some replicates, write them back, and return those that are not done.
+    """Take up to ROUND_STEPS steps for some replicates, write them back, and return those that are not done.
 
     Stragglers of all blocks then share the next round, so that no block idles for its slowest member.
     """
     local = whole.take(rows)
-    theta = result.theta[:, rows]
-    value, gradient, hessian = evaluate(local, theta, rows)
-    norm = np.abs(_free_gradient(local, theta, gradient)).max(axis=0)
-    state = _State(rows, theta, value, gradient, hessian, damping[rows], norm, result.steps[rows])
-    for _ in range(round_steps):
+    state = _state(local, rows, result.theta[:, rows], damping[rows], result.steps[rows])
+    for _ in range(ROUND_STEPS):
         state, finished = _step(local, state, tolerance)
         finished |= state.steps >= max_steps
         if finished.any():
@@ -159,6 +145,12 @@ def _advance(
             local = local.take(np.flatnonzero(~finished))
     _write(result, damping, state)
     return state.rows
+
+
+def _state(objective: Objective, rows: NDArray[np.intp], theta: Array, damping: Array, steps: NDArray[np.intp]) -> _State:
+    value, gradient, hessian = evaluate(objective, theta, rows)
+    norm = np.abs(_free_gradient(objective, theta, gradient)).max(axis=0)
+    return _State(rows, theta, value, gradient, hessian, norm, damping, steps)
 
 
 def _write(result: Minimum, damping: Array, state: _State) -> None:
@@ -173,13 +165,9 @@ def _within(objective: Objective, theta: Array) -> Array:
     return np.minimum(np.maximum(theta, objective.low), objective.high)
 
 
-def _at_bound(objective: Objective, theta: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    return theta <= objective.low, theta >= objective.high
-
-
 def _free_gradient(objective: Objective, theta: Array, gradient: Array) -> Array:
     """The gradient without the components that push a coordinate out of its bounds."""
-    low, high = _at_bound(objective, theta)
+    low, high = theta <= objective.low, theta >= objective.high
     if not (low.any() or high.any()):
         return gradient
     return np.where((low & (gradient > 0)) | (high & (gradient < 0)), 0.0, gradient)
@@ -193,8 +181,7 @@ def _direction(objective: Objective, state: _State) -> tuple[Array, Array]:
     diagonal = state.hessian[index, index]
     hessian[index, index] += state.damping * (np.abs(diagonal) + 1e-9)
     if free_gradient is not state.gradient:
-        low, high = _at_bound(objective, state.theta)
-        held = (free_gradient == 0) & (low | high)
+        held = (free_gradient == 0) & ((state.theta <= objective.low) | (state.theta >= objective.high))
         hessian = np.where(held[:, None] | held[None, :], 0.0, hessian)
         hessian[index, index] += held
     step = -solve(hessian, free_gradient)
@@ -211,35 +198,25 @@ def _step(objective: Objective, state: _State, tolerance: float) -> tuple[_State
     """One trial step for every replicate; accepted where it improves. Returns the state and who is done."""
     step, promised = _direction(objective, state)
     theta = _within(objective, state.theta + step)  # again: rounding may have left the bounds
-    value, gradient, hessian = evaluate(objective, theta, state.rows)
-    norm = np.abs(_free_gradient(objective, theta, gradient)).max(axis=0)
+    tried = _state(objective, state.rows, theta, state.damping, state.steps)
     # Residuals carry rounding errors of some 1e-16 and pull with at most 1, so the objective resolves no smaller progress; below that the
     # gradient norm decides.
     blur = 4e-15 + 1e-14 * np.abs(state.value)
-    better = (value < state.value - blur) | ((value <= state.value + blur) & (norm < state.norm))
+    better = (tried.value < state.value - blur) | ((tried.value <= state.value + blur) & (tried.norm < state.norm))
     rounding = promised <= 10 * blur
     with np.errstate(over="ignore", invalid="ignore"):  # a promise of nothing, or a trial step where the law is not positive
-        gain = np.where(rounding, norm < 0.5 * state.norm, (state.value - value) / np.maximum(promised, 1e-300))
+        gain = np.where(rounding, tried.norm < 0.5 * state.norm, (state.value - tried.value) / np.maximum(promised, 1e-300))
     if tolerance > TOLERANCE:  # an intermediate stage: near enough is done
-        polished = np.where(better, norm, state.norm) <= tolerance
+        done = np.where(better, tried.norm, state.norm) <= tolerance
     else:
-        polished = (state.norm <= tolerance) & ~(better & (norm < 0.5 * state.norm))
+        done = (state.norm <= tolerance) & ~(better & (tried.norm < 0.5 * state.norm))
     damping = np.where(
         ~better,
         np.maximum(state.damping, 1e-4) * 8,
         np.where(gain > 0.5, state.damping * 0.1, np.where(gain < 0.1, state.damping * 4, state.damping)),
     )
     damping = np.where(damping < 1e-9, 0.0, damping)
-    if better.all():
-        return _State(state.rows, theta, value, gradient, hessian, damping, norm, state.steps + 1), polished
-    new = _State(
-        state.rows,
-        np.where(better, theta, state.theta),
-        np.where(better, value, state.value),
-        np.where(better, gradient, state.gradient),
-        np.where(better, hessian, state.hessian),
-        damping,
-        np.where(better, norm, state.norm),
-        state.steps + 1,
-    )
-    return new, polished | (damping > 1e12)
+    if not better.all():
+        done |= damping > 1e12
+        tried = _State(*(np.where(better, new, old) for new, old in zip(vars(tried).values(), vars(state).values(), strict=True)))
+    return replace(tried, damping=damping, steps=state.steps + 1), done

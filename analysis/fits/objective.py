@@ -12,41 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.fits.coordinates import Array, Block
+from analysis.fits.coordinates import Array, Basis
 
 WIDTH_FLOOR = 1e-5  # of log loss: far below evaluation noise; keeps rounding (1e-16 / width) under the gradient tolerance
 
 Penalty = Callable[[Array, NDArray[np.intp]], tuple[Array, Array, Array]]  # (theta, replicate indices) -> value, gradient, Hessian
-
-
-@dataclass(frozen=True)
-class Basis:
-    """The features of a law at its points, and their products, which every Hessian needs."""
-
-    blocks: tuple[Block, ...]
-    has_floor: bool
-
-    @cached_property
-    def all_blocks(self) -> tuple[Block, ...]:
-        """The blocks, after one of ones for the floor if the law has one."""
-        if not self.has_floor:
-            return self.blocks
-        return (Block(np.ones((self.blocks[0].features.shape[0], 1)), None, 0, 1), *self.blocks)
-
-    @cached_property
-    def products(self) -> dict[tuple[int, int], Array]:
-        """For blocks i <= j: the outer products of their features, (n, q_i q_j)."""
-        features = [block.features for block in self.all_blocks]
-        return {
-            (i, j): (features[i][:, :, None] * features[j][:, None, :]).reshape(len(features[i]), -1)
-            for i in range(len(features))
-            for j in range(i, len(features))
-        }
 
 
 @dataclass(frozen=True)
@@ -72,45 +46,18 @@ class Objective:
 
     def take(self, rows: NDArray[np.intp]) -> Objective:
         """The objective of some replicates."""
-
-        def pick(array: Array, axis: int = 0) -> Array:
-            return array if array.shape[axis] == 1 else array.take(rows, axis=axis)
-
-        return replace(
-            self,
-            log_loss=pick(self.log_loss),
-            weights=pick(self.weights),
-            delta=pick(self.delta),
-            scale=pick(self.scale),
-            low=pick(self.low, 1),
-            high=pick(self.high, 1),
-        )
+        axes = {"log_loss": 0, "weights": 0, "delta": 0, "scale": 0, "low": 1, "high": 1}
+        own = {name: array.take(rows, axis) for name, axis in axes.items() if (array := getattr(self, name)).shape[axis] > 1}
+        return replace(self, **own)
 
 
 # ---- objective, gradient, Hessian ----
 
 
-def parts(basis: Basis, theta: Array) -> tuple[Array, list[Array]]:
-    """Law value f (R, n) and the shares [1/f, t_1/f, ...] (the first only with a floor), each (R, n)."""
-    terms = []
-    for block in basis.blocks:
-        predictor = theta[block.start : block.stop].T @ block.features.T
-        if block.offset is not None:
-            predictor += block.offset
-        terms.append(np.exp(predictor, out=predictor))
-    value = terms[0] + theta[0][:, None] if basis.has_floor else terms[0].copy()
-    for term in terms[1:]:
-        value += term
-    inverse = 1.0 / value
-    for term in terms:
-        term *= inverse
-    return value, [inverse, *terms] if basis.has_floor else terms
-
-
 def evaluate(objective: Objective, theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, Array]:
     """Objective (R,), gradient (P, R) and exact Hessian (P, P, R); infinite objective where the law is not positive."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        value, shares = parts(objective.basis, theta)
+        value, shares = objective.basis.parts(theta)
         residual = objective.log_loss - np.log(value)
         clipped = np.minimum(np.maximum(residual, -objective.delta), objective.delta)
         inside = clipped == residual
@@ -134,7 +81,7 @@ def reduce_points(basis: Basis, shape: tuple[int, ...], shares: list[Array], for
     """
     gradient = np.empty(shape)
     hessian = np.empty((shape[0], *shape))
-    blocks = basis.all_blocks
+    blocks = basis.blocks
     for i, (share, first) in enumerate(zip(shares, blocks, strict=True)):
         here = slice(first.start, first.stop)
         pulled = force * share
@@ -158,7 +105,7 @@ def reduce_points(basis: Basis, shape: tuple[int, ...], shares: list[Array], for
 
 def residuals(objective: Objective, theta: Array) -> Array:
     """Log residuals (R, n)."""
-    return objective.log_loss - np.log(parts(objective.basis, theta)[0])
+    return objective.log_loss - np.log(objective.basis.parts(theta)[0])
 
 
 def spread(objective: Objective, theta: Array) -> Array:
@@ -171,13 +118,12 @@ def spread(objective: Objective, theta: Array) -> Array:
 
 def jacobians(objective: Objective, theta: Array) -> Array:
     """d ln(law) / d theta, (R, n, P)."""
-    shares = parts(objective.basis, theta)[1]
-    columns = [shares[0][:, :, None]] if objective.basis.has_floor else []
-    terms = shares[1:] if objective.basis.has_floor else shares
-    columns += [share[:, :, None] * block.features for share, block in zip(terms, objective.basis.blocks, strict=True)]
-    return np.concatenate(columns, axis=2)
+    shares = objective.basis.parts(theta)[1]
+    slopes = [share[:, :, None] * block.features for share, block in zip(shares, objective.basis.blocks, strict=True)]
+    return np.concatenate(slopes, axis=2)
 
 
-def jacobian(objective: Objective, theta: Array) -> Array:
-    """d ln(law) / d theta of one set of coordinates (P,), shape (n, P)."""
-    return jacobians(objective, theta[:, None])[0]
+def spared(slopes: Array) -> Array:
+    """1 - leverage (R, n) of points with Jacobians (R, n, P): the share of its own noise that a point keeps as residual."""
+    left, values, _ = np.linalg.svd(slopes, full_matrices=False)
+    return np.asarray(1 - (left**2 * (values[:, None, :] > 1e-9 * values[:, None, :1])).sum(axis=2))

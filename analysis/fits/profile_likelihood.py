@@ -13,25 +13,30 @@ coverage is 93.5 to 95.7 % (`benchmarks.fits --coverage`); where a bound is near
 A tilt instead of a constraint: the minimum of S + k (q - q0)^2 is the minimum of S among curves with the q that it *reaches*, whatever k
 is. So every solve yields an exact point of the profile, and a secant on the signed root of the F statistic finds the end.
 
-Shapes: P coordinates, R replicates (one study or many over the same configurations), n configuration means.
+Shapes: P coordinates, R studies (one, or many over the same configurations), n configuration means.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
+from analysis.estimate import LEVEL
 from analysis.fits.coordinates import Array, Design, FitError, build
-from analysis.fits.fit import objective_of
+from analysis.fits.fit import distinct_points, objective_of
 from analysis.fits.grid_starts import grid_starts
 from analysis.fits.laws import Law, column_values
 from analysis.fits.newton import SQUARES_TOLERANCE, least_squares, minimize, solve
-from analysis.fits.objective import Objective, evaluate, jacobians, residuals
-from analysis.fits.quantities import Reading
+from analysis.fits.objective import Objective, evaluate, jacobians, residuals, spared
+from analysis.fits.quantities import Derivatives, Reading
+
+if TYPE_CHECKING:
+    from analysis.table.configurations import Configurations
 
 PROFILE_STARTS = 8
 STIFFNESS = 1e3  # of the tilt relative to the profile's own curvature: the reached q is then within 0.1 % of the asked one
@@ -62,22 +67,33 @@ class MeansFit:
     converged: NDArray[np.bool_]
 
 
-def fit_means(
-    law: Law, columns: Mapping[str, ArrayLike], means: Array, reference: Mapping[str, float] | None, noise: SeedNoise | None = None
-) -> MeansFit:
-    """Fit geometric mean losses (studies, configurations).
+def fit_to(law: Law, cells: Configurations, reference: Mapping[str, float] | None = None) -> MeansFit:
+    """Fit one study: a law to the geometric mean loss of each configuration.
 
     Raises:
-        ValueError: a loss that is not positive and finite.
         FitError: fewer distinct configurations than parameters.
     """
-    bad = ~(np.isfinite(means) & (means > 0))
-    if bad.any():
-        raise ValueError(f"loss holds {means[bad][0]} in {int(bad.sum())} configurations; remove rows without a positive finite loss")
-    distinct = len(np.unique(np.stack([column_values(columns, name) for name in law.columns], axis=1), axis=0))
+    seeds, group = cells.n_seeds, cells.cell_config
+    columns = {name: np.exp(np.bincount(group, weights=np.log(column_values(cells.columns, name))[group]) / seeds) for name in law.columns}
+    noise = None
+    if (seeds != seeds[0]).any():
+        deviations = cells.log_deviations()
+        noise = SeedNoise(seeds, np.array([deviations @ deviations / (len(group) - len(seeds))]))
+    return fit_means(law, columns, np.exp(cells.log_means())[None], reference, noise)
+
+
+def fit_means(
+    law: Law, columns: Mapping[str, ArrayLike], means: Array, reference: Mapping[str, float] | None = None, noise: SeedNoise | None = None
+) -> MeansFit:
+    """Fit geometric mean losses (studies, configurations); without `noise` every configuration weighs the same.
+
+    Raises:
+        FitError: fewer distinct configurations than parameters.
+    """
+    equal = np.ones((1, means.shape[1]))
+    distinct = int(distinct_points({name: column_values(columns, name) for name in law.columns}, equal)[0])
     if distinct < len(law.parameters):
         raise FitError(f"law {law.name} has {len(law.parameters)} parameters but there are {distinct} distinct configurations; add some")
-    equal = np.ones((1, means.shape[1]))
     design = build(law, columns, np.log(means[0] if len(means) == 1 else means), equal[0], reference)
     data = objective_of(design, columns, means, equal)
     theta, scale, norm = _best_of_starts(data, grid_starts(design, data, PROFILE_STARTS))
@@ -91,12 +107,9 @@ def fit_means(
 
 def _precisions(data: Objective, theta: Array, noise: SeedNoise, df: int) -> Array:
     """1 / (tau^2 + s^2 / m) up to a factor, (R, configurations), tau^2 being what the scatter exceeds seed noise by."""
-    residual = residuals(data, theta)
-    left, values, _ = np.linalg.svd(jacobians(data, theta), full_matrices=False)
-    fixed = values[:, None, :] > 1e-9 * values[:, None, :1]
-    spared = 1 - (left**2 * fixed).sum(axis=2)  # 1 - leverage: the share of its noise that a mean keeps as residual
     seeds = noise.variance[:, None] / noise.counts
-    tau2 = np.maximum(((residual**2).sum(axis=1) - (spared * seeds).sum(axis=1)) / df, 0.0)
+    own = (spared(jacobians(data, theta)) * seeds).sum(axis=1)
+    tau2 = np.maximum(((residuals(data, theta) ** 2).sum(axis=1) - own) / df, 0.0)
     total = tau2[:, None] + seeds
     return np.where(total > 0, 1.0 / np.where(total > 0, total, 1.0), 1.0)
 
@@ -115,48 +128,34 @@ def _best_of_starts(data: Objective, starts: Array) -> tuple[Array, Array, Array
 # ---- profiles ----
 
 
-@dataclass(frozen=True)
-class Ends:
-    """Interval ends in the working scale of a quantity, (R,); an end that was never reached is open, and holds how far the search got."""
+def profile_ends(batch: MeansFit, reading: Reading, *, new_run: bool = False) -> tuple[Array, Array, Array]:
+    """Point, lower and upper end of the profile interval of every study, as reported, (R,).
 
-    point: Array
-    low: Array
-    high: Array
-    low_open: NDArray[np.bool_]
-    high_open: NDArray[np.bool_]
-
-
-def profile_ends(data: Objective, theta: Array, reading: Reading, df: int, level: float, *, new_run: bool = False) -> Ends:
-    """Ends of the profile interval for every replicate.
+    An end that is never reached is open: it is the end of the range that the quantity can take.
 
     Args:
-        data: least-squares objective of the configuration means; its scale is (R, 1) or (1, 1).
-        theta: its optimum, (P, R).
-        reading: the quantity.
-        df: residual degrees of freedom, n - P.
-        level: nominal coverage.
         new_run: interval for the mean log loss of a configuration not yet run, instead of for the curve: the new point joins the sum of
             squares with its own residual (the exact prediction interval where the law is linear).
     """
-    n_replicates = theta.shape[1]
-    sides = np.repeat([-1.0, 1.0], n_replicates)
-    rows = np.tile(np.arange(n_replicates), 2)
-    both = data.take(rows)
-    search = _Search(both, reading, np.concatenate([theta, theta], axis=1), sides, df, float(stdtrit(df, 0.5 + level / 2)), new_run)
-    ends, is_open = search.run()
-    point = reading.evaluate(theta)[0]
-    return Ends(point, ends[:n_replicates], ends[n_replicates:], is_open[:n_replicates], is_open[n_replicates:])
+    ends, is_open = _Search(batch, reading, new_run).run()
+    (low, high), (low_open, high_open) = reading.report(ends).reshape(2, -1), is_open.reshape(2, -1)
+    point = reading.report(reading.evaluate(batch.theta)[0])
+    return point, np.where(low_open, reading.lowest, low), np.where(high_open, np.inf, high)
 
 
 class _Search:
-    """The ends of all replicates and both sides at once: column r of every array is one end."""
+    """The ends of all studies and both sides at once: column r of every array is one end, those below the point first."""
 
-    def __init__(self, data: Objective, reading: Reading, theta: Array, sides: Array, df: int, critical: float, new_run: bool) -> None:
-        self.data, self.reading, self.theta, self.sides, self.critical, self.new_run = data, reading, theta, sides, critical, new_run
-        value, _, hessian = evaluate(data, theta, np.arange(len(sides)))
-        self.scale = np.broadcast_to(data.scale[:, 0], sides.shape)
+    def __init__(self, batch: MeansFit, reading: Reading, new_run: bool) -> None:
+        n_studies = batch.theta.shape[1]
+        self.data = data = batch.data.take(np.tile(np.arange(n_studies), 2))
+        self.theta = theta = np.concatenate([batch.theta, batch.theta], axis=1)
+        self.sides = np.repeat([-1.0, 1.0], n_studies)
+        self.reading, self.new_run, self.critical = reading, new_run, float(stdtrit(batch.df, 0.5 + LEVEL / 2))
+        value, _, hessian = evaluate(data, theta, np.arange(2 * n_studies))
+        self.scale = np.broadcast_to(data.scale[:, 0], self.sides.shape)
         self.lowest = 2 * self.scale * value
-        self.variance = np.maximum(self.lowest, RESIDUAL_FLOOR) / df
+        self.variance = np.maximum(self.lowest, RESIDUAL_FLOOR) / batch.df
         self.center, gradient, _ = reading.evaluate(theta)
         held = (theta <= data.low) | (theta >= data.high)
         hessian = np.where(held[:, None] | held[None, :], 0.0, hessian)
@@ -167,17 +166,23 @@ class _Search:
         share = 1.0 / data.log_loss.shape[1]
         self.stiffness = share / self.scale if new_run else STIFFNESS / spread
         width = self.variance / self.scale * (spread + (self.scale / share if new_run else 0.0))
-        self.guess = critical * np.sqrt(width)
+        self.guess = self.critical * np.sqrt(width)
 
-    def root(self, rows: NDArray[np.intp], theta: Array, target: Array) -> tuple[Array, Array, Array]:
+    def root(self, active: NDArray[np.intp], theta: Array, target: Array) -> tuple[Array, Array, Array]:
         """Solve tilted fits; returns coordinates, the reached value, and the root of the F statistic in units of the critical value."""
-        tilt = _tilt(self.reading, target, self.stiffness[rows])
-        found = minimize(replace(self.data.take(rows), penalty=tilt), theta, tolerance=SQUARES_TOLERANCE, max_steps=60)
+        stiffness = self.stiffness[active]
+
+        def tilt(theta: Array, rows: NDArray[np.intp]) -> Derivatives:
+            """The penalty stiffness / 2 (q - target)^2 with its derivatives."""
+            value, gradient, hessian = self.reading.evaluate(theta)
+            gap, hard = value - target[rows], stiffness[rows]
+            outer = gradient[:, None] * gradient[None, :]
+            return 0.5 * hard * gap**2, hard * gap * gradient, hard * (outer + gap * hessian)
+
+        found = minimize(replace(self.data.take(active), penalty=tilt), theta, tolerance=SQUARES_TOLERANCE, max_steps=60)
         reached, _, _ = self.reading.evaluate(found.theta)
-        total = found.value
-        if not self.new_run:
-            total = total - 0.5 * self.stiffness[rows] * (reached - target) ** 2
-        excess = np.maximum(2 * self.scale[rows] * total - self.lowest[rows], 0.0) / self.variance[rows]
+        total = found.value if self.new_run else found.value - 0.5 * stiffness * (reached - target) ** 2
+        excess = np.maximum(2 * self.scale[active] * total - self.lowest[active], 0.0) / self.variance[active]
         return found.theta, target if self.new_run else reached, np.sqrt(excess) / self.critical
 
     def run(self) -> tuple[Array, NDArray[np.bool_]]:
@@ -214,15 +219,3 @@ def _next_distance(inner: Array, inner_root: Array, outer: Array, outer_root: Ar
         between = inner + np.clip(share, 0.02, 0.98) * (outer - inner)
         beyond = inner * np.clip(1.02 / np.maximum(inner_root, 1e-9), 1.01, 3.0)
     return np.where(np.isfinite(outer), between, beyond)
-
-
-def _tilt(reading: Reading, target: Array, stiffness: Array) -> Callable[[Array, NDArray[np.intp]], tuple[Array, Array, Array]]:
-    """The penalty stiffness / 2 (q - target)^2 with its derivatives."""
-
-    def penalty(theta: Array, rows: NDArray[np.intp]) -> tuple[Array, Array, Array]:
-        value, gradient, hessian = reading.evaluate(theta)
-        gap, hard = value - target[rows], stiffness[rows]
-        outer = gradient[:, None] * gradient[None, :]
-        return 0.5 * hard * gap**2, hard * gap * gradient, hard * (outer + gap * hessian)
-
-    return penalty

@@ -20,16 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from analysis.estimate import NATS, SIZE, Code, Estimate, Refusal, Verdict, judged
+from analysis.estimate import LEVEL, NATS, SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.fits.coordinates import Array, FitError
-from analysis.fits.intervals import Interval, Observations, interval_of
-from analysis.fits.laws import POWER_FLOOR, SHAPE, SHAPE_CROSSED, Law, with_aspect
-from analysis.fits.objective import jacobians, residuals
-from analysis.fits.profile_likelihood import MeansFit, fit_means
+from analysis.fits.intervals import Interval, interval_of
+from analysis.fits.laws import POWER_FLOOR_ASPECT, SHAPE, SHAPE_CROSSED, Law
+from analysis.fits.objective import jacobians, residuals, spared
+from analysis.fits.profile_likelihood import MeansFit, fit_to
 from analysis.fits.quantities import Gain, Parameter, Quantity, Sum
 from analysis.table.configurations import Configurations, f_p_value, t_p_value
 
-CURVED = with_aspect(POWER_FLOOR.on(**{SIZE: "shape_size"}))
+CURVED = POWER_FLOOR_ASPECT.on(**{SIZE: "shape_size"})
 """E + A (n_layer n_embd^2)^-alpha exp(gamma ln(aspect / aspect_opt)^2): the shape law with a best aspect."""
 
 MAX_CORRELATION = 0.95
@@ -82,7 +82,7 @@ class Outlier:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
-        return dict(self.__dict__)
+        return dict(vars(self))
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ShapeFit:
 
     def predict(self, n_layer: float, n_embd: float) -> float:
         """The law's loss of a shape."""
-        return float(np.exp(self.means.design.log_predict(self.means.theta, _columns(n_layer, n_embd))[0, 0]))
+        return float(np.exp(self.means.design.log_predict(self.means.theta, {"n_layer": n_layer, "n_embd": n_embd})[0, 0]))
 
     def gain(self, factor: str, n_layer: float, n_embd: float) -> Estimate | Refusal:
         """What a doubling of a factor buys at a shape, in nats (positive: lower loss): from half a doubling below it to half above.
@@ -127,9 +127,8 @@ class ShapeFit:
             factor: n_layer, n_embd, or params (at fixed aspect).
         """
         deeper, wider = DOUBLINGS[factor]
-        half = [_columns(n_layer * 2 ** (side * deeper / 2), n_embd * 2 ** (side * wider / 2)) for side in (-1, 1)]
-        places = [{name: float(values[0]) for name, values in place.items()} for place in half]
-        return estimated(interval_of(self.means, Gain(at=places[1], other=places[0])), NATS, told=True)
+        below, above = ({"n_layer": n_layer * 2 ** (side * deeper / 2), "n_embd": n_embd * 2 ** (side * wider / 2)} for side in (-1, 1))
+        return estimated(interval_of(self.means, Gain(at=above, other=below)), NATS, told=True)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
@@ -226,20 +225,6 @@ def _refused(cells: Configurations) -> Refusal | None:
 # ---- fits and estimates ----
 
 
-def _columns(n_layer: float, n_embd: float) -> dict[str, Array]:
-    depth, width = np.array([float(n_layer)]), np.array([float(n_embd)])
-    return {"n_layer": depth, "n_embd": width, "shape_size": depth * width**2, "aspect": width / depth}
-
-
-def fit_to(law: Law, cells: Configurations) -> MeansFit:
-    """Least squares of a law on configuration means."""
-    group = cells.cell_config
-    rows = {name: values[group] for name, values in cells.columns.items()}
-    seen = Observations(law, rows, cells.cell_loss, group)
-    columns, means = seen.means()
-    return fit_means(law, columns, means[None], None, seen.seed_noise())
-
-
 def departure(kind: str, plain: MeansFit, further: MeansFit, name: str) -> Departure:
     """F test of a law against one with a further term, whose coefficient is `name`."""
     less, more = (_sum_of_squares(fitted, plain) for fitted in (plain, further))
@@ -275,7 +260,7 @@ def estimated(found: Interval, unit: str, told: bool = False) -> Estimate | Refu
 def _floor(fitted: MeansFit) -> Estimate | Refusal:
     found = interval_of(fitted, Parameter("E"))
     if found.status in ("open_low", "open") or found.low <= 0:
-        bound = {"upper": found.high, "level": found.level} if np.isfinite(found.high) else None
+        bound = {"upper": found.high, "level": LEVEL} if np.isfinite(found.high) else None
         return Refusal(
             Code.FLOOR_REACHES_ZERO, "the interval of the irreducible loss E reaches 0: larger models are needed to see it", bound
         )
@@ -306,10 +291,8 @@ def _optimum(curved: MeansFit, cells: Configurations) -> Estimate | Refusal:
 
 def _lack_of_fit(fitted: MeansFit, cells: Configurations) -> float | None:
     """Standard deviation of means around the law (of log loss), less what the noise between seeds explains."""
-    logs = np.log(cells.cell_loss)
-    center = np.bincount(cells.cell_config, weights=logs) / cells.n_seeds
     df = int((cells.n_seeds - 1).sum())
-    noise = float(((logs - center[cells.cell_config]) ** 2).sum()) / df if df else 0.0
+    noise = float((cells.log_deviations() ** 2).sum()) / df if df else 0.0
     if noise <= 0:
         return None
     return math.sqrt(max(_scatter(fitted) ** 2 - noise * float(np.mean(1 / cells.n_seeds)), 0.0))
@@ -318,15 +301,13 @@ def _lack_of_fit(fitted: MeansFit, cells: Configurations) -> float | None:
 def _far_configurations(fitted: MeansFit, cells: Configurations) -> list[Outlier]:
     """Configurations whose residual is out of the ordinary against a law that the others alone determine (externally studentized)."""
     free = (fitted.theta > fitted.data.low) & (fitted.theta < fitted.data.high)
-    residual, slope = _residuals(fitted), jacobians(fitted.data, fitted.theta)[0][:, free[:, 0]]
-    basis, values, _ = np.linalg.svd(slope, full_matrices=False)
-    spared = 1 - ((basis**2) * (values > 1e-9 * values[0])).sum(axis=1)
+    residual, keeps = _residuals(fitted), spared(jacobians(fitted.data, fitted.theta)[:, :, free[:, 0]])[0]
     found = []
-    for i in np.flatnonzero(spared > MIN_SPARED):
-        others = (float((residual**2).sum()) - residual[i] ** 2 / spared[i]) / (fitted.df - 1)
-        p = len(residual) * t_p_value(residual[i] / math.sqrt(max(others, 1e-30) * spared[i]), fitted.df - 1)
+    for i in np.flatnonzero(keeps > MIN_SPARED):
+        others = (float((residual**2).sum()) - residual[i] ** 2 / keeps[i]) / (fitted.df - 1)
+        p = len(residual) * t_p_value(residual[i] / math.sqrt(max(others, 1e-30) * keeps[i]), fitted.df - 1)
         if p < CLEAR:
-            found.append(Outlier("configuration", str(cells.config_id[i]), None, float(residual[i] / spared[i]), float(p)))
+            found.append(Outlier("configuration", str(cells.config_id[i]), None, float(residual[i] / keeps[i]), float(p)))
     return found
 
 
@@ -335,19 +316,18 @@ def _far_seeds(cells: Configurations) -> list[Outlier]:
 
     Of two siblings either may be the odd one: then the seed is None.
     """
-    logs, group, seeds = np.log(cells.cell_loss), cells.cell_config, cells.n_seeds
-    center = np.bincount(group, weights=logs) / seeds
-    within = np.bincount(group, weights=(logs - center[group]) ** 2)
+    group, seeds, deviations = cells.cell_config, cells.n_seeds, cells.log_deviations()
+    within = np.bincount(group, weights=deviations**2)
     found = []
     for own in np.flatnonzero(seeds > 1):
         m, df = int(seeds[own]), int((seeds - 1).sum() - (seeds[own] - 1))
         if df < MIN_DF:
             continue
         members = np.flatnonzero(group == own)
-        far = members[np.argmax(np.abs(logs[members] - center[own]))]
+        far = members[np.argmax(np.abs(deviations[members]))]
         noise = (within.sum() - within[own]) / df
-        deviation = float((logs[far] - center[own]) * m / (m - 1))
-        p = len(logs) * t_p_value(deviation / math.sqrt(max(noise, 1e-30) * m / (m - 1)), df)
+        deviation = float(deviations[far] * m / (m - 1))
+        p = len(group) * t_p_value(deviation / math.sqrt(max(noise, 1e-30) * m / (m - 1)), df)
         if p < CLEAR:
             found.append(Outlier("seed", str(cells.config_id[own]), int(cells.cell_seed[far]) if m > 2 else None, deviation, float(p)))
     return found

@@ -66,6 +66,14 @@ class Configurations:
         """Losses of one configuration, one per seed in the order of the seeds."""
         return [float(x) for x in self.cell_loss[self.cell_config == index]]
 
+    def log_means(self) -> Floats:
+        """Mean log loss of each configuration, (k,)."""
+        return np.bincount(self.cell_config, weights=np.log(self.cell_loss)) / self.n_seeds
+
+    def log_deviations(self) -> Floats:
+        """Log loss of each cell less that mean, (m,)."""
+        return np.log(self.cell_loss) - self.log_means()[self.cell_config]
+
     def take(self, indices: Any) -> Configurations:
         """The chosen configurations (indices or mask), with their cells."""
         chosen = np.arange(len(self))[indices]
