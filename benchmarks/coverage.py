@@ -23,13 +23,13 @@ def simulate(
 
 
 def configurations(columns: Mapping[str, Array], losses: Array) -> Configurations:
-    """Configurations from columns (k,) and losses (k, seeds); tokens are a million where they are not given."""
+    """Configurations from columns (k,) and losses (k, seeds); a million tokens each where they are not given."""
     k, seeds = losses.shape
     shape = {name: columns.get(name, np.ones(k)) for name in ("n_layer", "n_embd", "n_head")}
     derived = {"aspect": shape["n_embd"] / shape["n_layer"], "head_dim": shape["n_embd"] / shape["n_head"]}
     return Configurations(
         config_id=np.array([f"c{i}" for i in range(k)], dtype=object),
-        columns={"n_tokens": np.full(k, 1e6), **derived, **columns},
+        columns={"n_tokens": np.full(k, 1e6), "loss_floor": np.full(k, np.nan), **derived, **columns},
         loss=losses.mean(axis=1),
         n_seeds=np.full(k, seeds),
         sweeps=((),) * k,

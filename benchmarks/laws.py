@@ -104,8 +104,8 @@ def fitted(law: Law, cells: Configurations) -> Predict | None:
 
 def forecast(exponents: tuple[float, float, float], cells: Configurations) -> Predict:
     """The law of fixed exponents, its floor at the known entropy where the rows have one."""
-    known = cells.columns.get("loss_floor", np.array([np.nan]))
-    return forecast_law.solve(cells, float(np.nanmin(known)) if np.isfinite(known).any() else 0.0, exponents).predict
+    known = cells.columns["loss_floor"]
+    return forecast_law.solve(cells, float(min(known[np.isfinite(known)], default=0.0)), exponents).predict
 
 
 def rows_of(name: str, cells: Configurations, laws: tuple[Law, ...]) -> Iterator[dict[str, object]]:

@@ -22,7 +22,7 @@ from analysis.fits.fit import FitError, FitResult
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, TOKENS, Law
 from analysis.fits.profile_likelihood import fit_to
 from analysis.fits.quantities import Gain
-from analysis.fits.shape_law import MAX_CORRELATION, MIN_DF, departure, estimated
+from analysis.fits.shape_law import CLEAR, MAX_CORRELATION, MIN_DF, departure, estimated
 from analysis.table.configurations import Configurations, Noise, f_p_value
 from analysis.table.load import distinct_sizes, size_labels
 
@@ -262,8 +262,8 @@ def _law(cells: Configurations) -> Law:
     """The additive law, or the one whose exponent of text moves with size where that is clear and the configurations allow it."""
     if len(cells) - len(POWER_FLOOR_CROSSED.parameters) < MIN_DF:
         return POWER_FLOOR_DATA
-    test = departure("interaction", fit_to(POWER_FLOOR_DATA, cells), fit_to(POWER_FLOOR_CROSSED, cells), "c")
-    return POWER_FLOOR_CROSSED if test.clear else POWER_FLOOR_DATA
+    p = departure(fit_to(POWER_FLOOR_DATA, cells), fit_to(POWER_FLOOR_CROSSED, cells))
+    return POWER_FLOOR_CROSSED if p < CLEAR else POWER_FLOOR_DATA
 
 
 def _gain(law: Law, cells: Configurations, column: str) -> Estimate | Refusal:

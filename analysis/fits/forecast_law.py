@@ -52,47 +52,42 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Backtest:
-    """Every size forecast from all smaller ones.
+class ForecastFit:
+    """The fitted law of one training length; losses in nats, errors relative.
 
     Args:
-        rows: per size {"params", "n", "from_sizes", "median_error", "half_width", "covered"}, errors relative.
-        median_error: over all forecast configurations.
-        coverage: share of them within their interval.
-        perfect_error: median error that a perfect law would show at the scatter of the means around this one.
+        backtest: every size forecast from all smaller ones, or None where none can be: "rows", per size {"params", "n", "from_sizes",
+            "median_error", "half_width", "covered"}; over all "n" forecast configurations their "median_error" and "coverage", the share
+            within their interval; "perfect_error", the median error that a perfect law would show at the scatter of the means around this
+            one.
     """
-
-    rows: tuple[dict[str, float], ...]
-    n: int
-    median_error: float
-    coverage: float
-    perfect_error: float
-
-
-@dataclass(frozen=True)
-class ForecastFit:
-    """The fitted law of one training length; losses in nats, errors relative."""
 
     curve: Curve
     half_width: float
     residual_sd: float
-    backtest: Backtest | None
-    interval_refused: Refusal | None
+    backtest: Mapping[str, Any] | None
     n: int
 
+    @property
+    def interval_refused(self) -> Refusal | None:
+        """Why forecasts have no interval, where the backtest does not earn one."""
+        if self.backtest is None:
+            return Refusal(Code.TOO_FEW_SIZES, "no size can be forecast from enough smaller ones, so no interval is tested; add sizes")
+        n, coverage = self.backtest["n"], self.backtest["coverage"]
+        if coverage >= COVERED:
+            return None
+        reason = f"of {n} forecasts from smaller models {100 * coverage:.0f} % fell within their interval, less than 90 %"
+        return Refusal(Code.BACKTEST_FAILS, reason)
+
     def predict(self, n_layer: float, n_embd: float, params: float) -> Estimate:
-        """Loss of a shape; without an interval where the backtest does not earn one (`interval_refused`)."""
-        value = float(self.curve.predict(_point(n_layer, n_embd, params))[0])
-        low, high = (value * (1 + side * self.half_width) for side in (-1, 1))
-        method = "fixed exponents, leaving one size out"
-        if self.interval_refused:
-            return Estimate(value, None, None, NATS, self.n, method)
-        return Estimate(value, low, high, NATS, self.n, method)
+        """Loss of a shape; without an interval where there is `interval_refused`."""
+        value = float(self.curve.predict({"n_layer": np.array([n_layer]), "n_embd": np.array([n_embd]), SIZE: np.array([params])})[0])
+        low, high = (None if self.interval_refused else value * (1 + side * self.half_width) for side in (-1, 1))
+        return Estimate(value, low, high, NATS, self.n, "fixed exponents, leaving one size out")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form."""
         named = dict(zip("EABC", (self.curve.floor + self.curve.coefficients[0], *self.curve.coefficients[1:]), strict=True))
-        backtest = self.backtest and {**self.backtest.__dict__, "rows": list(self.backtest.rows)}
         return {
             "equation": EQUATION,
             "source": SOURCE,
@@ -103,35 +98,22 @@ class ForecastFit:
             "residual_sd": self.residual_sd,
             "half_width": None if self.interval_refused else self.half_width,
             "interval_refused": self.interval_refused and self.interval_refused.to_dict()["refused"],
-            "backtest": backtest,
+            "backtest": self.backtest,
             "n_configurations": self.n,
         }
 
 
-def fit_forecast_law(cells: Configurations, floor: float | None = None) -> ForecastFit | Refusal:
-    """Fit the forecasting law to the configurations of one training length.
-
-    Args:
-        floor: entropy of the text in nats; None takes `loss_floor` where the rows have it, else 0.
-    """
+def fit_forecast_law(cells: Configurations) -> ForecastFit | Refusal:
+    """Fit the forecasting law to the configurations of one training length, the floor being no less than their `loss_floor` (nats)."""
     refused = _refused(cells)
     if refused:
         return refused
-    known = cells.columns["loss_floor"][np.isfinite(cells.columns["loss_floor"])] if "loss_floor" in cells.columns else np.array([])
-    least = float(floor if floor is not None else known.min() if len(known) else 0.0)
+    known = cells.columns["loss_floor"]
+    least = float(min(known[np.isfinite(known)], default=0.0))
     labels = size_labels(cells.columns[SIZE])
     curve = solve(cells, least)
-    errors = _errors(curve, cells)
-    sd = float(np.sqrt(np.sum(errors**2) / max(len(cells) - int((curve.coefficients > 0).sum()), 1)))
-    backtest = _backtest(cells, labels, least, sd)
-    return ForecastFit(
-        curve=curve,
-        half_width=WIDTH * _left_out(cells, labels, least),
-        residual_sd=sd,
-        backtest=backtest,
-        interval_refused=_interval_refused(backtest),
-        n=len(cells),
-    )
+    sd = float(np.sqrt(np.sum(_errors(curve, cells) ** 2) / max(len(cells) - int((curve.coefficients > 0).sum()), 1)))
+    return ForecastFit(curve, WIDTH * _left_out(cells, labels, least), sd, _backtest(cells, labels, least, sd), len(cells))
 
 
 def _refused(cells: Configurations) -> Refusal | None:
@@ -152,10 +134,6 @@ def _refused(cells: Configurations) -> Refusal | None:
 
 
 # ---- solving ----
-
-
-def _point(n_layer: float, n_embd: float, params: float) -> dict[str, Floats]:
-    return {"n_layer": np.array([float(n_layer)]), "n_embd": np.array([float(n_embd)]), SIZE: np.array([float(params)])}
 
 
 def _features(columns: Mapping[str, Floats], exponents: tuple[float, float, float], reference: float) -> Floats:
@@ -197,8 +175,8 @@ def _left_out(cells: Configurations, labels: NDArray[np.intp], floor: float) -> 
     return float(np.sqrt(np.mean(np.concatenate(errors) ** 2)))
 
 
-def _backtest(cells: Configurations, labels: NDArray[np.intp], floor: float, scatter: float) -> Backtest | None:
-    rows, errors, covered = [], [], []
+def _backtest(cells: Configurations, labels: NDArray[np.intp], floor: float, scatter: float) -> dict[str, Any] | None:
+    rows, errors = [], []
     for size in range(MIN_SIZES - 1, int(labels.max()) + 1):
         before, here = cells.take(labels < size), cells.take(labels == size)
         if len(before) < MIN_CONFIGURATIONS:
@@ -206,19 +184,11 @@ def _backtest(cells: Configurations, labels: NDArray[np.intp], floor: float, sca
         error = np.abs(_errors(solve(before, floor), here))
         half = WIDTH * _left_out(before, labels[labels < size], floor)
         errors.append(error)
-        covered.append(error <= half)
         size_row = {"params": float(np.median(here.columns[SIZE])), "n": len(here), "from_sizes": size}
-        rows.append(size_row | {"median_error": float(np.median(error)), "half_width": half, "covered": int(covered[-1].sum())})
+        rows.append(size_row | {"median_error": float(np.median(error)), "half_width": half, "covered": int((error <= half).sum())})
     if not rows:
         return None
-    joined, inside = np.concatenate(errors), np.concatenate(covered)
-    return Backtest(tuple(rows), len(joined), float(np.median(joined)), float(inside.mean()), 0.6745 * scatter)
-
-
-def _interval_refused(backtest: Backtest | None) -> Refusal | None:
-    if backtest is None:
-        return Refusal(Code.TOO_FEW_SIZES, "no size can be forecast from enough smaller ones, so no interval is tested; add sizes")
-    if backtest.coverage < COVERED:
-        reason = f"of {backtest.n} forecasts from smaller models {100 * backtest.coverage:.0f} % fell within their interval, less than 90 %"
-        return Refusal(Code.BACKTEST_FAILS, reason)
-    return None
+    joined = np.concatenate(errors)
+    coverage = sum(row["covered"] for row in rows) / len(joined)
+    median = float(np.median(joined))
+    return {"rows": rows, "n": len(joined), "median_error": median, "coverage": coverage, "perfect_error": 0.6745 * scatter}

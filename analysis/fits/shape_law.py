@@ -46,26 +46,6 @@ DOUBLINGS = {"n_layer": (1.0, 0.0), "n_embd": (0.0, 1.0), "params": (1 / 3, 1 / 
 
 
 @dataclass(frozen=True)
-class Departure:
-    """A test of the law against one with a further term; `clear` where p < CLEAR.
-
-    Args:
-        kind: "curvature" (in ln aspect) or "interaction" (depth x width).
-        coefficient: of the further term.
-    """
-
-    kind: str
-    f: float
-    p: float
-    coefficient: float
-
-    @property
-    def clear(self) -> bool:
-        """Whether the plain law is not the whole story."""
-        return self.p < CLEAR
-
-
-@dataclass(frozen=True)
 class Outlier:
     """A configuration far from the law that all others follow, or a seed far from its siblings.
 
@@ -109,8 +89,6 @@ class ShapeFit:
     optimum: Estimate | Refusal | None
     residual_sd: float
     lack_of_fit: float | None
-    curvature: Departure
-    interaction: Departure
     outliers: tuple[Outlier, ...]
     reference: dict[str, float]
     n: int
@@ -156,36 +134,31 @@ def fit_shape_law(cells: Configurations) -> ShapeFit | Refusal:
         return Refusal(Code.TOO_FEW_DF, str(error))
     if not plain.converged.all():
         return Refusal(Code.NOT_CONVERGED, "the law in depth and width has no optimum in these data; add shapes")
-    curvature = departure("curvature", plain, curved, "gamma")
-    interaction = departure("interaction", plain, crossed, "c")
-    clearest = min((curvature, interaction), key=lambda test: test.p)
-    used = plain if not clearest.clear else curved if clearest is curvature else crossed
-    asked: dict[str, Quantity] = {name: Parameter(name) for name in "Eab"}
-    asked |= {"alpha": Sum({"a": 1 / 3, "b": 1 / 3}), "kappa": Sum({"b": 1.0, "a": -2.0})}
-    local = crossed if used is crossed else plain
-    found: dict[str, Estimate | Refusal] = {
-        name: _floor(local) if name == "E" else estimated(interval_of(local, asked[name]), "") for name in asked
-    }
-    if used is not plain:
-        found["kappa"] = _withheld(clearest)
+    curvature, interaction = departure(plain, curved), departure(plain, crossed)
+    clearest = min(curvature, interaction)
+    used = plain if clearest >= CLEAR else curved if curvature == clearest else crossed
     optimum = _optimum(curved, cells) if used is curved else None
-    if used is curved:
-        found |= {"E": _floor(curved), "alpha": estimated(interval_of(curved, Parameter("alpha")), "")}
-    if isinstance(optimum, Estimate):  # it says more than exponents, which change their sides there
-        found |= {name: _withheld(clearest) for name in "ab"}
-    scatter = _scatter(used)
-    design = used.design
+    withheld = None if used is plain else _withheld(used is curved, clearest)
+    # A best aspect says more than exponents, which change their sides there.
+    a, b = (
+        (withheld if isinstance(optimum, Estimate) else None)
+        or estimated(interval_of(plain if used is curved else used, Parameter(name)), "")
+        for name in "ab"
+    )
+    alpha: Quantity = Parameter("alpha") if used is curved else Sum({"a": 1 / 3, "b": 1 / 3})
     return ShapeFit(
-        law=design.law,
-        **found,
-        A=float(design.to_params(used.theta)["A"][0]),
+        law=used.design.law,
+        E=_floor(used),
+        A=float(used.design.to_params(used.theta)["A"][0]),
+        alpha=estimated(interval_of(used, alpha), ""),
+        kappa=withheld or estimated(interval_of(plain, Sum({"b": 1.0, "a": -2.0})), ""),
+        a=a,
+        b=b,
         optimum=optimum,
-        residual_sd=scatter,
+        residual_sd=_scatter(used),
         lack_of_fit=_lack_of_fit(used, cells),
-        curvature=curvature,
-        interaction=interaction,
         outliers=(*_far_configurations(used, cells), *_far_seeds(cells)),
-        reference=design.reference,
+        reference=used.design.reference,
         n=len(cells),
         means=used,
     )
@@ -225,21 +198,15 @@ def _refused(cells: Configurations) -> Refusal | None:
 # ---- fits and estimates ----
 
 
-def departure(kind: str, plain: MeansFit, further: MeansFit, name: str) -> Departure:
-    """F test of a law against one with a further term, whose coefficient is `name`."""
-    less, more = (_sum_of_squares(fitted, plain) for fitted in (plain, further))
+def departure(plain: MeansFit, further: MeansFit) -> float:
+    """p of the F test of a law against one with a further term; below CLEAR the plain law is not the whole story."""
+    less, more = (float((plain.data.weights[0] * _residuals(fitted) ** 2).sum()) for fitted in (plain, further))
     f = max(less - more, 0.0) / max(more / further.df, 1e-300)
-    value = float(further.design.to_params(further.theta)[name][0])
-    return Departure(kind, float(f), f_p_value(f, 1, further.df) if further.converged.all() else 1.0, value)
+    return f_p_value(f, 1, further.df) if further.converged.all() else 1.0
 
 
 def _residuals(fitted: MeansFit) -> Array:
     return residuals(fitted.data, fitted.theta)[0]
-
-
-def _sum_of_squares(fitted: MeansFit, weighing: MeansFit) -> float:
-    """Of log residuals, each mean weighing what it does in the fit of another law."""
-    return float((np.broadcast_to(weighing.data.weights, fitted.data.log_loss.shape)[0] * _residuals(fitted) ** 2).sum())
 
 
 def _scatter(fitted: MeansFit) -> float:
@@ -267,12 +234,9 @@ def _floor(fitted: MeansFit) -> Estimate | Refusal:
     return estimated(found, NATS)
 
 
-def _withheld(test: Departure) -> Refusal:
-    what = "the best aspect lies inside the range" if test.kind == "curvature" else "the exponents of depth and width move with each other"
-    return Refusal(
-        Code.NO_OPTIMUM if test.kind == "curvature" else Code.INTERACTION,
-        f"one exponent for shape would mislead: {what} (p = {test.p:.2g})",
-    )
+def _withheld(is_curved: bool, p: float) -> Refusal:
+    what = "the best aspect lies inside the range" if is_curved else "the exponents of depth and width move with each other"
+    return Refusal(Code.NO_OPTIMUM if is_curved else Code.INTERACTION, f"one exponent for shape would mislead: {what} (p = {p:.2g})")
 
 
 def _optimum(curved: MeansFit, cells: Configurations) -> Estimate | Refusal:

@@ -191,19 +191,18 @@ def measure_noise(cells: Configurations) -> Noise | Refusal:
     df = int(np.sum(cells.n_seeds - 1)) if len(cells) else 0
     evaluation = cells.columns["val_loss_se"] if len(cells) else np.array([])
     evaluation_se = float(np.nanmedian(evaluation)) if np.isfinite(evaluation).any() else None
-    known = {"evaluation_se": evaluation_se, "repeat_sd": cells.repeat_sd}
+    sd, reason = float(np.sqrt(np.sum(within**2) / max(df, 1))), ""
     if df < 1:
         reason = "every configuration was trained with one seed, so the noise between seeds is not measured; run at least two seeds of some"
-        return Refusal(Code.ONE_SEED, reason, {k: v for k, v in known.items() if v is not None})
-    sd = float(np.sqrt(np.sum(within**2) / df))
-    if sd <= EQUAL * float(np.mean(cells.loss)):
+    elif sd <= EQUAL * float(np.mean(cells.loss)):
         reason = (
             "all seeds of a configuration have the same loss, so the noise between seeds is not measured; "
             "see that the column seed names the seed each trial was really trained with"
         )
+    if reason:
+        known = {"evaluation_se": evaluation_se, "repeat_sd": cells.repeat_sd}
         return Refusal(Code.ONE_SEED, reason, {k: v for k, v in known.items() if v is not None})
-    tail = (1 - LEVEL) / 2
-    low, high = sd * np.sqrt(df / special.chdtri(df, tail)), sd * np.sqrt(df / special.chdtri(df, 1 - tail))
+    low, high = (sd * np.sqrt(df / special.chdtri(df, tail)) for tail in ((1 - LEVEL) / 2, 1 - (1 - LEVEL) / 2))
     paired = _paired_noise(cells)
     difference_sd, difference_df = paired or (sd, df)
     n_seeds = int(np.median(cells.n_seeds[cells.n_seeds > 1]))

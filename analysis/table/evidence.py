@@ -38,29 +38,19 @@ def load(results: Path, fits: Mapping[str, Any] | None = None) -> Evidence:
     Raises:
         ValueError: there is no fits.json, or it cannot be read.
     """
-    results = Path(results)
-    conclusions = fits if fits is not None else read_fits(results)
+    results, path = Path(results), Path(results) / "report" / "fits.json"
+    try:
+        conclusions = fits if fits is not None else dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} does not exist; write it with: python -m analysis {results}") from error
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); write it again with: python -m analysis {results}") from error
     problems: list[str] = []
     trials = [{**row, "sweeps": row["sweeps"] or []} for row in _rows(results, "trials", problems)]
     left_out = {row.get("trial_id") for row in conclusions.get("exclusions") or []}
     used = [row for row in trials if row["status"] == "COMPLETED" and row["trial_id"] not in left_out]
     curves, samples = _rows(results, "curves", problems), _rows(results, "samples", problems)
     return Evidence(results, conclusions, used, curves, samples, problems)
-
-
-def read_fits(results: Path) -> Mapping[str, Any]:
-    """The conclusions that `python -m analysis RESULTS` wrote.
-
-    Raises:
-        ValueError: there is no fits.json, or it cannot be read.
-    """
-    path = Path(results) / "report" / "fits.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path} does not exist; write it with: python -m analysis {results}") from error
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); write it again with: python -m analysis {results}") from error
 
 
 def _rows(results: Path, table: str, problems: list[str]) -> list[dict[str, Any]]:

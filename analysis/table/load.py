@@ -31,7 +31,7 @@ MAY_LACK = ("params_total", "n_layer", "n_embd", "n_head")
 """Those that a table may lack altogether; what needs them is then refused."""
 
 ADDED_LATER = ("base_width", "base_head_dim", "base_depth")
-"""Columns of the recipe that older files do not have; 0 is the standard parametrization, the only one there was."""
+"""Columns of the recipe that older files do not have: their rows were trained as 0 says, the only parametrization there was."""
 
 LEAK_ERRORS = 4.0
 """Standard errors of a loss by which it must lie below the text's entropy to be called a leak, not luck with the windows."""
@@ -133,7 +133,8 @@ def load(results: Path, columns: Mapping[str, str] | None = None) -> Table:
             f"{path} holds no trials (trials.parquet or trials/*.parquet); run `python -m study.run` first, or give another folder"
         )
     study = _read_study(path, problems) if path.is_dir() else {}
-    rows = _separate_configurations(_as_before(data.to_pandas()), problems)
+    rows = data.to_pandas()
+    rows = _separate_configurations(rows.assign(**{column: rows[column].fillna(0) for column in ADDED_LATER}), problems)
     reasons = exclusion_reasons(rows, study)
     return Table(path, rows.assign(usable=[not reason for reason in reasons], exclusion=reasons), tuple(problems), study)
 
@@ -151,7 +152,7 @@ def _read(path: Path, name: str, problems: list[str]) -> tuple[pa.Table, int]:
         except records.RecordError as error:
             problems.append(str(error))
             continue
-        if name == "trials":
+        if name == "trials" and len(part) > 1:
             problems.extend(_repeated_ids(part, file))
         parts.append(part.replace_schema_metadata(None))
     if not parts:
@@ -190,34 +191,27 @@ def _sorted_unique(curves: pa.Table) -> bool:
     return bool(pc.all(ordered).as_py())
 
 
-def _as_before(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows of files that lack a column which says how a trial was trained: they were trained as the column's value 0 says."""
-    return rows.assign(**{column: rows[column].fillna(0) for column in ADDED_LATER})
-
-
 def _repeated_ids(part: pa.Table, file: Path) -> Iterable[str]:
-    counts = part["trial_id"].value_counts()
-    repeated = (
-        [str(c["values"]) for c in counts.filter(pc.greater(counts.field("counts"), 1)).to_pylist()] if len(counts) < len(part) else []
-    )
-    if repeated:
+    ids = part["trial_id"].to_pandas()
+    if repeated := list(map(str, ids[ids.duplicated(keep=False)].unique())):
         shown = ", ".join(repeated[:3]) + (", ..." if len(repeated) > 3 else "")
         yield f"{file.name} repeats {len(repeated)} trial ids ({shown}); the last row of each is used: give every trial its own trial_id"
 
 
 def _read_study(results: Path, problems: list[str]) -> dict[str, Any]:
     path = results / "study.json"
-    if not path.exists():
-        return {}
     try:
         study = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
-        problems.append(f"{path} cannot be read as JSON ({str(error).splitlines()[0][:80]}); all rows are taken as belonging to the study")
-        return {}
-    if not isinstance(study, dict):
-        problems.append(f"{path} holds {type(study).__name__}, not an object; all rows are taken as belonging to the study")
-        return {}
-    return study
+        wrong = f"cannot be read as JSON ({str(error).splitlines()[0][:80]})"
+    else:
+        if isinstance(study, dict):
+            return study
+        wrong = f"holds {type(study).__name__}, not an object"
+    problems.append(f"{path} {wrong}; all rows are taken as belonging to the study")
+    return {}
 
 
 def _separate_configurations(rows: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
