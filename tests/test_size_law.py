@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +137,6 @@ def test_parameters_at_a_bound_are_refused(tmp_path: Path) -> None:
         (FitStatus.NOT_CONVERGED, Code.NOT_CONVERGED),
         (FitStatus.SATURATED, Code.TOO_FEW_DF),
         (FitStatus.ILL_CONDITIONED, Code.WIDE_INTERVAL),
-        (FitStatus.NO_OPTIMUM, Code.AT_BOUND),
     ],
 )
 def test_a_doubtful_fit_reports_no_parameter(status: FitStatus, code: Code) -> None:
@@ -147,13 +148,39 @@ def test_a_doubtful_fit_reports_no_parameter(status: FitStatus, code: Code) -> N
     assert refused.code == code
 
 
-def test_more_parameters_than_configurations_leave_room_for_are_refused(tmp_path: Path) -> None:
-    def budgets(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        return {"n_tokens": {16: 1, 32: 2, 48: 4, 64: 1, 96: 2, 128: 4}[row["n_embd"]] * 500_000}
+def timed(**changes: Any) -> tuple[Any, ...]:
+    return GRID, lambda row, rng: changes, ("timing", "fit")
 
-    tree = concluded(tmp_path, WIDTHS[:6], budgets)
-    assert tree["fits"]["joint"]["law"] == "M2"
-    assert code_of(tree["fits"]["joint"]["parameters"]["alpha"]) == Code.TOO_FEW_DF
+
+@pytest.mark.parametrize(
+    ("shapes", "change", "place", "code", "words"),
+    [
+        (
+            WIDTHS[:6],
+            lambda row, rng: {"n_tokens": {16: 1, 32: 2, 48: 4, 64: 1, 96: 2, 128: 4}[row["n_embd"]] * 500_000},
+            ("fits", "joint", "parameters", "alpha"),
+            Code.TOO_FEW_DF,
+            "6 configurations for 5 parameters",
+        ),
+        (WIDTHS, lambda row, rng: {"n_tokens": 20 * row[SIZE]}, ("compute_optimal",), Code.COLLINEAR, "correlate by 1.00"),
+        ([(2, 64, heads) for heads in (1, 2, 4, 8)], None, ("diagnostics",), Code.NO_VARIATION, ""),
+        (*timed(exclusive_timing=False), Code.SHARED_DEVICE, ""),
+        (*timed(exclusive_timing=None), Code.SHARED_DEVICE, ""),
+        (*timed(ms_per_step=None), Code.MISSING, ""),
+    ],
+    ids=["parameters", "compute optimum", "one size", "shared device", "unknown device", "no timing"],
+)
+def test_what_the_data_do_not_tell_is_refused(
+    tmp_path: Path, shapes: list[tuple[int, int, int]], change: Change | None, place: tuple[str, ...], code: Code, words: str
+) -> None:
+    tree = concluded(tmp_path, shapes, change)
+    block = reduce(getitem, place, tree)
+    assert code_of(block) == code
+    assert words in block["refused"]["reason"]
+    if place[0] == "timing":
+        assert code_of(tree["timing"]["heads_slowdown"]) == code
+    if code == Code.NO_VARIATION:
+        assert tree["fits"] == {}
 
 
 def test_leaving_sizes_out_never_asks_for_more_points_than_are_left(tmp_path: Path) -> None:
@@ -166,12 +193,6 @@ def test_leaving_sizes_out_never_asks_for_more_points_than_are_left(tmp_path: Pa
     assert tree["diagnostics"]["leave_largest_out"] == []
 
 
-def test_tokens_that_follow_size_refuse_the_compute_optimum_and_show_the_correlation(tmp_path: Path) -> None:
-    tree = concluded(tmp_path, WIDTHS, lambda row, rng: {"n_tokens": 20 * row[SIZE]})
-    assert code_of(tree["compute_optimal"]) == Code.COLLINEAR
-    assert "correlate by 1.00" in tree["compute_optimal"]["refused"]["reason"]
-
-
 def test_tokens_that_vary_independently_give_the_compute_optimal_exponent() -> None:
     cells = on_law(0.002, lengths=(100_000, 800_000, 6_400_000))
     optimal = fit_summary.compute_optimal(cells, fitted_to(cells), measure_noise(cells))
@@ -179,33 +200,13 @@ def test_tokens_that_vary_independently_give_the_compute_optimal_exponent() -> N
     assert optimal["high"] - optimal["low"] < 0.1
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        ({"exclusive_timing": False}, Code.SHARED_DEVICE),
-        ({"exclusive_timing": None}, Code.SHARED_DEVICE),
-        ({"ms_per_step": None}, Code.MISSING),
-    ],
-)
-def test_timings_that_say_nothing_are_refused(tmp_path: Path, change: dict[str, Any], code: Code) -> None:
-    timing = concluded(tmp_path, GRID, lambda row, rng: change)["timing"]
-    assert code_of(timing["fit"]) == code
-    assert code_of(timing["heads_slowdown"]) == code
-
-
 def test_exclusive_timings_give_back_the_law_that_made_them(tmp_path: Path) -> None:
-    def timed(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    def exact(row: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
         return {"ms_per_step": 2.0 + row["n_layer"] * (0.01 * row["n_embd"] ** 1.2 + 0.1 * row["n_head"])}
 
-    found = concluded(tmp_path, GRID, timed)["timing"]["fit"]
+    found = concluded(tmp_path, GRID, exact)["timing"]["fit"]
     assert {name: found["parameters"][name] for name in ("t0", "g", "h")} == pytest.approx({"t0": 2.0, "g": 1.2, "h": 1.0}, rel=1e-4)
     assert found["median_relative_error"] < 1e-6
-
-
-def test_one_size_refuses_everything_that_needs_two(tmp_path: Path) -> None:
-    tree = concluded(tmp_path, [(2, 64, heads) for heads in (1, 2, 4, 8)])
-    assert code_of(tree["diagnostics"]) == Code.NO_VARIATION
-    assert tree["fits"] == {}
 
 
 def test_a_gain_of_nothing_is_not_said_to_pay(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis.estimate import Refusal
-from analysis.table import configurations as replicates
 from analysis.table import load as table
+from analysis.table.configurations import Configurations, Noise, average, measure_noise
 from study import records
-from tests.conftest import SWEEPS, synthetic_row, write_synthetic
+from tests.conftest import SWEEPS, synthetic_row
 
 
 def rows_of(seeds: int = 2, sweep: str = "width") -> list[dict[str, Any]]:
@@ -26,6 +27,14 @@ def rows_of(seeds: int = 2, sweep: str = "width") -> list[dict[str, Any]]:
 def put(folder: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows without the checks of a run, as another program might."""
     records.write_table(folder / "trials.parquet", records.to_table("trials", rows))
+    return folder
+
+
+def put_with(folder: Path, column: str, values: list[Any]) -> Path:
+    """Write rows whose column holds other values, of whatever kind."""
+    data = records.to_table("trials", rows_of())
+    changed = data.set_column(data.column_names.index(column), column, pa.array(values, from_pandas=False))
+    pq.write_table(changed, folder / "trials.parquet")
     return folder
 
 
@@ -108,12 +117,8 @@ def test_a_row_that_may_not_be_fitted_stays_with_its_reason(tmp_path: Path, chan
 @pytest.mark.parametrize("column", ["params_non_embedding", "n_layer", "seed", "config_id"])
 @pytest.mark.parametrize("missing", [None, float("nan")])
 def test_a_row_without_a_needed_value_is_left_out_and_the_rest_is_fitted(tmp_path: Path, column: str, missing: float | None) -> None:
-    data = records.to_table("trials", rows_of())
-    place = data.column_names.index(column)
-    text = column == "config_id"
-    values = [None if text else missing, *(v if text else float(v) for v in data[column].to_pylist()[1:])]
-    pq.write_table(data.set_column(place, column, pa.array(values, from_pandas=False)), tmp_path / "trials.parquet")
-    loaded = table.load(tmp_path)
+    known = [row[column] if column == "config_id" else float(row[column]) for row in rows_of()[1:]]
+    loaded = table.load(put_with(tmp_path, column, [None if column == "config_id" else missing, *known]))
     assert f"its {column} is missing" in loaded.excluded[0].reason
     assert len(loaded.trials) == 7
     assert loaded.trials["n_layer"].dtype == loaded.trials["seed"].dtype == np.int64
@@ -172,11 +177,13 @@ def test_nothing_to_read_is_one_sentence(tmp_path: Path) -> None:
         table.load(tmp_path / "absent")
     with pytest.raises(ValueError, match="holds no trials"):
         table.load(tmp_path)
+    (tmp_path / "trials.parquet").mkdir()
+    with pytest.raises(records.RecordError, match="is a folder where a Parquet file should be"):
+        table.load(tmp_path)
 
 
 def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
-    data = records.to_table("trials", rows_of()).drop_columns(["n_layer"])
-    pq.write_table(data, tmp_path / "trials.parquet")
+    pq.write_table(records.to_table("trials", rows_of()).drop_columns(["n_layer"]), tmp_path / "trials.parquet")
     with pytest.raises(ValueError, match=r"lacks the columns \['n_layer'\].*it has \['trial_id'"):
         table.load(tmp_path)
 
@@ -190,37 +197,32 @@ def test_a_missing_column_is_named_with_those_found(tmp_path: Path) -> None:
     ],
 )
 def test_a_required_column_of_another_kind_is_named(tmp_path: Path, column: str, value: Any, words: str) -> None:
-    data = records.to_table("trials", rows_of())
-    place = data.column_names.index(column)
-    pq.write_table(data.set_column(place, column, pa.array([value] * len(data))), tmp_path / "trials.parquet")
     with pytest.raises(records.RecordError, match=words):
-        table.load(tmp_path)
+        table.load(put_with(tmp_path, column, [value] * 8))
 
 
 def test_an_optional_column_of_another_kind_is_named_and_read_as_empty(tmp_path: Path) -> None:
-    data = records.to_table("trials", rows_of())
-    place = data.column_names.index("sweeps")
-    pq.write_table(data.set_column(place, "sweeps", pa.array(["width"] * len(data))), tmp_path / "trials.parquet")
-    loaded = table.load(tmp_path)
+    loaded = table.load(put_with(tmp_path, "sweeps", ["width"] * 8))
     assert len(loaded.trials) == 8
     assert "column 'sweeps'" in loaded.problems[0]
     assert "read as empty" in loaded.problems[0]
 
 
-def test_a_folder_in_the_place_of_a_table_is_named(tmp_path: Path) -> None:
-    (tmp_path / "trials.parquet").mkdir()
-    with pytest.raises(records.RecordError, match="is a folder where a Parquet file should be"):
-        table.load(tmp_path)
-
-
-def test_a_truncated_part_is_named_and_the_rest_reported(tmp_path: Path) -> None:
-    rows = write_synthetic(tmp_path, seeds=1, compacted=False)
-    victim = tmp_path / "trials" / f"{rows[0]['trial_id']}.parquet"
-    victim.write_bytes(victim.read_bytes()[:100])
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("trials/bad.parquet", b"PAR1 and no more", "bad.parquet cannot be read as Parquet"),
+        ("study.json", b"{", "study.json cannot be read as JSON"),
+        ("study.json", b"[]", "study.json holds list, not an object; all rows are taken as belonging to the study"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_rest_reported(tmp_path: Path, file: str, content: bytes, words: str) -> None:
+    put(tmp_path, rows_of())
+    (tmp_path / "trials").mkdir()
+    (tmp_path / file).write_bytes(content)
     loaded = table.load(tmp_path)
-    assert len(loaded.trials) == len(rows) - 1
-    assert victim.name in loaded.problems[0]
-    assert "cannot be read as Parquet" in loaded.problems[0]
+    assert len(loaded.trials) == 8
+    assert words in loaded.problems[0]
 
 
 def test_a_newer_major_version_among_older_ones_is_refused_by_name(tmp_path: Path) -> None:
@@ -233,19 +235,21 @@ def test_a_newer_major_version_among_older_ones_is_refused_by_name(tmp_path: Pat
     assert "new.parquet has schema version 2.0" in loaded.problems[0]
 
 
-def test_a_broken_study_json_is_named_and_passed_over(tmp_path: Path) -> None:
-    put(tmp_path, rows_of())
-    (tmp_path / "study.json").write_text("{")
-    loaded = table.load(tmp_path)
-    assert len(loaded.trials) == 8
-    assert "cannot be read as JSON" in loaded.problems[0]
-
-
 # ---- configuration means and noise ----
 
 
+def averaged(rows: list[dict[str, Any]], loss: Callable[[dict[str, Any]], float] = lambda row: float(row["val_loss"])) -> Configurations:
+    return average(records.to_table("trials", [{**row, "val_loss": loss(row)} for row in rows]).to_pandas())
+
+
+def noise_of(rows: list[dict[str, Any]], loss: Callable[[dict[str, Any]], float]) -> Noise:
+    noise = measure_noise(averaged(rows, loss))
+    assert isinstance(noise, Noise)
+    return noise
+
+
 def test_configuration_means_average_seeds_and_sort_by_size() -> None:
-    cells = replicates.average(_frame(rows_of(seeds=3)))
+    cells = averaged(rows_of(seeds=3))
     assert list(cells.n_seeds) == [3, 3, 3, 3]
     assert np.all(np.diff(cells.columns["params_non_embedding"]) > 0)
     assert cells.loss[0] == pytest.approx(np.mean(cells.losses(0)))
@@ -254,41 +258,26 @@ def test_configuration_means_average_seeds_and_sort_by_size() -> None:
 def test_repeats_of_one_seed_are_no_replicates() -> None:
     rows = rows_of(seeds=1)
     again = [{**row, "trial_id": row["trial_id"] + "again", "val_loss": row["val_loss"] + 0.001} for row in rows]
-    cells = replicates.average(_frame(rows + again))
+    cells = averaged(rows + again)
     assert list(cells.n_seeds) == [1, 1, 1, 1]
     assert cells.repeat_sd == pytest.approx(0.001 / np.sqrt(2))
-    assert isinstance(replicates.measure_noise(cells), Refusal)
+    assert isinstance(measure_noise(cells), Refusal)
 
 
 def test_seeds_of_exactly_equal_loss_measure_no_noise() -> None:
-    noise = replicates.measure_noise(replicates.average(_frame([{**row, "val_loss": 1.0} for row in rows_of(seeds=3)])))
+    noise = measure_noise(averaged(rows_of(seeds=3), lambda row: 1.0))
     assert isinstance(noise, Refusal)
     assert "same loss" in noise.reason
 
 
 def test_the_noise_interval_covers_the_true_seed_sd() -> None:
-    rng = np.random.default_rng(0)
-    covered = 0
-    rows = rows_of(seeds=4)
-    for _ in range(100):
-        noisy = [{**row, "val_loss": 1.0 + rng.normal(0, 0.01)} for row in rows]
-        noise = replicates.measure_noise(replicates.average(_frame(noisy)))
-        assert isinstance(noise, replicates.Noise)
-        covered += noise.low <= 0.01 <= noise.high
-    assert 88 <= covered <= 100
+    rng, rows = np.random.default_rng(0), rows_of(seeds=4)
+    found = [noise_of(rows, lambda row: 1.0 + rng.normal(0, 0.01)) for _ in range(100)]
+    assert 88 <= sum(noise.low <= 0.01 <= noise.high for noise in found) <= 100
 
 
 def test_a_seed_that_shifts_all_configurations_alike_does_not_count_in_comparisons() -> None:
-    rows = rows_of(seeds=4)
-    shift = {0: 0.0, 1: 0.05, 2: -0.05, 3: 0.02}
-    rng = np.random.default_rng(1)
-    noise = replicates.measure_noise(
-        replicates.average(_frame([{**row, "val_loss": 1 + shift[row["seed"]] + rng.normal(0, 0.002)} for row in rows]))
-    )
-    assert isinstance(noise, replicates.Noise)
+    rng, shift = np.random.default_rng(1), (0.0, 0.05, -0.05, 0.02)
+    noise = noise_of(rows_of(seeds=4), lambda row: 1 + shift[row["seed"]] + rng.normal(0, 0.002))
     assert noise.paired
     assert noise.difference_sd < 0.1 * noise.seed_sd
-
-
-def _frame(rows: list[dict[str, Any]]) -> Any:
-    return records.to_table("trials", rows).to_pandas()

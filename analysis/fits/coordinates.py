@@ -9,6 +9,7 @@ Shapes: P coordinates, in the order of the law's parameters, R replicates, n poi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,7 +95,7 @@ class Design:
     @cached_property
     def units(self) -> dict[str, float]:
         """What a coordinate is divided by to give its parameter: of an exponent the spread of its logs, of floor and amplitudes 1."""
-        spreads = {name: float(np.prod([self.spread[c] for c in power.columns])) for name, power in self.law.powers.items()}
+        spreads = {name: math.prod(self.spread[c] for c in power.columns) for name, power in self.law.powers.items()}
         return {name: spreads.get(name, 1.0) for name in self.law.parameters}
 
     def basis(self, columns: Mapping[str, ArrayLike]) -> Basis:
@@ -112,11 +113,11 @@ class Design:
         logs = {name: np.log(np.atleast_1d(column_values(columns, name)) / self.reference[name]) for name in term.columns}
         parts = [np.ones_like(logs[term.columns[0]])]
         for power in term.factors:
-            parts.append(power.sign * np.prod([logs[name] for name in power.columns], axis=0) / self.units[power.exponent])
+            parts.append(np.asarray(power.sign * math.prod(logs[name] for name in power.columns) / self.units[power.exponent]))
         if term.bowl:
             scaled = logs[term.bowl.column] / self.spread[term.bowl.column]
             parts += [scaled, scaled**2]
-        offset = np.sum([logs[name] for name in term.proportional], axis=0) if term.proportional else None
+        offset = sum((logs[name] for name in term.proportional), start=np.zeros(1)) if term.proportional else None
         return np.stack(parts, axis=1), offset
 
     def bounds(self) -> tuple[Array, Array]:

@@ -16,8 +16,10 @@ Reads nothing, writes nothing, imports numpy only.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -111,18 +113,18 @@ class Law:
         """Whether the law has a constant that no column removes."""
         return self.floor is not None
 
-    @property
+    @cached_property
     def powers(self) -> dict[str, Power]:
         """Its exponents and coefficients by name, with what each is an exponent of."""
         return {power.exponent: power for term in self.terms for power in term.powers}
 
-    @property
+    @cached_property
     def parameters(self) -> tuple[str, ...]:
         """Names of the fitted parameters, in the order of their coordinates."""
         named = [name for term in self.terms for name in (term.amplitude, *(power.exponent for power in term.powers))]
         return (self.floor, *named) if self.floor else tuple(named)
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Table columns that the law needs; `aspect` and `head_dim` are derived from the shape where absent (`column_values`)."""
         return tuple(dict.fromkeys(name for term in self.terms for name in term.columns))
@@ -146,9 +148,9 @@ class Law:
         logs = {name: np.log(column_values(columns, name) / reference[name]) for name in self.columns}
         total: NDArray[np.float64] = np.asarray(params[self.floor] if self.floor else 0.0)
         for term in self.terms:
-            exponent = sum(logs[name] for name in term.proportional)
+            exponent = sum((logs[name] for name in term.proportional), start=np.zeros(()))
             for power in term.factors:
-                exponent = exponent + power.sign * params[power.exponent] * np.prod([logs[name] for name in power.columns], axis=0)
+                exponent = exponent + np.asarray(power.sign * params[power.exponent] * math.prod(logs[name] for name in power.columns))
             if bowl := term.bowl:
                 offset = logs[bowl.column] + np.log(reference[bowl.column] / params[bowl.optimum])
                 exponent = exponent + params[bowl.curvature] * offset**2

@@ -8,7 +8,7 @@ Shapes: P coordinates, R replicates, n points; theta and gradient (P, R), Hessia
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,7 +108,7 @@ class _State:
     steps: NDArray[np.intp]
 
     def keep(self, mask: NDArray[np.bool_]) -> _State:
-        return _State(*(array[..., mask] for array in vars(self).values()))
+        return _State(*(array.compress(mask, axis=-1) for array in vars(self).values()))
 
 
 def minimize(objective: Objective, theta: Array, *, tolerance: float = TOLERANCE, max_steps: int = 200) -> Minimum:
@@ -218,5 +218,7 @@ def _step(objective: Objective, state: _State, tolerance: float) -> tuple[_State
     damping = np.where(damping < 1e-9, 0.0, damping)
     if not better.all():
         done |= damping > 1e12
-        tried = _State(*(np.where(better, new, old) for new, old in zip(vars(tried).values(), vars(state).values(), strict=True)))
-    return replace(tried, damping=damping, steps=state.steps + 1), done
+        for name in ("theta", "value", "gradient", "hessian", "norm"):
+            setattr(tried, name, np.where(better, getattr(tried, name), getattr(state, name)))
+    tried.damping, tried.steps = damping, state.steps + 1
+    return tried, done
