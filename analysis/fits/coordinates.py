@@ -56,7 +56,7 @@ class Basis:
             for j in range(i, len(features))
         }
 
-    @property
+    @cached_property
     def terms(self) -> tuple[Block, ...]:
         """The blocks without that of the floor."""
         return self.blocks[int(self.has_floor) :]

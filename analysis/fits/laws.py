@@ -4,7 +4,7 @@ A law is a floor plus a sum of terms, each an amplitude times factors of table c
 
     loss = E + sum_k A_k * prod_j factor_kj(column_j)
 
-The same object predicts, simulates and is fitted (`analysis.fits.fit`). Amplitudes are values *at a reference* (by default the geometric
+The same object predicts and is fitted (`analysis.fits.fit`). Amplitudes are values *at a reference* (by default the geometric
 mean of each column of the data): a bare A of `A * N^-alpha` is an extrapolation to one parameter, moves by orders of magnitude with
 alpha, and is never reported without its reference.
 

@@ -154,11 +154,9 @@ def _state(objective: Objective, rows: NDArray[np.intp], theta: Array, damping: 
 
 
 def _write(result: Minimum, damping: Array, state: _State) -> None:
-    result.theta[:, state.rows] = state.theta
-    result.value[state.rows] = state.value
-    result.gradient_norm[state.rows] = state.norm
-    result.steps[state.rows] = state.steps
-    damping[state.rows] = state.damping
+    own = (state.theta, state.value, state.norm, state.steps, state.damping)
+    for into, array in zip((*vars(result).values(), damping), own, strict=True):
+        into[..., state.rows] = array
 
 
 def _within(objective: Objective, theta: Array) -> Array:

@@ -96,13 +96,12 @@ def fit_means(
         raise FitError(f"law {law.name} has {len(law.parameters)} parameters but there are {distinct} distinct configurations; add some")
     design = build(law, columns, np.log(means[0] if len(means) == 1 else means), equal[0], reference)
     data = objective_of(design, columns, means, equal)
-    theta, scale, norm = _best_of_starts(data, grid_starts(design, data, PROFILE_STARTS))
+    found, scale = least_squares(data, _best_start(data, grid_starts(design, data, PROFILE_STARTS)))
     df = means.shape[1] - design.size
     if noise is not None and df > 0:
-        data = objective_of(design, columns, means, _precisions(data, theta, noise, df))
-        found, scale = least_squares(data, theta)
-        theta, norm = found.theta, found.gradient_norm
-    return MeansFit(design, data.at(np.inf, scale), theta, df, norm <= SQUARES_TOLERANCE)
+        data = objective_of(design, columns, means, _precisions(data, found.theta, noise, df))
+        found, scale = least_squares(data, found.theta)
+    return MeansFit(design, data.at(np.inf, scale), found.theta, df, found.gradient_norm <= SQUARES_TOLERANCE)
 
 
 def _precisions(data: Objective, theta: Array, noise: SeedNoise, df: int) -> Array:
@@ -114,15 +113,13 @@ def _precisions(data: Objective, theta: Array, noise: SeedNoise, df: int) -> Arr
     return np.where(total > 0, 1.0 / np.where(total > 0, total, 1.0), 1.0)
 
 
-def _best_of_starts(data: Objective, starts: Array) -> tuple[Array, Array, Array]:
-    """Least squares from several starts (P, R, K) per replicate: coordinates (P, R), scale (R, 1), gradient norm (R,)."""
+def _best_start(data: Objective, starts: Array) -> Array:
+    """Where the best of several starts (P, R, K) leads each replicate by rough least squares, (P, R)."""
     size, n_replicates, n_starts = starts.shape
     repeated = data.take(np.repeat(np.arange(n_replicates), n_starts))
     rough, _ = least_squares(repeated, starts.reshape(size, -1), rough=True)
     best = rough.value.reshape(n_replicates, n_starts).argmin(axis=1)
-    theta = rough.theta.reshape(size, n_replicates, n_starts)[:, np.arange(n_replicates), best]
-    found, scale = least_squares(data, theta)
-    return found.theta, scale, found.gradient_norm
+    return rough.theta.reshape(starts.shape)[:, np.arange(n_replicates), best]
 
 
 # ---- profiles ----
