@@ -1,7 +1,7 @@
 """Numbers and names as readers see them, and text from outside as text: the only formatter of page, terminal and figures.
 
-spanned(0.341, 0.291, 0.409)                      # '0.341 [0.291, 0.409]'
-change({"value": 0.17, "low": 0.14, "high": 0.19})   # '−0.17 nats [−0.19, −0.14]'
+spanned({"value": 0.341, "low": 0.291, "high": 0.409})   # '0.341 [0.291, 0.409]'
+change({"value": 0.17, "low": 0.14, "high": 0.19})       # '−0.17 nats [−0.19, −0.14]'
 """
 
 import re
@@ -67,9 +67,9 @@ def short_count(value: float, _: object = None) -> str:
     return f"{value:.3g}"
 
 
-def decimals_for(width: float, digits: int = 2) -> int:
-    """Decimals that show an interval of this half-width with so many significant digits (0 to 5)."""
-    return int(np.clip(digits - 1 - np.floor(np.log10(width)), 0, 5)) if width > 0 and np.isfinite(width) else 4
+def decimals_for(low: float, high: float, digits: int = 1, fewest: int = 2, most: int = 4) -> int:
+    """Decimals that show half the width of an interval with so many significant digits."""
+    return int(np.clip(digits - 1 - np.floor(np.log10((high - low) / 2)), fewest, most)) if high > low else 4
 
 
 def fixed(value: float, places: int, sign: str = "") -> str:
@@ -101,22 +101,17 @@ def plain(value: Any, digits: int = 4) -> str:
     return text.replace("-", "\u2212")
 
 
-def spanned(value: float | None, low: float | None, high: float | None, scale: float = 1.0, unit: str = "") -> str:
-    """'0.34 [0.29, 0.41]': as many decimals as the interval supports; an open end is named."""
-    if value is None:
-        return "–"
-    if (low is None and high is None) or low == high:
-        return plain(value * scale) + unit
-    value, low, high = (v if v is None or not np.isfinite(v) else v * scale for v in (value, low, high))
-    known = [v is not None and bool(np.isfinite(v)) for v in (low, high)]
-    assert value is not None
-    if not all(known):
-        end = f"at least {plain(low, 3)}" if known[0] else f"at most {plain(high, 3)}" if known[1] else "not determined"
-        return f"{plain(value, 3)}{unit} [{end}]"
-    assert low is not None
-    assert high is not None
-    places = decimals_for((high - low) / 2)
-    return f"{fixed(value, places)}{unit} [{fixed(low, places)}, {fixed(high, places)}]"
+def spanned(block: Mapping[str, Any], name: str = "value") -> str:
+    """'0.34 [0.29, 0.41]': value, low and high with as many decimals as the interval supports; an open end is named."""
+    value, low, high = value_of(block.get(name)), block.get("low"), block.get("high")
+    if value is None or low == high:
+        return plain(value)
+    if low is None or high is None or not np.isfinite([low, high]).all():
+        above, below = (end is not None and bool(np.isfinite(end)) for end in (low, high))
+        end = f"at least {plain(low, 3)}" if above else f"at most {plain(high, 3)}" if below else "not determined"
+        return f"{plain(value, 3)} [{end}]"
+    places = decimals_for(low, high, 2, 0, 5)
+    return f"{fixed(value, places)} [{fixed(low, places)}, {fixed(high, places)}]"
 
 
 def change(gain: Mapping[str, Any], unit: str = " nats", ends: bool = True) -> str:
@@ -125,7 +120,7 @@ def change(gain: Mapping[str, Any], unit: str = " nats", ends: bool = True) -> s
     assert value is not None
     if low is None or high is None:
         return f"{fixed(-value, 2 if abs(value) >= 0.095 else 3, '+')}{unit}"
-    places = int(np.clip(decimals_for((high - low) / 2, 1), 2, 4))
+    places = decimals_for(low, high)
     between = f" [{fixed(-high, places, '+')}, {fixed(-low, places, '+')}]" if ends else ""
     return f"{fixed(-value, places, '+')}{unit}{between}"
 
@@ -135,11 +130,16 @@ def interval(block: Mapping[str, Any], name: str = "value") -> str:
     value, low, high = (value_of(block.get(key)) for key in (name, "low", "high"))
     if value is None or low is None or high is None:
         return plain(value, 3)
-    places = int(np.clip(decimals_for((high - low) / 2, 1), 2, 4))
+    places = decimals_for(low, high)
     return f"{fixed(value, places)} [{fixed(low, places)}, {fixed(high, places)}]"
 
 
 # ---- names ----
+
+
+def at_most(items: list[Any], most: int) -> list[Any]:
+    """The first, the last, and evenly between: what a reader can look at of many."""
+    return items if len(items) <= most else [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
 def several(count: Any, noun: str) -> str:

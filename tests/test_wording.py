@@ -143,7 +143,7 @@ def test_the_answer_for_programs_has_its_schema() -> None:
     ],
 )
 def test_intervals_are_shown_with_the_digits_that_they_support(value: Any, low: Any, high: Any, text: str) -> None:
-    assert wording.spanned(value, low, high) == text
+    assert wording.spanned({"value": value, "low": low, "high": high}) == text
 
 
 def test_plain_values_read_well() -> None:

@@ -6,7 +6,6 @@ Reads two results folders; writes `comparison.json`, `comparison.html`, `compari
 """
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,16 +13,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis.compare.paired_differences import Judgement, Outcome, compare, names
+from analysis.compare.paired_differences import Judgement, Outcome, compare, names, turned
 from analysis.estimate import Refusal, part_of, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, INK, LOSS, VERMILLION
-from analysis.report import document as content
 from analysis.report import html as page
 from analysis.report import text_formats as markdown
-from analysis.report.document import Cell, Listing, Picture, Section, number, span_cell
+from analysis.report.document import Cell, Column, Listing, Picture, Section, listing, number
 from analysis.table.load import Table, load
-from analysis.wording import CONVENTIONS, plain, shape_name, short_count, spanned, visible
+from analysis.wording import CONVENTIONS, shape_name, short_count, spanned, visible
 
 OTHER_TEXT = "The studies were scored on different texts, so a difference of loss mixes the text with everything else."
 OTHER_TOKENS = (
@@ -45,26 +43,20 @@ def build(first: Path, second: Path, fits: tuple[Mapping[str, Any], Mapping[str,
     folder = out or second / "report"
     folder.mkdir(parents=True, exist_ok=True)
     found = compare(*studies, fits)
-    found |= {"studies": [visible(name) for name in found["studies"]]}
-    in_nats = found["unit"] == "nats"
-    found |= {"caution": OTHER_TOKENS if not in_nats else "" if found["same_text"] else OTHER_TEXT}
+    in_nats, names = found["unit"] == "nats", [visible(name) for name in found["studies"]]
+    found |= {"studies": names, "caution": OTHER_TOKENS if not in_nats else "" if found["same_text"] else OTHER_TEXT}
     found["sentence"] = sentence(found)
     (folder / "comparison.json").write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    drawn = {"both": style.save(draw_both(studies, fits, in_nats).get_figure(root=True), folder / "figures", "both")}  # type: ignore[arg-type]
+    drawn = {"both": style.save(style.figure_of(draw_both(studies, fits, in_nats)), folder / "figures", "both")}
     if found["pairs"]:
-        drawn["differences"] = style.save(draw_differences(found).get_figure(root=True), folder / "figures", "differences")  # type: ignore[arg-type]
-    told = (" and ".join(found["studies"]), f"How does {found['studies'][1]} differ from {found['studies'][0]}?")
-    answer, parts = [Cell(found["sentence"], "/sentence")], sections(found)
-    lead = Picture(
-        "both",
-        f"Every seed of both studies{' and the fit of each' if in_nats else ''}. {found['caution']}",
-        f"Loss of both studies. {found['sentence']}",
-    )
+        drawn["differences"] = style.save(style.figure_of(draw_differences(found)), folder / "figures", "differences")
+    caption = f"Every seed of both studies{' and the fit of each' if in_nats else ''}. {found['caution']}"
+    lead = Picture("both", caption, f"Loss of both studies. {found['sentence']}")
+    first_screen = Section("answer", f"How does {names[1]} differ from {names[0]}?", [Cell(found["sentence"], "/sentence")], [lead])
+    parts = [part.having(drawn) for part in (first_screen, *sections(found))]
     path = folder / "comparison.html"
-    path.write_text(page.compose(told, answer, lead, parts, drawn, numbers_in="comparison.json"), encoding="utf-8")
-    lines = [f"# {markdown.escape(told[1])}", "", markdown.escape(found["sentence"]), "", *markdown.picture(lead, list(drawn))]
-    text = "\n".join([*lines, *[line for part in parts for line in markdown.section_lines(part, list(drawn))]])
-    (folder / "comparison.md").write_text(re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n", encoding="utf-8")
+    path.write_text(page.render(" and ".join(names), parts, drawn, "comparison.json", opened=True), encoding="utf-8")
+    (folder / "comparison.md").write_text(markdown.render(parts), encoding="utf-8")
     return path
 
 
@@ -77,9 +69,8 @@ def sentence(found: Mapping[str, Any]) -> str:
     if "refused" in overall:
         return f"{len(found['pairs'])} shapes are in both studies; {overall['refused']['reason']}."
     verdict = {"gain": "lower than", "loss": "higher than"}.get(overall["verdict"], "not distinguishable from")
-    numbers = spanned(overall["value"], overall["low"], overall["high"])
     where = f"on average over {len(found['pairs'])} shapes, paired by seed"
-    return f"The loss of {b} is {verdict} that of {a}: {numbers} {found['unit']} {where}. {found['caution']}".strip()
+    return f"The loss of {b} is {verdict} that of {a}: {spanned(overall)} {found['unit']} {where}. {found['caution']}".strip()
 
 
 def judgement_text(found: Judgement) -> str:
@@ -87,8 +78,7 @@ def judgement_text(found: Judgement) -> str:
     if isinstance(found.gain, Refusal):
         return f"cannot be told: {found.gain.reason}"
     said = {Outcome.BETTER: "better", Outcome.WORSE: "worse", Outcome.WITHIN_NOISE: "within noise"}[found.outcome]
-    low, high = (None if end is None else -end for end in (found.gain.high, found.gain.low))
-    numbers = spanned(-found.gain.value, low, high)
+    numbers = spanned(turned(found.gain).to_dict())
     return f"{said}: the loss changes by {numbers} nats on average over {found.n_shapes} shapes of equal length, paired by seed"
 
 
@@ -98,39 +88,27 @@ def sections(found: Mapping[str, Any]) -> list[Section]:
     left = f"{found['unpaired'][0]} shapes are only in {a}, {found['unpaired'][1]} only in {b}."
     caption = f"Differences by size with 95 % intervals; below 0 {b} has the lower loss."
     picture = Picture("differences", caption, "Paired differences against parameters")
-    pairs = Section("pairs", "Paired differences", [Cell(left, "/unpaired")], [picture], [pairs_listing(found)] if found["pairs"] else [])
-    laws = Section("laws", "Laws", listings=[laws_listing(found)])
-    if not found["recipe"]:
-        return [pairs, laws, Section("recipe", "What else differs", [Cell("No recorded column differs apart from the shapes.", "/recipe")])]
-    return [
-        pairs,
-        laws,
-        Section("recipe", "What else differs", listings=[content.records_listing("recipe", "", found["recipe"], "/recipe")]),
+    unit, shown = found["unit"], {"pairs": found["pairs"][:SHOWN]}
+    pairs: list[Column] = [
+        ("shape", "", shape_name),
+        ("parameters", "params_non_embedding", short_count),
+        (f"{a} ({unit})", "first", lambda loss: f"{loss:.4f}"),
+        (f"{b} ({unit})", "second", lambda loss: f"{loss:.4f}"),
+        (f"difference ({unit})", ("difference", "low", "high")),
+        ("pairs", "n_pairs"),
+        ("verdict", "verdict"),
     ]
-
-
-def pairs_listing(found: Mapping[str, Any]) -> Listing:
-    """One row per shape that both studies hold."""
-    rows = []
-    for i, r in enumerate(found["pairs"][:SHOWN]):
-        here = f"/pairs/{i}"
-        losses = [Cell(f"{r[key]:.4f}", f"{here}/{key}", numeric=True) for key in ("first", "second")]
-        size = Cell(short_count(r["params_non_embedding"]), f"{here}/params_non_embedding", numeric=True)
-        ends = [Cell(plain(r["n_pairs"]), f"{here}/n_pairs", numeric=True), Cell(r["verdict"], f"{here}/verdict")]
-        rows.append([Cell(shape_name(r), here), size, *losses, span_cell(r, ("difference", "low", "high"), here), *ends])
-    a, b = found["studies"]
-    return Listing(
-        "pairs", "", ["shape", "parameters", *(f"{name} ({found['unit']})" for name in (a, b, "difference")), "pairs", "verdict"], rows
-    )
-
-
-def laws_listing(found: Mapping[str, Any]) -> Listing:
-    """Exponent and slope of each study."""
-    rows = []
-    for i, law in enumerate(found["laws"]):
-        numbers = [number(law[key], f"/laws/{i}/{key}") for key in ("alpha", "slope")]
-        rows.append([Cell(law["study"], f"/laws/{i}/study"), *numbers, Cell(plain(law["n"]), f"/laws/{i}/n", numeric=True)])
-    return Listing("laws", "", ["study", "exponent α", "slope d ln L / d ln N", "configurations"], rows)
+    laws = [
+        [Cell(law["study"], f"/laws/{i}/study"), *(number(law[key], f"/laws/{i}/{key}") for key in ("alpha", "slope", "n"))]
+        for i, law in enumerate(found["laws"])
+    ]
+    heads = ["study", "exponent α", "slope d ln L / d ln N", "configurations"]
+    same = [] if found["recipe"] else [Cell("No recorded column differs apart from the shapes.", "/recipe")]
+    return [
+        Section("pairs", "Paired differences", [Cell(left, "/unpaired")], [picture], [listing(shown, "/pairs", "pairs", "", pairs)]),
+        Section("laws", "Laws", listings=[Listing("laws", "", heads, laws)]),
+        Section("recipe", "What else differs", same, listings=[listing(found, "/recipe", "recipe", "")]),
+    ]
 
 
 def draw_both(

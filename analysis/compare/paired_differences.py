@@ -121,7 +121,7 @@ def compare(first: Table, second: Table, fits: tuple[Mapping[str, Any], Mapping[
     return {
         "studies": names(first, second),
         "pairs": [_row(paired.cells, family, pair) for pair in paired.pairs],
-        "overall": (overall if isinstance(overall, Refusal) else _turned(overall)).to_dict(),
+        "overall": (overall if isinstance(overall, Refusal) else turned(overall)).to_dict(),
         "same_text": _same(first.trials, second.trials, "data_sha256"),
         "unit": "bits per byte" if in_bits else "nats",
         "laws": [_law(name, own) for name, own in zip(names(first, second), fits, strict=True)],
@@ -142,7 +142,7 @@ def names(first: Table, second: Table) -> list[str]:
     return own if own[0] != own[1] else [f"{table.name} ({table.path.name})" for table in (first, second)]
 
 
-def _turned(found: Estimate) -> Estimate:
+def turned(found: Estimate) -> Estimate:
     """A gain as a difference of losses."""
     low, high = (None if end is None else -end for end in (found.high, found.low))
     return replace(found, value=-found.value, low=low, high=high)
@@ -150,7 +150,7 @@ def _turned(found: Estimate) -> Estimate:
 
 def _row(cells: Configurations, family: Family, pair: Pair) -> dict[str, Any]:
     first, second = pair
-    found = _turned(family.contrast([pair]))
+    found = turned(family.contrast([pair]))
     shape = {name: int(cells.columns[name][first]) for name in (*KEY, SIZE)}
     losses = {"first": float(cells.loss[first]), "second": float(cells.loss[second])}
     return {

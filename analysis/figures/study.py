@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.estimate import Fits, Row, value_of
-from analysis.figures import laws, sweeps, training
+from analysis.figures import laws, style, sweeps, training
 from analysis.figures.loss import draw_loss
 
 NAMES = ("loss", "levers", "residuals", "forecasts", "learning_curves", "learning_rates", "gap", "memory")
@@ -68,10 +68,4 @@ def _drawings(fits: Fits, trials: Sequence[Row], curves: Sequence[Row]) -> dict[
         panels["gap"] = partial(training.draw_gap, trials)
     if any(value_of(t.get("peak_memory_bytes")) for t in trials):
         panels["memory"] = partial(training.draw_memory, trials)
-    return found | {name: partial(_figure, draw) for name, draw in panels.items()}
-
-
-def _figure(draw: Callable[[], Axes]) -> Figure:
-    figure = draw().get_figure(root=True)
-    assert isinstance(figure, Figure)
-    return figure
+    return found | {name: lambda draw=draw: style.figure_of(draw()) for name, draw in panels.items()}

@@ -85,6 +85,13 @@ def new_axes(width: float = WIDTH, height: float = HEIGHT) -> Axes:
     return new_figure(width, height)[1][0]
 
 
+def figure_of(ax: Axes) -> Figure:
+    """The figure that axes stand in."""
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    return figure
+
+
 def sweep_style(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Color and marker of each sweep: the same factor looks the same in every study."""
     extras = iter(EXTRAS * (1 + len(names) // len(EXTRAS)))

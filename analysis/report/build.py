@@ -26,9 +26,10 @@ def build(results: Path, fits: Mapping[str, Any], folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     evidence = load(results, fits)
     drawn, path = save_figures(evidence, folder / "figures"), folder / "report.html"
-    path.write_text(page.render(evidence, drawn), encoding="utf-8")
-    (folder / "report.md").write_text(markdown.render(evidence, list(drawn)), encoding="utf-8")
-    exports.write_tables(sections.tables_of(evidence), folder / "tables")
+    name, parts = sections.question(evidence)[0], sections.sections(evidence)
+    path.write_text(page.render(name, parts, drawn), encoding="utf-8")
+    (folder / "report.md").write_text(markdown.render(parts, name), encoding="utf-8")
+    exports.write_tables([table for part in parts for table in part.listings], folder / "tables")
     notebook.write(evidence, folder / "report.ipynb")
     return path
 

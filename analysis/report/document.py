@@ -1,16 +1,18 @@
 """What a report is made of: cells, listings, pictures, sections. One content, rendered as HTML, Markdown, LaTeX and CSV.
 
 Every number carries the JSON pointer (RFC 6901) of its place in `fits.json`, so that a reader can trace it and a test can check it.
-A table is built from rows of (heading, where from, format):
+A table is built from the place of its rows, and of columns of (heading, place inside a row, format):
 
-    listing("noise", "Seeds", rows, "/sweeps/0/levels", [Column("loss (nats)", ("mean", "low", "high")), Column("seeds", "n")])
+    listing(fits, "/sweeps/0/levels", "noise", "Seeds", [("loss (nats)", ("mean", "low", "high")), ("seeds", "n")])
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from analysis.estimate import interval_of, is_refused, reason_of, value_of
+from analysis.estimate import is_refused, reason_of, value_of
 from analysis.wording import plain, spanned, visible
 
 LIMIT = 60
@@ -68,7 +70,12 @@ class Section:
     pictures: Sequence[Picture] = ()
     listings: Sequence[Listing] = ()
     prompt: str = ""
-    stories: Sequence[Story] = field(default_factory=tuple)
+    stories: Sequence[Story] = ()
+
+    def having(self, drawn: Container[str]) -> Section:
+        """What there is of it: pictures that are drawn, tables that have rows."""
+        pictures = [picture for picture in self.pictures if picture.name in drawn]
+        return replace(self, pictures=pictures, listings=[table for table in self.listings if table.rows])
 
     def has_something(self) -> bool:
         """Whether there is anything to read."""
@@ -77,97 +84,86 @@ class Section:
 
 # ---- tables ----
 
-Where = str | tuple[str, str, str]
+Place = str | tuple[str, str, str] | None
+"""Inside a row: a path such as "outcome/loss", three paths (value, low, high), "" for the whole row, None for its name."""
+Show = Callable[[Any], str | Cell | None]
+"""Text or cell of what stands at a place; numbers and intervals need none."""
+Column = tuple[str, Place] | tuple[str, Place, Show]
+"""Heading, place, and how it is shown."""
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column of a table.
-
-    Args:
-        where: place inside a row: a path such as "outcome/loss", three paths (value, low, high), or "" for the whole row.
-        show: text of what stands there; numbers and intervals need none.
-        scale: of a number and its interval.
-    """
-
-    heading: str
-    where: Where
-    show: Callable[[Any], str | None] | None = None
-    scale: float = 1.0
-
-
-def listing(name: str, title: str, rows: Any, source: str, columns: Sequence[Column], note: str = "", limit: int = LIMIT) -> Listing:
+def listing(
+    document: Any,
+    source: str,
+    name: str,
+    title: str,
+    columns: Sequence[Column] | None = None,
+    note: str = "",
+    keep: Callable[[Any], bool] = lambda row: True,
+    limit: int = LIMIT,
+) -> Listing:
     """A table of rows of `fits.json`; a column that is empty in every row is left out.
 
     Args:
-        rows: a list of rows, or a mapping of them by name.
-        source: JSON pointer of `rows`.
+        source: JSON pointer of the rows, a list or a mapping of them by name; "/*" in it stands for each entry there.
+        columns: None for every field of a row that holds a plain value or an interval.
+        keep: whether a row is shown.
     """
-    keyed = list(rows.items() if isinstance(rows, Mapping) else enumerate(rows))
-    cells = [[_cell(column, row, f"{source}/{escape_pointer(key)}") for column in columns] for key, row in keyed[:limit]]
-    kept = [j for j in range(len(columns)) if any(row[j].text not in ("–", "") for row in cells)]
-    more = f" {len(keyed) - limit} more rows are in fits.json." if len(keyed) > limit else ""
-    return Listing(name, title, [columns[j].heading for j in kept], [[row[j] for j in kept] for row in cells], (note + more).strip())
+    rows = {place: row for place, row in _rows(document, source) if keep(row)}
+    if columns is None:
+        fields = dict.fromkeys(k for row in rows.values() for k, v in row.items() if not isinstance(v, list) or len(v) < 8)
+        columns = [(str(k).replace("_", " "), escape_pointer(k)) for k in fields]
+    cells = [(heading, [_cell(row, place, *how) for place, row in [*rows.items()][:limit]]) for heading, *how in columns]
+    kept = [(heading, own) for heading, own in cells if any(cell.text not in ("–", "") for cell in own)]
+    more = f" {len(rows) - limit} more rows are in fits.json." if len(rows) > limit else ""
+    return Listing(name, title, [heading for heading, _ in kept], [*zip(*(own for _, own in kept), strict=True)], (note + more).strip())
 
 
-def _cell(column: Column, row: Any, here: str) -> Cell:
-    if isinstance(column.where, tuple):
-        return span_cell(row, column.where, here, column.scale)
-    value, place = _inside(row, column.where), f"{here}/{column.where}" if column.where else here
-    if column.show is not None:
-        told = None if value is None else column.show(value)
-        return Cell("–" if told is None else told, place, numeric=isinstance(value, int | float))
-    return number(value, place, column.scale)
+def _rows(document: Any, source: str) -> Iterator[tuple[str, Any]]:
+    """(place, row) of each entry at a pointer; none where nothing stands there, or a refusal."""
+    head, _, tail = source.partition("/*")
+    found = _found(document, head)
+    for key, row in () if is_refused(found) else found.items() if isinstance(found, Mapping) else enumerate(found):
+        place = f"{head}/{escape_pointer(key)}"
+        yield from _rows(document, place + tail) if tail else [(place, row)]
 
 
-def _inside(row: Any, path: str) -> Any:
-    for part in path.split("/") if path else ():
-        row = row.get(part) if isinstance(row, Mapping) else None
-    return row
+def _cell(row: Any, here: str, where: Any, show: Any = None) -> Cell:
+    if isinstance(where, tuple):
+        ends = {name: value_of(_found(row, f"/{end}")) for name, end in zip(("value", "low", "high"), where, strict=True)}
+        return number(None if ends["value"] is None else ends, f"{here}/{where[0]}")
+    path = f"/{where}" if where else ""
+    place, value = ("", here.rpartition("/")[2]) if where is None else (here + path, _found(row, path))
+    if show is None:
+        return number(value, place)
+    told = None if value is None else show(value)
+    return told if isinstance(told, Cell) else Cell("–" if told is None else told, place, numeric=isinstance(value, int | float))
 
 
-def number(cell: Any, source: str, scale: float = 1.0, unit: str = "") -> Cell:
+def number(cell: Any, source: str) -> Cell:
     """A value of `fits.json` as text: plain, with its interval, or "refused" with the reason as the note."""
     if cell is None:
         return Cell("–", numeric=True)
-    reason = reason_of(cell)
-    if reason:
-        bound = value_of(cell.get("bound"))
-        return Cell(f"refused (at most {plain(bound)})" if bound is not None else "refused", source, visible(reason))
+    if reason := reason_of(cell):
+        return Cell("refused", source, visible(reason))
     if not isinstance(cell, Mapping):
-        numeric = isinstance(cell, int | float) and not isinstance(cell, bool)
-        return Cell(plain(cell * scale if numeric and scale != 1 else cell), source, numeric=numeric)
+        return Cell(plain(cell), source, numeric=isinstance(cell, int | float) and not isinstance(cell, bool))
     if "value" not in cell:
         return Cell("; ".join(f"{visible(k)}: {plain(v)}" for k, v in cell.items()), source)
-    low, high = interval_of(cell) or (value_of(cell.get("low")), value_of(cell.get("high")))
-    return Cell(spanned(value_of(cell), low, high, scale, unit), source, visible(cell.get("method") or ""), numeric=True)
+    return Cell(spanned(cell), source, visible(cell.get("method") or ""), numeric=True)
 
 
 def known(cell: Any) -> str | None:
     """A value with its interval as text; None where it is refused."""
-    return None if is_refused(cell) else spanned(value_of(cell), value_of(cell.get("low")), value_of(cell.get("high")))
+    return None if is_refused(cell) else spanned(cell)
 
 
-def span_cell(row: Mapping[str, Any], names: tuple[str, str, str], source: str, scale: float = 1.0) -> Cell:
-    """Value, low and high that stand as three fields of one row, as one cell."""
-    value, low, high = (value_of(_inside(row, name)) for name in names)
-    if value is None:
-        return Cell("–", numeric=True)
-    return Cell(spanned(value, low, high, scale), f"{source}/{names[0]}", numeric=True)
-
-
-def records_listing(name: str, title: str, rows: Iterable[Mapping[str, Any]], source: str, note: str = "") -> Listing:
-    """Rows of `fits.json` as they are: one column for each field that holds a plain value or an interval."""
-    kept = [row for row in rows if isinstance(row, Mapping)]
-    fields = dict.fromkeys(k for row in kept for k, v in row.items() if not isinstance(v, list) or len(v) < 8)
-    columns = [Column(str(k).replace("_", " "), str(k)) for k in fields if "/" not in str(k)]
-    return listing(name, title, kept, source, columns, note)
-
-
-def facts_listing(name: str, title: str, facts: Mapping[str, Any], source: str, note: str = "") -> Listing:
+def facts_listing(name: str, title: str, facts: Mapping[str, Any], source: str) -> Listing:
     """A mapping as two columns; mappings inside are flattened with a slash."""
-    rows = [[Cell(visible(key.replace("_", " "))), number(value, pointer)] for key, value, pointer in _flat(facts, source)]
-    return Listing(name, title, ["", ""], [[key, Cell(value.text, value.source, value.note)] for key, value in rows], note)
+    rows = [
+        (Cell(visible(key.replace("_", " "))), replace(number(value, place), numeric=False)) for key, value, place in _flat(facts, source)
+    ]
+    return Listing(name, title, ["", ""], rows)
 
 
 def _flat(facts: Mapping[str, Any], source: str, prefix: str = "") -> Iterable[tuple[str, Any, str]]:
@@ -188,7 +184,7 @@ def escape_pointer(part: Any) -> str:
 
 
 def at(document: Any, pointer: str) -> Any:
-    """The value at a JSON pointer, for tests and tools that trace a number.
+    """The value at a JSON pointer.
 
     Raises:
         KeyError: the document has no such place.
@@ -200,3 +196,11 @@ def at(document: Any, pointer: str) -> Any:
         except (IndexError, ValueError, TypeError) as error:
             raise KeyError(f"{pointer} is not in fits.json") from error
     return document
+
+
+def _found(document: Any, pointer: str) -> Any:
+    """The value at a JSON pointer, or None where there is none."""
+    try:
+        return at(document, pointer)
+    except KeyError:
+        return None

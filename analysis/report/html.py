@@ -2,7 +2,7 @@
 
 Reads the templates beside this file; writes nothing (`analysis.report.build` does). Every value is escaped by the template engine.
 
-    html = render(evidence, drawn={"loss": svg_text})
+    html = render("quick", sections(evidence), drawn={"loss": svg_text})
 """
 
 import re
@@ -14,11 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 from analysis.figures import style
-from analysis.report import sections
-from analysis.report.document import Cell, Listing, Picture, Section
-from analysis.report.tables import levers_listing
-from analysis.table.evidence import Evidence
-from analysis.wording import visible
+from analysis.report.document import Section
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -26,14 +22,6 @@ _NAMED = ("INK", "MUTED", "FAINT", "PAPER", "BLUE", "GREEN", "VERMILLION", "PURP
 COLORS = {getattr(style, name): f"--{name.lower()}" for name in _NAMED} | {shade: f"--shade-{i}" for i, shade in enumerate(style.SHADES)}
 COLORS |= {letter: f"{COLORS[color]}-text" for color, letter in style.LETTERS.items()}
 """Colors of the figures as variables of the style sheet, which has a dark set."""
-
-
-def environment() -> jinja2.Environment:
-    """The template engine with escaping on for every template."""
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    made = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    made.filters["typeset"] = typeset
-    return made
 
 
 def typeset(text: str) -> Markup:
@@ -47,48 +35,27 @@ def typeset(text: str) -> Markup:
     return Markup(re.sub(r"(?<=\d) %", "\u00a0%", safe))
 
 
-def render(evidence: Evidence, drawn: Mapping[str, str]) -> str:
-    """The page of one study.
-
-    Args:
-        drawn: SVG text of each figure by name; a picture without one is left out.
-    """
-    fits = evidence.fits
-    told, parts = sections.question(evidence), sections.sections(evidence)
-    return compose(told, sections.answer(fits), sections.lead_picture(evidence), parts, drawn, levers=levers_listing(fits), opened=False)
-
-
-def compose(
-    told: tuple[str, str],
-    answer: Sequence[Cell],
-    lead: Picture,
-    parts: Sequence[Section],
-    drawn: Mapping[str, str],
-    numbers_in: str = "fits.json",
-    levers: Listing | None = None,
-    opened: bool = True,
-) -> str:
+def render(name: str, parts: Sequence[Section], drawn: Mapping[str, str], numbers_in: str = "fits.json", opened: bool = False) -> str:
     """A page from its parts.
 
     Args:
-        told: name and question.
+        name: of what is reported.
+        parts: the first screen, then every section.
+        drawn: SVG text of each figure by name.
         numbers_in: file beside the page that holds every number.
-        levers: the table of the first screen.
         opened: whether sections are unfolded.
     """
-    pictures = [lead, *[p for part in parts for p in part.pictures]]
-    alts = {p.name: p.alt for p in pictures if p.name in drawn}
-    page = environment().get_template("report.html")
-    return page.render(
-        name=visible(told[0]),
-        question=visible(told[1]),
-        answer=answer,
-        lead=lead,
-        levers=levers,
-        sections=parts,
+    loader = jinja2.FileSystemLoader(TEMPLATES)
+    engine = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
+    engine.filters["typeset"] = typeset
+    pictures = [picture for part in parts for picture in part.pictures]
+    return engine.get_template("report.html").render(
+        name=name,
+        first=parts[0],
+        sections=parts[1:],
         opened=opened,
-        drawn={name: inline_svg(drawn[name], name, alt) for name, alt in alts.items()},
-        numbers={name: i for i, name in enumerate(alts, 1)},
+        drawn={p.name: inline_svg(drawn[p.name], p.name, p.alt) for p in pictures},
+        numbers={p.name: i for i, p in enumerate(pictures, 1)},
         numbers_in=numbers_in,
         css=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
     )
