@@ -44,10 +44,10 @@ def test_no_labels_overlap_in_any_figure(drawn: dict[str, Figure]) -> None:
 
 
 def test_overlapping_labels_are_found() -> None:
-    ax = style.new_axes()
+    figure, (ax,) = style.new_figure()
     ax.text(0.5, 0.5, "one label")
     ax.text(0.52, 0.5, "another label")
-    assert style.overlapping_texts(ax.figure) == [("one label", "another label")]  # type: ignore[arg-type]
+    assert style.overlapping_texts(figure) == [("one label", "another label")]
 
 
 def test_text_stays_readable_at_half_width(drawn: dict[str, Figure]) -> None:
@@ -107,7 +107,7 @@ def test_functions_take_and_return_an_ax(study: Evidence) -> None:
         lambda ax: training.draw_gap(study.trials, ax),
         lambda ax: training.draw_memory(study.trials, ax),
     ):
-        ax = style.new_axes()
+        ax = style.new_figure()[1][0]
         assert draw(ax) is ax
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from analysis.compare.paired_differences import Judgement, Outcome, compare, names, turned
-from analysis.estimate import Refusal, part_of, value_of
+from analysis.estimate import SIZE, Refusal, part_of, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, INK, LOSS, VERMILLION
 from analysis.report import html as page
@@ -116,49 +116,32 @@ def draw_both(
 ) -> Axes:
     """Every seed of both studies against parameters, with the fit of each, which is in nats per token."""
     column, label = ("val_loss", LOSS) if in_nats else ("val_bpb", "validation loss (bits per byte)")
-    with style.look():
-        ax = ax or style.new_axes()
-        drawn: list[tuple[float, float]] = []
+    with style.axes(ax) as ax:
+        drawn = list[tuple[float, float]]()
         for name, study, own, color, marker in zip(names(*studies), studies, fits, (BLUE, VERMILLION), "os", strict=True):
-            name = style.shown(name)
-            points = list(zip(study.trials["params_non_embedding"].astype(float), study.trials[column].astype(float), strict=True))
-            ax.scatter(
-                [n for n, _ in points], [v for _, v in points], s=18, marker=marker, facecolor="none", edgecolor=color, lw=1, label=name
-            )
+            name, (x, y) = style.shown(name), study.trials[[SIZE, column]].astype(float).to_numpy().T
+            ax.scatter(x, y, s=18, marker=marker, facecolor="none", edgecolor=color, lw=1, label=name)
             fit = part_of(own.get("fits"), str(own.get("primary_fit"))) or {}
             curve = fit.get("curve") or {}
-            if in_nats and curve.get("x") and fit.get("convention") == "params_non_embedding":
+            if in_nats and curve.get("x") and fit.get("convention") == SIZE:
                 inside = np.array(curve["inside"], bool)
                 ax.plot(np.array(curve["x"])[inside], np.array(curve["y"])[inside], color=color, lw=1.4, label=f"{name}, fit")
-            drawn += points
-        ax.set_xlim(style.pad_limits([n for n, _ in drawn], 0.1))
-        ax.set_ylim(style.pad_limits([v for _, v in drawn], 0.1))
-        style.log_axis(ax, "x", counts=True)
-        style.log_axis(ax, "y")
-        ax.set_xlabel(CONVENTIONS["params_non_embedding"])
-        ax.set_ylabel(label)
+            drawn += zip(x, y, strict=True)
+        sizes, losses = style.series(drawn)
+        style.log_axis(ax, "x", CONVENTIONS[SIZE], sizes, 0.1, counts=True)
+        style.log_axis(ax, "y", label, losses, 0.1)
         ax.legend(handles=[h for h in ax.collections if not str(h.get_label()).startswith("_")])
     return ax
 
 
 def draw_differences(found: Mapping[str, Any], ax: Axes | None = None) -> Axes:
     """Paired differences of shapes (second less first) against parameters."""
-    with style.look():
-        ax = ax or style.new_axes(height=2.6)
+    with style.axes(ax, height=2.6) as ax:
         rows = found["pairs"]
         ax.axhline(0, color=INK, lw=0.8)
-        sure = [r for r in rows if value_of(r["low"]) is not None]
-        ax.vlines(
-            [r["params_non_embedding"] for r in sure],
-            [r["low"] for r in sure],
-            [r["high"] for r in sure],
-            color=BLUE,
-            lw=1.2,
-            label="_interval",
-        )
-        ax.scatter([r["params_non_embedding"] for r in rows], [r["difference"] for r in rows], s=22, color=BLUE, label="difference")
-        ax.set_xlim(style.pad_limits([float(r["params_non_embedding"]) for r in rows], 0.1))
-        style.log_axis(ax, "x", counts=True)
-        ax.set_xlabel(CONVENTIONS["params_non_embedding"])
+        sure = [(r[SIZE], r["low"], r["high"]) for r in rows if value_of(r["low"]) is not None]
+        ax.vlines(*style.series(sure, 3), color=BLUE, lw=1.2, label="_interval")
+        ax.scatter([r[SIZE] for r in rows], [r["difference"] for r in rows], s=22, color=BLUE, label="difference")
+        style.log_axis(ax, "x", CONVENTIONS[SIZE], [float(r[SIZE]) for r in rows], 0.1, counts=True)
         ax.set_ylabel(f"difference ({found['unit']})")
     return ax

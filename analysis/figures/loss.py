@@ -141,15 +141,12 @@ def _finish(axes: Sequence[Axes], fits: Fits, trials: Sequence[Row]) -> None:
     losses = [float(t["val_loss"]) for t in trials]
     floor = value_of((fits.get("data") or {}).get("floor"))
     near = floor is not None and losses and np.log(min(losses) / floor) < 0.9 * max(np.log(max(losses) / min(losses)), 0.1)
-    for ax in axes:
-        ax.set_xlim(style.pad_limits([float(t[SIZE]) for t in trials], 0.12))
-        ax.set_ylim(style.pad_limits([*losses, *([floor] if near and floor is not None else [])], 0.1))
-        style.log_axis(ax, "x", counts=True, wanted=5 if len(axes) == 1 else 3)
-        style.log_axis(ax, "y")
+    for i, ax in enumerate(axes):
+        label = CONVENTIONS[SIZE] if i == len(axes) // 2 else ""
+        style.log_axis(ax, "x", label, [float(t[SIZE]) for t in trials], 0.12, counts=True, wanted=5 if len(axes) == 1 else 3)
+        style.log_axis(ax, "y", "" if i else LOSS, [*losses, *([floor] if near and floor is not None else [])], 0.1)
         if near and floor is not None:
             ax.axhline(floor, color=MUTED, lw=1, ls=(0, (1, 2)), label="entropy of the text")
-    axes[len(axes) // 2].set_xlabel(CONVENTIONS[SIZE])
-    axes[0].set_ylabel(LOSS)
     if near and floor is not None:
         place = ("axes fraction", "data")
         axes[0].annotate(

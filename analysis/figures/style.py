@@ -3,12 +3,11 @@
 Reads nothing; writes `<name>.svg|pdf|png|csv`. Uses the Agg canvas and `Figure` objects only, never pyplot's global state, so that a
 training driver and a notebook can both draw.
 
-    fig, ax = new_figure(); ax.plot(x, y); log_axes(ax); save(fig, folder, "loss")
+    fig, (ax,) = new_figure(); ax.plot(x, y); log_axis(ax, "x", "steps", x, 0.1); save(fig, folder, "loss")
 """
 
 import csv
-import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,6 +69,13 @@ def look() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def axes(ax: Axes | None, width: float = WIDTH, height: float = HEIGHT) -> Iterator[Axes]:
+    """The given axes, or those of a new one-panel figure (inches), in the project's look: what each `draw_*` function draws on."""
+    with look():
+        yield ax or new_figure(width, height)[1][0]
+
+
 def new_figure(width: float = WIDTH, height: float = HEIGHT, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure on the Agg canvas with `columns` panels side by side that share their y axis (sizes in inches)."""
     with look():
@@ -78,11 +84,6 @@ def new_figure(width: float = WIDTH, height: float = HEIGHT, columns: int = 1) -
         FigureCanvasAgg(fig)
         axes = fig.subplots(1, columns, squeeze=False, sharey=columns > 1)
     return fig, list(axes[0])
-
-
-def new_axes(width: float = WIDTH, height: float = HEIGHT) -> Axes:
-    """The axes of a new one-panel figure; what each `draw_*` function makes when it is given no `ax`."""
-    return new_figure(width, height)[1][0]
 
 
 def figure_of(ax: Axes) -> Figure:
@@ -121,28 +122,45 @@ def shade(position: float) -> str:
     return SHADES[min(len(SHADES) - 1, int(position * len(SHADES)))]
 
 
-def log_axis(ax: Axes, which: str, counts: bool = False, values: Sequence[float] | None = None, wanted: int = 5) -> None:
-    """Make one axis logarithmic with a few readable labels at round numbers and no minor labels.
+def shades(sizes: Mapping[Any, float]) -> dict[Any, str]:
+    """Light to dark blue by the logarithm of each size."""
+    logs = {key: float(np.log(size)) for key, size in sizes.items()}
+    low, high = min(logs.values(), default=0.0), max(logs.values(), default=0.0)
+    return {key: shade((log - low) / max(high - low, 1e-9)) for key, log in logs.items()}
+
+
+def log_axis(
+    ax: Axes,
+    which: str,
+    label: str,
+    values: Sequence[float],
+    share: float,
+    beyond: float = 0.0,
+    counts: bool = False,
+    ticks: Sequence[float] | None = None,
+    wanted: int = 5,
+) -> None:
+    """Make one axis logarithmic, a little wider than its values, with a few readable labels at round numbers and no minor labels.
 
     Args:
         which: "x" or "y".
+        share: room on either side, as a share of what the values span.
+        beyond: further room at the upper end.
         counts: write 100k and 3M rather than plain numbers.
-        values: label exactly these positions (the levels of a sweep).
+        ticks: label exactly these positions (the levels of a sweep).
         wanted: about so many labels.
     """
-    limits = ax.get_xlim() if which == "x" else ax.get_ylim()
-    if limits[0] <= 0:  # nothing is drawn yet: matplotlib's limits of empty axes are 0 and 1
-        limits = (0.1 * max(limits[1], 1.0), max(limits[1], 1.0))
-    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
-    (ax.set_xlim if which == "x" else ax.set_ylim)(limits)
+    low, high = pad_limits(values, share)
+    limits = low, high * (high / low) ** beyond
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(FixedLocator(list(values) if values is not None else tick_values(*limits, wanted)))
+    ax.set(**{f"{which}scale": "log", f"{which}lim": limits, f"{which}label": label})
+    axis.set_major_locator(FixedLocator(list(ticks) if ticks is not None else tick_values(*limits, wanted)))
     axis.set_major_formatter(FuncFormatter(short_count if counts else lambda v, _: f"{v:.10g}"))
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
 
 
-def pad_limits(values: Sequence[float], share: float = 0.06, log: bool = True) -> tuple[float, float]:
+def pad_limits(values: Sequence[float], share: float, log: bool = True) -> tuple[float, float]:
     """Limits a little wider than the values, in log space where `log`."""
     finite = np.asarray([v for v in values if np.isfinite(v) and (v > 0 or not log)], float)
     if not len(finite):
@@ -150,6 +168,11 @@ def pad_limits(values: Sequence[float], share: float = 0.06, log: bool = True) -
     low, high = (np.log(finite.min()), np.log(finite.max())) if log else (finite.min(), finite.max())
     room = share * (high - low) or 0.05 * (1 if log else abs(high) or 1)
     return (float(np.exp(low - room)), float(np.exp(high + room))) if log else (float(low - room), float(high + room))
+
+
+def series(rows: Sequence[Sequence[float]], n: int = 2) -> np.ndarray:
+    """Rows of n numbers as n series, also where there is no row."""
+    return np.asarray(rows, float).reshape(-1, n).T
 
 
 # ---- labels ----
@@ -183,58 +206,42 @@ def _overlap(a: Bbox, b: Bbox) -> bool:
     return bool(min(a.x1, b.x1) - max(a.x0, b.x0) > 1 and min(a.y1, b.y1) - max(a.y0, b.y0) > 1)
 
 
-NEAR = [(8, 7), (8, -7), (-8, 7), (-8, -7), (0, 13), (0, -13), (14, 0), (-14, 0)]
-OFFSETS = [*NEAR, (10, 20), (-10, 20), (10, -20), (-10, -20), (26, 12), (-26, -12), (-30, 12), (30, -12)]
+OFFSETS = [
+    (8, 7), (8, -7), (-8, 7), (-8, -7), (0, 13), (0, -13), (14, 0), (-14, 0),
+    (10, 20), (-10, 20), (10, -20), (-10, -20), (26, 12), (-26, -12), (-30, 12), (30, -12),
+]  # fmt: skip
 """Where a label may stand, in points from its point, best first."""
 
 
-def label_points(ax: Axes, labels: Sequence[tuple[float, float, str, str]], avoid: Sequence[tuple[float, float]] = ()) -> list[Annotation]:
+def label_points(ax: Axes, labels: Sequence[tuple[float, float, str, str]], avoid: Sequence[tuple[float, float]] = ()) -> None:
     """Write labels beside points, each at the first offset where it covers no other label, no point and no edge of the axes.
 
     Args:
         labels: (x, y, text, color) in data coordinates.
         avoid: further points, in data coordinates, to keep free.
     """
-    fig = ax.figure
-    fig.canvas.draw()
-    taken = [box for text, box in text_boxes(fig) if text.axes is ax and text not in _tick_texts(ax)]  # type: ignore[arg-type]
+    ticks = [*ax.get_xticklabels(), *ax.get_yticklabels()]
+    taken = [box for text, box in text_boxes(figure_of(ax)) if text.axes is ax and text not in ticks]
     points = ax.transData.transform(np.asarray([*avoid, *[(x, y) for x, y, _, _ in labels]], float))
-    frame, placed = ax.get_window_extent(), []
+    frame = ax.get_window_extent()
     for x, y, text, color in labels:
-        best: tuple[float, Annotation, Bbox] | None = None
-        for dx, dy in OFFSETS:
-            where: dict[str, Any] = {"ha": "center" if abs(dx) < 3 else ("left" if dx > 0 else "right"), "va": "center"}
-            note = ax.annotate(
-                text,
-                (x, y),
-                (dx, dy),
-                textcoords="offset points",
-                color=LETTERS.get(color, INK),
-                fontsize=9.5,
-                annotation_clip=False,
-                **where,
-            )
-            note.set_in_layout(False)
-            box = note.get_window_extent()
+        note = ax.annotate(text, (x, y), (0, 0), textcoords="offset points", va="center", fontsize=9.5, annotation_clip=False)
+        note.set(color=LETTERS.get(color, INK), in_layout=False)
+
+        def cost(offset: tuple[int, int], note: Annotation = note) -> float:
+            box = place(note, offset)
             bad = sum(_overlap(box, other) for other in taken) * 10 + int(np.sum([box.contains(*p) for p in points]))
             bad += 20 * (box.x1 > frame.x1 + 4 or box.x0 < frame.x0 or box.y0 < frame.y0 or box.y1 > frame.y1 + 4)
-            cost = bad + 0.01 * (abs(dx) + abs(dy))
-            if best is None or cost < best[0]:
-                if best:
-                    best[1].remove()
-                best = (cost, note, box)
-            else:
-                note.remove()
-            if not bad:
-                break
-        assert best is not None
-        taken.append(best[2])
-        placed.append(best[1])
-    return placed
+            return bad and bad + 0.01 * (abs(offset[0]) + abs(offset[1]))
+
+        taken.append(place(note, min(OFFSETS, key=cost)))
 
 
-def _tick_texts(ax: Axes) -> list[Text]:
-    return [*ax.get_xticklabels(), *ax.get_yticklabels()]
+def place(note: Annotation, offset: tuple[int, int]) -> Bbox:
+    """Move a label to an offset from its point; returns its box in pixels."""
+    note.xyann = offset
+    note.set_horizontalalignment("center" if abs(offset[0]) < 3 else "left" if offset[0] > 0 else "right")
+    return note.get_window_extent()
 
 
 # ---- files ----
@@ -265,33 +272,21 @@ def _points(artist: object) -> Iterator[dict[str, float]]:
             yield {"x": float(x), "low": float(ys.min()), "high": float(ys.max())}
 
 
-def svg_text(fig: Figure) -> str:
-    """The figure as SVG with text as text and no date, so that equal figures have equal bytes."""
-    buffer = io.StringIO()
-    with look():
-        fig.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return buffer.getvalue()
+def save(fig: Figure, folder: Path, name: str) -> str:
+    """Write `<name>.svg`, `.pdf`, `.png` and `.csv` (the plotted numbers) with reproducible bytes; returns the SVG text.
 
-
-def settle(fig: Figure) -> None:
-    """Run the layout once and freeze it: the three files then agree and are written in a third of the time."""
+    Text stays text in the SVG. The layout runs once and is frozen: the files then agree and are written in a third of the time.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     with look():
         fig.draw_without_rendering()
-    fig.set_layout_engine("none")
-
-
-def save(fig: Figure, folder: Path, name: str, dpi: int = 160) -> str:
-    """Write `<name>.svg`, `.pdf`, `.png` and `.csv` (the plotted numbers) with reproducible bytes; returns the SVG text."""
-    folder.mkdir(parents=True, exist_ok=True)
-    settle(fig)
-    svg = svg_text(fig)
-    (folder / f"{name}.svg").write_text(svg, encoding="utf-8")
-    with look():
-        fig.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None})
-        fig.savefig(folder / f"{name}.png", dpi=dpi, metadata={"Software": None})
+        fig.set_layout_engine("none")
+        fig.savefig(folder / f"{name}.svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+        fig.savefig(folder / f"{name}.pdf", metadata=dict.fromkeys(("CreationDate", "ModDate", "Producer", "Creator")))
+        fig.savefig(folder / f"{name}.png", dpi=160, metadata={"Software": None})
     fields = ["panel", "x_label", "y_label", "series", "x", "y", "low", "high"]
     with open(folder / f"{name}.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.10g}" if isinstance(v, float) else v for k, v in row.items()} for row in plotted(fig))
-    return svg
+    return (folder / f"{name}.svg").read_text(encoding="utf-8")

@@ -60,19 +60,16 @@ def draw_sweep_speed(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
 
 
 def _draw_sweep(fits: Fits, name: str, ax: Axes | None, panel: Any, label: str) -> Axes:
-    with style.look():
-        ax = ax or style.new_axes(4.2, 3.2)
-        sweep = next((s for s in fits.get("sweeps") or [] if s["name"] == name), None)
-        if sweep is None:
-            raise ValueError(f"no sweep named {name!r}; the study has {[s['name'] for s in fits.get('sweeps') or []]}")
-        color, marker = style.sweep_style([s["name"] for s in fits["sweeps"]])[name]
+    with style.axes(ax, 4.2, 3.2) as ax:
+        names = [s["name"] for s in fits.get("sweeps") or []]
+        if name not in names:
+            raise ValueError(f"no sweep named {name!r}; the study has {names}")
+        sweep, (color, marker) = fits["sweeps"][names.index(name)], style.sweep_style(names)[name]
         values = [float(level["value"]) for level in sweep["levels"]]
         panel(ax, sweep["levels"], values, color, marker)
-        ax.set_xlim(style.pad_limits(values, 0.1))
-        style.log_axis(ax, "x", counts=True, values=values if column_of(sweep) else None)
-        ax.set_xlabel(
-            AXIS_LABELS.get(column_of(sweep), CONVENTIONS["params_non_embedding"] if sweep.get("factor") == "size" else style.shown(name))
-        )
+        column = column_of(sweep)
+        size = CONVENTIONS["params_non_embedding"] if sweep.get("factor") == "size" else style.shown(name)
+        style.log_axis(ax, "x", AXIS_LABELS.get(column, size), values, 0.1, counts=True, ticks=values if column else None)
         ax.set_ylabel(label)
         ax.yaxis.set_major_locator(MaxNLocator(5))
     return ax
@@ -81,13 +78,18 @@ def _draw_sweep(fits: Fits, name: str, ax: Axes | None, panel: Any, label: str) 
 def _loss_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
     span = max(np.log(max(values) / min(values)), 0.3) if values else 1.0
     seeds = [(v * s, float(y)) for v, level in zip(values, levels, strict=True) for s, y in _spread(level["losses"], span)]
-    ax.scatter([v for v, _ in seeds], [loss for _, loss in seeds], s=14, color=color, alpha=0.75, lw=0, label="seeds", zorder=3)
+    x, losses = style.series(seeds)
+    ax.scatter(x, losses, s=14, color=color, alpha=0.75, lw=0, label="seeds", zorder=3)
     ax.plot(values, [float(level["mean"]) for level in levels], marker=marker, ms=8, color=color, mfc="white", lw=1.2, label="mean")
     for v, level in zip(values, levels, strict=True):
         if value_of(level.get("low")) is not None and value_of(level.get("high")) is not None:
             ax.plot([v, v], [level["low"], level["high"]], color=color, lw=1.4, label="_interval")
-    drawn = [y for line in ax.lines for y in np.atleast_1d(line.get_ydata())]
-    ax.set_ylim(style.pad_limits([float(y) for y in drawn] + [loss for _, loss in seeds], 0.1, log=False))
+    ax.set_ylim(style.pad_limits([*_heights(ax), *losses], 0.1, log=False))
+
+
+def _heights(ax: Axes) -> list[float]:
+    """The y of every point on a line."""
+    return [float(y) for line in ax.lines for y in np.atleast_1d(line.get_ydata())]
 
 
 def _spread(losses: Sequence[float], span: float) -> list[tuple[float, float]]:
@@ -103,43 +105,41 @@ def _spread(losses: Sequence[float], span: float) -> list[tuple[float, float]]:
 
 
 def _speed_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
-    timed = [(v, value_of(level.get("ms_per_step")), bool(level.get("exclusive_timing"))) for v, level in zip(values, levels, strict=True)]
-    known = [(v, ms, alone) for v, ms, alone in timed if ms is not None]
-    ax.plot([k[0] for k in known], [k[1] for k in known], color=color, lw=1.2, label="time per step")
+    known = [
+        (v, level["ms_per_step"], level.get("exclusive_timing"))
+        for v, level in zip(values, levels, strict=True)
+        if value_of(level.get("ms_per_step")) is not None
+    ]
+    ax.plot([v for v, _, _ in known], [ms for _, ms, _ in known], color=color, lw=1.2, label="time per step")
     for v, ms, alone in known:
         ax.plot([v], [ms], marker=marker, color=color, mfc=color if alone else "white")
-    ax.set_ylim(0, 1.15 * max([k[1] for k in known], default=1.0))
+    ax.set_ylim(0, 1.15 * max([ms for _, ms, _ in known], default=1.0))
     if not known:
         ax.text(0.5, 0.5, "no timing recorded", transform=ax.transAxes, ha="center", color=MUTED)
 
 
 def draw_shapes(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
     """Loss against width over depth, one line per size (dark is large) through its means; dots are configurations."""
-    with style.look():
-        ax = ax or style.new_axes(4.2, 3.2)
-        sweep = next(s for s in fits["sweeps"] if s["name"] == name)
-        sizes, ends, drawn, taken = sweep["shapes"]["sizes"], [], [], list[tuple[float, float]]()
+    with style.axes(ax, 4.2, 3.2) as ax:
+        sizes = next(s for s in fits["sweeps"] if s["name"] == name)["shapes"]["sizes"]
+        ends, taken = [], list[tuple[float, float]]()
         for place, size in enumerate(sizes):
-            color = style.shade(place / max(len(sizes) - 1, 1))
+            color, parameters = style.shade(place / max(len(sizes) - 1, 1)), short_count(float(size["params_non_embedding"]))
             by_aspect: dict[float, list[float]] = {}
             for row in size["shapes"]:
                 by_aspect.setdefault(row["aspect"], []).append(row["mean"])
                 if value_of(row["low"]) is not None:
                     ax.plot([row["aspect"]] * 2, [row["low"], row["high"]], color=color, lw=1.0, alpha=0.6, label="_interval")
-                drawn += [row["aspect"]]
             points = [(aspect, float(np.mean(losses))) for aspect, losses in sorted(by_aspect.items())]
-            ax.plot(*zip(*points, strict=True), color=color, lw=1.4, label=f"{short_count(float(size['params_non_embedding']))} parameters")
-            dots = [(row["aspect"], row["mean"]) for row in size["shapes"]]
-            ax.scatter([x for x, _ in dots], [y for _, y in dots], s=16, color=color, lw=0, zorder=3, label="_configurations")
-            ends.append((*points[-1], short_count(float(size["params_non_embedding"])), INK))
+            ax.plot(*zip(*points, strict=True), color=color, lw=1.4, label=f"{parameters} parameters")
+            x, means = style.series([(row["aspect"], row["mean"]) for row in size["shapes"]])
+            ax.scatter(x, means, s=16, color=color, lw=0, zorder=3, label="_configurations")
+            ends.append((*points[-1], parameters, INK))
             aspects = np.geomspace(points[0][0], points[-1][0], 25)
             taken += zip(aspects, np.interp(np.log(aspects), np.log([a for a, _ in points]), [y for _, y in points]), strict=True)
             taken += [(row["aspect"], y) for row in size["shapes"] for y in row["losses"]]
-        low, high = style.pad_limits(drawn, 0.06)
-        ax.set_xlim(low, high * (high / low) ** 0.14)
-        ax.set_ylim(style.pad_limits([y for line in ax.lines for y in np.atleast_1d(line.get_ydata())], 0.06, log=False))
-        style.log_axis(ax, "x")
-        ax.set_xlabel("width over depth")
-        ax.set_ylabel(LOSS)
+        drawn = [row["aspect"] for size in sizes for row in size["shapes"]]
+        ax.set(ylim=style.pad_limits(_heights(ax), 0.06, log=False), ylabel=LOSS)
+        style.log_axis(ax, "x", "width over depth", drawn, 0.06, beyond=0.14)
         style.label_points(ax, ends, avoid=taken)
     return ax
