@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -136,22 +136,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        print(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror or error}){advice(given)}", file=sys.stderr)
+        elsewhere = "work on a copy of the results" if given.forecast else "give --out a folder that can be written"
+        advice = "name another place" if given.out or given.export else elsewhere
+        what = f"{error.filename or 'a file'} cannot be read or written ({error.strerror or error})"
+        print(f"error: {what}; {advice}", file=sys.stderr)
         return 1
-
-
-def advice(given: argparse.Namespace) -> str:
-    """What may help where a file cannot be read or written."""
-    if given.out or given.export:
-        return "; name another place"
-    return "; work on a copy of the results" if given.forecast else "; give --out a folder that can be written"
 
 
 def _do(given: argparse.Namespace) -> int:
     """What the flags ask for; returns the exit code."""
     folders, out = [_folder(place) for place in given.results], given.out and expanded(given.out, "out")
     if given.against:
-        return judge(folders[0], _folder(given.against))
+        from analysis.compare import page as compare_page  # matplotlib loads with it
+
+        found = against(tables.load(folders[0]), tables.load(_folder(given.against)))
+        print(compare_page.judgement_text(found))
+        return int(found.outcome)
     if given.suggest is not None or given.next_size:
         for results in folders:
             print(suggested(results, given.aim or "slope", given.suggest, out) if given.suggest is not None else next_size(results, out))
@@ -178,25 +178,6 @@ def _do(given: argparse.Namespace) -> int:
     return 0
 
 
-def judge(results: Path, baseline: Path) -> int:
-    """Print whether a study is better than a baseline; returns the exit code that says so."""
-    from analysis.compare import page as compare_page  # matplotlib loads with it
-
-    found = against(tables.load(results), tables.load(baseline))
-    print(compare_page.judgement_text(found))
-    return int(found.outcome)
-
-
-def next_size(results: Path, out: Path | None = None) -> str:
-    """Name and quote the trials that tell whether a win holds at the next size: writes suggestion.json; returns the text."""
-    made = next_trials.next_size(tables.load(results))
-    path = suggestions.write(out or results / "report", made)
-    rows = [f"  {t['label']:<12} seed {t['seed']}  {t['params_non_embedding']:>12,} parameters" for t in made["trials"]]
-    told = f"python -m study.run --from-suggestion {path if out else results}"
-    cost = f"together about {made['device_hours']:.2g} core- or GPU-hours; train them with: {told}"
-    return "\n".join(["the best shape of equal size against the one least like it, one size up:", "", *rows, "", cost])
-
-
 def analyze(
     results: Path,
     out: Path | None = None,
@@ -209,8 +190,9 @@ def analyze(
     With `out` everything is written there, and nothing into the results.
     """
     folder = out or (results if results.is_dir() else results.parent) / "report"
-    with current(folder):
-        tree = answers.answered(conclusions.conclude(tables.load(results, columns), options))
+    try:
+        tree = conclusions.conclude(tables.load(results, columns), options)
+        tree["answer"] = answers.sentences(tree)
         conclusions.write(folder / "fits.json", tree)
         conclusions.write(folder / "answer.json", answers.answer(tree))
         if out is None:
@@ -222,6 +204,11 @@ def analyze(
             print(f"\nreport: {build(results, tree, folder)}")
         else:
             print(f"\nfits: {folder / 'fits.json'}")
+    except Exception:
+        for name in ("report.html", "report.md", "report.ipynb", "answer.json", "fits.json"):
+            with suppress(OSError):
+                (folder / name).unlink(missing_ok=True)  # an old one would look current
+        raise
     return tree
 
 
@@ -246,16 +233,14 @@ def columns_of(text: str) -> dict[str, str]:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-@contextmanager
-def current(folder: Path) -> Iterator[None]:
-    """Where a report cannot be built none is left: an old one would look current."""
-    try:
-        yield
-    except Exception:
-        for name in ("report.html", "report.md", "report.ipynb", "answer.json", "fits.json"):
-            with suppress(OSError):
-                (folder / name).unlink(missing_ok=True)
-        raise
+def next_size(results: Path, out: Path | None = None) -> str:
+    """Name and quote the trials that tell whether a win holds at the next size: writes suggestion.json; returns the text."""
+    made = next_trials.next_size(tables.load(results))
+    path = suggestions.write(out or results / "report", made)
+    rows = [f"  {t['label']:<12} seed {t['seed']}  {t['params_non_embedding']:>12,} parameters" for t in made["trials"]]
+    told = f"python -m study.run --from-suggestion {path if out else results}"
+    cost = f"together about {made['device_hours']:.2g} core- or GPU-hours; train them with: {told}"
+    return "\n".join(["the best shape of equal size against the one least like it, one size up:", "", *rows, "", cost])
 
 
 def suggested(results: Path, aim: str, n: int, out: Path | None = None) -> str:

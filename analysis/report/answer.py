@@ -29,25 +29,21 @@ RULES = {
 }
 
 
+LEVER = ("factor", "n_tokens", "at", "gain_per_doubling", "verdict", "source")
+
+
 def answer(tree: Fits) -> dict[str, Any]:
     """Everything that answer.json holds."""
-    shape = part_of(tree, "shape") or {}
-    told = {key: tree.get(key) for key in ("best", "trust", "next")}
     levers = [{key: row.get(key) for key in LEVER} | {"gain_per_doubling": _gain(row)} for row in tree.get("levers") or []]
     return {
         "schema_version": SCHEMA_VERSION,
-        "study": tree.get("study"),
-        "question": tree.get("question"),
+        **{key: tree.get(key) for key in ("study", "question")},
         "sentences": sentences(tree),
-        "best": told["best"],
+        "best": tree.get("best"),
         "levers": levers,
-        "law": shape.get("law") or tree.get("shape"),
-        "trust": told["trust"],
-        "next": told["next"],
+        "law": _shape(tree).get("law") or tree.get("shape"),
+        **{key: tree.get(key) for key in ("trust", "next")},
     }
-
-
-LEVER = ("factor", "n_tokens", "at", "gain_per_doubling", "verdict", "source")
 
 
 def _gain(row: Fits) -> Any:
@@ -55,9 +51,9 @@ def _gain(row: Fits) -> Any:
     return gain if is_refused(gain) else {key: gain.get(key) for key in ("value", "low", "high", "unit")}
 
 
-def answered(tree: Fits) -> dict[str, Any]:
-    """The conclusions with their answer, as they stand in fits.json."""
-    return {**tree, "answer": sentences(tree)}
+def _shape(tree: Fits) -> Fits:
+    """What is known of shape: law, verdict, comparison at equal size."""
+    return part_of(tree, "shape") or {}
 
 
 def sentences(tree: Fits) -> list[str]:
@@ -84,54 +80,55 @@ def _nothing(tree: Fits) -> list[str]:
 
 def recommendation(tree: Fits) -> str:
     """Where to put the next parameters, with the measured numbers, and the best model."""
-    rows = levers_at(tree, length_of(tree))
+    rows = _levers(tree)
     parts = [_measured(rows[name]) for name in ("n_embd", "n_layer") if name in rows]
     parts += [] if parts or "params" not in rows else [_measured(rows["params"])]
     text = rows.get("n_tokens")
     if text:
         until = f" to {text_length(text['n_tokens'])}" if text["n_tokens"] else ""
         parts.append(f"twice the text{until}: {change(text['gain_per_doubling'])}")
-    best = part_of(tree, "best")
-    return sentence(f"{_advice(tree, rows)}{': ' if parts else ''}{'; '.join(parts)}{_best(best) if best else ''}")
+    told = f"{_advice(tree, rows)}{': ' if parts else ''}{'; '.join(parts)}"
+    if best := part_of(tree, "best"):
+        heads = f" with {in_words(best['n_head'], 'head')}" if best.get("n_head") else ""
+        told += f"; best so far {short_shape(best)}{heads}: {interval(best, 'val_loss')} nats"
+    return sentence(told)
 
 
-def _best(best: Fits) -> str:
-    heads = f" with {in_words(best['n_head'], 'head')}" if best.get("n_head") else ""
-    return f"; best so far {short_shape(best)}{heads}: {interval(best, 'val_loss')} nats"
+def _known(tree: Fits) -> list[Fits]:
+    return [row for row in tree.get("levers") or [] if not is_refused(row["gain_per_doubling"])]
 
 
 def length_of(tree: Fits) -> int | None:
     """The training length that the answer speaks of: that of the shape block, else the longest with a lever."""
-    known = [row["n_tokens"] for row in tree.get("levers") or [] if row["n_tokens"] and not is_refused(row["gain_per_doubling"])]
-    own = (part_of(tree, "shape") or {}).get("n_tokens")
+    known = [row["n_tokens"] for row in _known(tree) if row["n_tokens"]]
+    own = _shape(tree).get("n_tokens")
     return own if own in known else max(known, default=None)
 
 
-def levers_at(tree: Fits, n_tokens: int | None) -> dict[str, Fits]:
-    """Factor -> its measured lever of one length, at the centre where there is one."""
-    found: dict[str, Fits] = {}
-    for row in tree.get("levers") or []:
-        if not is_refused(row["gain_per_doubling"]) and row["n_tokens"] == n_tokens:
-            found.setdefault(str(row["factor"]), row)
-    return found
+def _levers(tree: Fits) -> dict[str, Fits]:
+    """Factor -> its measured lever of that length, at the centre, which comes first, where there is one."""
+    n_tokens = length_of(tree)
+    return {str(row["factor"]): row for row in reversed(_known(tree)) if row["n_tokens"] == n_tokens}
 
 
 def direction(tree: Fits) -> str:
     """wide, deep, size_only, optimum or "": from the law, else the comparison at equal size, else the levers; never against one of them."""
-    shape = part_of(tree, "shape") or {}
+    shape, rows = _shape(tree), _levers(tree)
     if shape.get("verdict") not in (None, "not_told"):
         return str(shape["verdict"])
-    equal, rows = part_of(shape, "equal_size"), levers_at(tree, length_of(tree))
     pays = [name for name in ("n_embd", "n_layer") if name in rows and rows[name]["verdict"] == "gain"]
-    led = ("wide" if pays[0] == "n_embd" else "deep") if len(pays) == 1 and len(rows.keys() & ALONG.keys() - {"n_head"}) == 2 else ""
+    led = ("wide" if pays[0] == "n_embd" else "deep") if len(pays) == 1 and {"n_embd", "n_layer"} <= rows.keys() else ""
+    won = _won(shape)
+    return led if not won else won if led in ("", won) else ""
+
+
+def _won(shape: Fits) -> str:
+    """Whether the wide or the deep model won clearly at equal size, or ""."""
+    equal = part_of(shape, "equal_size")
     if not equal or equal["difference"]["verdict"] != "gain":
-        return led
-    won = "wide" if _aspect(equal["winner"]) > _aspect(equal["loser"]) else "deep"
-    return won if led in ("", won) else ""
-
-
-def _aspect(shape: Fits) -> float:
-    return float(shape["n_embd"]) / float(shape["n_layer"])
+        return ""
+    winner, loser = (float(equal[end]["n_embd"]) / float(equal[end]["n_layer"]) for end in ("winner", "loser"))
+    return "wide" if winner > loser else "deep"
 
 
 def _advice(tree: Fits, rows: Mapping[str, Fits]) -> str:
@@ -144,7 +141,7 @@ def _advice(tree: Fits, rows: Mapping[str, Fits]) -> str:
         return f"{at}go {first}{' rather than' if pays.get(other) else ', not'} {second}"
     if told == "size_only":
         return f"{at}take whichever shape is fastest: size counts and shape does not"
-    optimum = part_of((part_of(tree, "shape") or {}).get("law"), "optimum")
+    optimum = part_of(_shape(tree).get("law"), "optimum")
     if told == "optimum" and optimum:
         return f"{at}grow both and keep width over depth near {interval(optimum)}"
     known = [name for name, paid in pays.items() if paid]
@@ -165,19 +162,14 @@ def _advice(tree: Fits, rows: Mapping[str, Fits]) -> str:
 def _measured(row: Fits) -> str:
     """'width 16 to 32: −0.27, 32 to 64: −0.20 nats [−0.22, −0.18]', or the law's doubling where no pair says it."""
     name = FACTORS.get(str(row["factor"]), str(row["factor"]))
-    steps: Sequence[Fits] = row.get("steps") or []
+    steps = [(f"{plain(int(s['from']))} to {plain(int(s['to']))}", s["gain"]) for s in (row.get("steps") or [])[-MOST_STEPS:]]
+    unless_told = {"gain": "", "loss": ", no gain yet"}.get(str(row["verdict"]), ", unclear")
     if row["source"] == "law" or not steps:
         how = " by the law" if row["source"] == "law" else ""
-        return f"twice the {name}{how}: {change(row['gain_per_doubling'])}{_unless_told(row)}"
-    shown = steps[-MOST_STEPS:]
-    walk = [f"{plain(int(s['from']))} to {plain(int(s['to']))}: {change(s['gain'], '', ends=False)}" for s in shown[:-1]]
-    last = f"{plain(int(shown[-1]['from']))} to {plain(int(shown[-1]['to']))}: {change(shown[-1]['gain'])}"
-    return f"{ALONG.get(str(row['factor']), name)} {', '.join([*walk, last])}{_unless_told(row)}"
-
-
-def _unless_told(row: Fits) -> str:
-    """What a lever that does not pay does."""
-    return {"gain": "", "loss": ", no gain yet"}.get(str(row["verdict"]), ", unclear")
+        return f"twice the {name}{how}: {change(row['gain_per_doubling'])}{unless_told}"
+    walk = [f"{step}: {change(gain, '', ends=False)}" for step, gain in steps[:-1]]
+    last, gain = steps[-1]
+    return f"{ALONG.get(str(row['factor']), name)} {', '.join([*walk, f'{last}: {change(gain)}'])}{unless_told}"
 
 
 # ---- 2: which shape wins ----
@@ -185,7 +177,7 @@ def _unless_told(row: Fits) -> str:
 
 def at_equal_size(tree: Fits) -> str:
     """Which shape wins at equal size, by how much, what that is worth; or which study would tell. Without shapes: how to split compute."""
-    shape = part_of(tree, "shape") or {}
+    shape = _shape(tree)
     equal = part_of(shape, "equal_size")
     compute_optimal = part_of(tree, "compute_optimal")
     if equal is None and compute_optimal and (part_of(tree, "best") or {}).get("n_layer") is None:
@@ -194,41 +186,25 @@ def at_equal_size(tree: Fits) -> str:
         return sentence(
             f"at equal size nothing was compared: {reason_of(shape.get('equal_size')) or 'no shapes of equal size were trained'}"
         )
-    winner, loser, found = equal["winner"], equal["loser"], equal["difference"]
+    winner, loser, found, law = short_shape(equal["winner"]), short_shape(equal["loser"]), equal["difference"], _law_says(shape)
     where = f"at nearly equal size, {text_length(equal['n_tokens'])}"
+    if found["verdict"] == "within_noise":
+        return sentence(f"{where}, {winner} and {loser} do not differ by more than noise ({change(found)}){law}")
     if found["verdict"] != "gain":
-        between = f"{short_shape(winner)} and {short_shape(loser)}"
-        if found["verdict"] == "within_noise":
-            return sentence(f"{where}, {between} do not differ by more than noise ({change(found)}){_law_says(tree)}")
-        return sentence(
-            f"{where}, {between} differ by {change(found).lstrip(MINUS + '+')}, which one seed cannot tell from noise{_law_says(tree)}"
-        )
-    ratio = equal.get("noise_ratio") or 0.0
+        size = change(found).lstrip(MINUS + "+")
+        return sentence(f"{where}, {winner} and {loser} differ by {size}, which one seed cannot tell from noise{law}")
+    ratio, worth = equal.get("noise_ratio") or 0.0, part_of(equal, "worth_in_parameters")
     times = f", {in_words(round(ratio))} times the noise" if ratio >= 1.5 else ""
-    worth = part_of(equal, "worth_in_parameters")
     value = f", worth {interval(worth)} times the parameters" if worth else ""
-    return sentence(f"{where}, {short_shape(winner)} beats {short_shape(loser)} by {interval(found)} nats{times}{value}{_law_says(tree)}")
+    return sentence(f"{where}, {winner} beats {loser} by {interval(found)} nats{times}{value}{law}")
 
 
-def _law_says(tree: Fits) -> str:
-    """What the law says of all shapes, where it says something."""
-    shape = part_of(tree, "shape") or {}
-    law, verdict = part_of(shape, "law") or {}, shape.get("verdict")
-    said = {"wide": "wide beats deep", "deep": "deep beats wide", "size_only": "shape does not matter"}.get(str(verdict))
-    if not said:
-        return ""
-    against = ", which this pair goes against" if _against(tree) else ""
-    return f"; over all {plain(law.get('n_configurations'))} configurations {said} at equal size{against}"
-
-
-def _against(tree: Fits) -> bool:
-    """Whether the pair at equal size goes against the law's verdict."""
-    shape = part_of(tree, "shape") or {}
-    equal = part_of(shape, "equal_size")
-    if not equal or equal["difference"]["verdict"] != "gain" or shape.get("verdict") not in ("wide", "deep", "size_only"):
-        return False
-    won = "wide" if _aspect(equal["winner"]) > _aspect(equal["loser"]) else "deep"
-    return won != shape["verdict"]
+def _law_says(shape: Fits) -> str:
+    """What the law says of all shapes, where it says something, and whether the pair at equal size goes against it."""
+    law, verdict = part_of(shape, "law") or {}, str(shape.get("verdict"))
+    said = {"wide": "wide beats deep", "deep": "deep beats wide", "size_only": "shape does not matter"}.get(verdict)
+    against = ", which this pair goes against" if _won(shape) not in ("", verdict) else ""
+    return f"; over all {plain(law.get('n_configurations'))} configurations {said} at equal size{against}" if said else ""
 
 
 # ---- 3: how far to trust it ----
@@ -237,19 +213,23 @@ def _against(tree: Fits) -> bool:
 def trust(tree: Fits) -> str:
     """Seeds, learning-rate rule, epochs, how steeply losses still fall, what lies far off, the law's misfit, and the next command."""
     told = part_of(tree, "trust") or {}
-    parts = [in_words(int(told["seeds"]), "seed")] if told.get("seeds") else []
-    parts += [RULES[told["lr_rule"]]] if told.get("lr_rule") in RULES else []
-    parts += [in_epochs(told["epochs"])] if told.get("epochs") else []
-    falling, steep = part_of(told, "still_falling"), ""
-    if falling:
+    asked = (part_of(tree, "next") or {}).get("why")
+    parts = [
+        in_words(int(told["seeds"]), "seed") if told.get("seeds") else "",
+        RULES.get(str(told.get("lr_rule")), ""),
+        in_epochs(told["epochs"]) if told.get("epochs") else "",
+    ]
+    steep = ""
+    if falling := part_of(told, "still_falling"):
         how = "loss still falls" if falling.get("method") == "lengths" else "every curve still falls"
-        steep = f"{how} by {interval(falling)} nats per doubling of text"
-        asked = (part_of(tree, "next") or {}).get("why") == "longer"
-        steep += ": longer training may change the ranking" if told.get("falls_fast") and not asked else ""
-    steep = "; ".join(clause for clause in (steep, _twice(tree)) if clause)
+        ranking = ": longer training may change the ranking" if told.get("falls_fast") and asked != "longer" else ""
+        steep = f"{how} by {interval(falling)} nats per doubling of text{ranking}"
     misfit = f"the law misses by {plain(100 * told['misfit'], 2)} %" if told.get("misfit") else ""
-    clauses = [", ".join(parts), steep, misfit, _outliers(tree, told), _next(tree)]
-    return sentence("; ".join(clause for clause in clauses if clause))
+    return sentence(_joined("; ", _joined(", ", *parts), steep, _twice(tree), misfit, _outliers(tree, told), _next(tree)))
+
+
+def _joined(mark: str, *clauses: str) -> str:
+    return mark.join(clause for clause in clauses if clause)
 
 
 def _twice(tree: Fits) -> str:

@@ -14,30 +14,25 @@ from analysis.figures import study, style
 from analysis.report import exports, notebook, sections
 from analysis.report import html as page
 from analysis.report import text_formats as markdown
-from analysis.table.evidence import Evidence, load
+from analysis.table.evidence import load
 
 
 def build(results: Path, fits: Mapping[str, Any], folder: Path) -> Path:
-    """Write everything into `folder` and return the path of `report.html`.
+    """Write everything into `folder` and return the path of `report.html`. Figures and tables of an earlier report go.
 
     Args:
-        fits: the conclusions with their answer, as `analysis.report.answer.answered` makes them.
+        fits: the conclusions with their answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    evidence = load(results, fits)
-    drawn, path = save_figures(evidence, folder / "figures"), folder / "report.html"
+    evidence, path = load(results, fits), folder / "report.html"
+    figures = study.study_figures(evidence.fits, evidence.trials, evidence.curves)
+    for old in (folder / "figures").glob("*.*"):
+        if old.stem not in figures and study.is_ours(old.stem):
+            old.unlink()
+    drawn = {name: style.save(figure, folder / "figures", name) for name, figure in figures.items()}
     name, parts = sections.question(evidence)[0], sections.sections(evidence)
     path.write_text(page.render(name, parts, drawn), encoding="utf-8")
     (folder / "report.md").write_text(markdown.render(parts, name), encoding="utf-8")
     exports.write_tables([table for part in parts for table in part.listings], folder / "tables")
     notebook.write(evidence, folder / "report.ipynb")
     return path
-
-
-def save_figures(evidence: Evidence, folder: Path) -> dict[str, str]:
-    """Write every figure of the study in four formats; returns the SVG text of each by name. Figures of an earlier report go."""
-    drawn = study.study_figures(evidence.fits, evidence.trials, evidence.curves)
-    for path in folder.glob("*.*"):
-        if path.stem not in drawn and study.is_ours(path.stem):
-            path.unlink()
-    return {name: style.save(figure, folder, name) for name, figure in drawn.items()}
