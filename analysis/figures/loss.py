@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from analysis.estimate import SIZE, Fits, Row, part_of, value_of
 from analysis.figures import style
 from analysis.figures.style import BLUE, GREEN, INK, LETTERS, LOSS, MUTED, ORANGE, PURPLE, SKY, VERMILLION
-from analysis.wording import CONVENTIONS, short_count
+from analysis.wording import CONVENTIONS, at_most, several, short_count
 
 DEPTH_COLORS = [SKY, BLUE, GREEN, ORANGE, VERMILLION, PURPLE]
 HEAD_MARKERS = ["o", "s", "^", "D", "v", "P"]
@@ -31,15 +31,19 @@ def draw_loss(fits: Fits, trials: Sequence[Row]) -> Figure:
     lengths = panels(trials)
     with style.look():
         fig, axes = style.new_figure(style.WIDTH if len(lengths) < 2 else 3.4 * len(lengths), 3.7, max(len(lengths), 1))
-        looks = _looks(trials)
+        depths, heads = (sorted({int(t[name]) for t in trials}) for name in ("n_layer", "n_head"))
+        few = len(depths) <= len(DEPTH_COLORS)  # shades of one hue where depths outnumber the palette
+        colors = {d: DEPTH_COLORS[i] if few else style.shade(i / (len(depths) - 1)) for i, d in enumerate(depths)}
+        markers = {h: HEAD_MARKERS[i] if len(heads) <= len(HEAD_MARKERS) else "o" for i, h in enumerate(heads)}
         for ax, n_tokens in zip(axes, lengths, strict=False):
-            draw_panel(ax, fits, [t for t in trials if t["n_tokens"] == n_tokens], looks)
+            _draw_panel(ax, fits, [t for t in trials if t["n_tokens"] == n_tokens], colors, markers)
             if len(lengths) > 1:
                 ax.set_title(f"{short_count(float(n_tokens))} tokens")
         _finish(axes, fits, trials)
-        if len(looks[0]) > 1:
-            _depth_legend(axes[-1], looks[0])
-        _head_legend(axes[0], looks[1], trials)
+        if len(colors) > 1:
+            _depth_legend(axes[-1], colors)
+        if len(set(markers.values())) > 1:
+            _head_legend(axes[0], markers)
         if not lengths:
             axes[0].text(0.5, 0.5, "no completed trial", transform=axes[0].transAxes, ha="center", color=LETTERS[MUTED])
     return fig
@@ -47,49 +51,31 @@ def draw_loss(fits: Fits, trials: Sequence[Row]) -> Figure:
 
 def panels(trials: Sequence[Row]) -> list[int]:
     """The training lengths that are drawn: at most MOST_PANELS, first and last among them."""
-    lengths = sorted({int(t["n_tokens"]) for t in trials})
-    if len(lengths) <= MOST_PANELS:
-        return lengths
-    return [lengths[round(i * (len(lengths) - 1) / (MOST_PANELS - 1))] for i in range(MOST_PANELS)]
+    return at_most(sorted({int(t["n_tokens"]) for t in trials}), MOST_PANELS)
 
 
-def _looks(trials: Sequence[Row]) -> tuple[dict[int, str], dict[int, str]]:
-    """Color of each depth and marker of each number of heads; shades of one hue where depths outnumber the palette."""
-    depths, heads = (sorted({int(t[name]) for t in trials}) for name in ("n_layer", "n_head"))
-    few = len(depths) <= len(DEPTH_COLORS)
-    colors = {d: DEPTH_COLORS[i] if few else style.shade(i / (len(depths) - 1)) for i, d in enumerate(depths)}
-    return colors, {h: HEAD_MARKERS[i] if len(heads) <= len(HEAD_MARKERS) else "o" for i, h in enumerate(heads)}
-
-
-def draw_panel(ax: Axes, fits: Fits, trials: Sequence[Row], looks: tuple[dict[int, str], dict[int, str]]) -> Axes:
+def _draw_panel(ax: Axes, fits: Fits, trials: Sequence[Row], colors: Mapping[int, str], markers: Mapping[int, str]) -> None:
     """One training length: every seed, the mean of each configuration, and a line per depth."""
     configurations: dict[str, list[Row]] = {}
     for t in trials:
         configurations.setdefault(str(t["config_id"]), []).append(t)
-    law = law_of(fits, int(trials[0]["n_tokens"])) if trials else None
-    for depth, color in looks[0].items():
+    law = law_of(fits, int(trials[0]["n_tokens"]))
+    for depth, color in colors.items():
         own = [rows for rows in configurations.values() if rows[0]["n_layer"] == depth]
         for rows in own:
-            x, y = [float(t[SIZE]) for t in rows], [float(t["val_loss"]) for t in rows]
-            mark: dict[str, Any] = {
-                "marker": looks[1][int(rows[0]["n_head"])],
-                "gid": _tip(rows[0], y) if len(configurations) < MOST_TIPS else None,
-            }
-            ax.scatter(x, y, s=14, color=color, alpha=0.75, lw=0, zorder=4, label=f"{depth} layers, seeds")
-            ax.scatter(
-                x[:1], [_mean(rows)], s=46, facecolor="none", edgecolor=color, lw=1.2, zorder=3, label=f"{depth} layers, means", **mark
-            )
+            first, x, mean = rows[0], [float(t[SIZE]) for t in rows], _mean(rows)
+            # the name of a point, which a page shows where a pointer rests on it
+            tip = f"tip:{first['n_layer']}x{first['n_embd']}, {first['n_head']} heads: {mean:.3f} nats"
+            means: dict[str, Any] = {"marker": markers[int(first["n_head"])], "gid": tip if len(configurations) < MOST_TIPS else None}
+            seeds = [float(t["val_loss"]) for t in rows]
+            ax.scatter(x, seeds, s=14, color=color, alpha=0.75, lw=0, zorder=4, label=f"{depth} layers, seeds")
+            means |= {"s": 46, "facecolor": "none", "edgecolor": color, "lw": 1.2, "zorder": 3}
+            ax.scatter(x[:1], [mean], label=f"{depth} layers, means", **means)
         _draw_line(ax, law, depth, color, own)
-    return ax
 
 
 def _mean(rows: Sequence[Row]) -> float:
     return float(np.mean([t["val_loss"] for t in rows]))
-
-
-def _tip(shape: Row, losses: Sequence[float]) -> str:
-    """The name of a point, which a page shows where a pointer rests on it."""
-    return f"tip:{shape['n_layer']}x{shape['n_embd']}, {shape['n_head']} heads: {np.mean(losses):.3f} nats"
 
 
 def law_of(fits: Fits, n_tokens: int) -> Mapping[str, Any] | None:
@@ -117,7 +103,9 @@ def _draw_line(ax: Axes, law: Mapping[str, Any] | None, depth: int, color: str, 
         return
     wide = np.geomspace(widths[0] / BEYOND**0.5, widths[-1] * BEYOND**0.5, 60)
     scale = float(np.median([size / _parameters(depth, w) for w, size in sizes.items()]))
-    x, y = scale * _parameters(depth, wide), _law_loss(law, depth, wide)
+    floor, amplitude, a, b = (value_of(law[name]) or 0.0 for name in ("E", "A", "a", "b"))
+    x, at = scale * _parameters(depth, wide), law["reference"]
+    y = floor + amplitude * (depth / at["n_layer"]) ** -a * (wide / at["n_embd"]) ** -b
     inside = (wide >= widths[0]) & (wide <= widths[-1])
     ax.plot(np.where(inside, x, np.nan), y, color=color, lw=1.5, label=f"{depth} layers, law")
     ax.plot(x, y, color=color, lw=1.0, ls=(0, (4, 3)), zorder=1.9, label=f"{depth} layers, law beyond the data")
@@ -128,30 +116,23 @@ def _parameters(depth: int, width: Any) -> Any:
     return depth * (12 * width**2 + 2 * width) + width
 
 
-def _law_loss(law: Mapping[str, Any], depth: int, width: Any) -> Any:
-    floor, amplitude, a, b = (value_of(law[name]) or 0.0 for name in ("E", "A", "a", "b"))
-    at = law["reference"]
-    return floor + amplitude * (depth / at["n_layer"]) ** -a * (width / at["n_embd"]) ** -b
-
-
 # ---- axes, floor, labels ----
 
 
 def _finish(axes: Sequence[Axes], fits: Fits, trials: Sequence[Row]) -> None:
     losses = [float(t["val_loss"]) for t in trials]
     floor = value_of((fits.get("data") or {}).get("floor"))
-    near = floor is not None and losses and np.log(min(losses) / floor) < 0.9 * max(np.log(max(losses) / min(losses)), 0.1)
+    if not floor or not losses or np.log(min(losses) / floor) >= 0.9 * max(np.log(max(losses) / min(losses)), 0.1):
+        floor = None  # too far below to be drawn
     for i, ax in enumerate(axes):
         label = CONVENTIONS[SIZE] if i == len(axes) // 2 else ""
         style.log_axis(ax, "x", label, [float(t[SIZE]) for t in trials], 0.12, counts=True, wanted=5 if len(axes) == 1 else 3)
-        style.log_axis(ax, "y", "" if i else LOSS, [*losses, *([floor] if near and floor is not None else [])], 0.1)
-        if near and floor is not None:
+        style.log_axis(ax, "y", "" if i else LOSS, [*losses, *([floor] if floor else [])], 0.1)
+        if floor:
             ax.axhline(floor, color=MUTED, lw=1, ls=(0, (1, 2)), label="entropy of the text")
-    if near and floor is not None:
-        place = ("axes fraction", "data")
-        axes[0].annotate(
-            f"entropy of the text {floor:.2f}", (0.01, floor), (0, 3), place, "offset points", color=LETTERS[MUTED], fontsize=9
-        )
+    if floor:
+        place, said = ("axes fraction", "data"), f"entropy of the text {floor:.2f}"
+        axes[0].annotate(said, (0.01, floor), (0, 3), place, "offset points", color=LETTERS[MUTED], fontsize=9)
 
 
 def _depth_legend(ax: Axes, colors: Mapping[int, str]) -> None:
@@ -162,12 +143,8 @@ def _depth_legend(ax: Axes, colors: Mapping[int, str]) -> None:
     ax.add_artist(legend)  # beside the legend of heads, where one panel holds both
 
 
-def _head_legend(ax: Axes, markers: Mapping[int, str], trials: Sequence[Row]) -> None:
-    """Which marker stands for how many heads, where they differ."""
-    if not len(set(markers.values())) > 1:
-        return
-    handles = [
-        Line2D([], [], ls="", marker=marker, mfc="none", mec=INK, ms=6, label=f"{heads} head{'s' if heads > 1 else ''}")
-        for heads, marker in markers.items()
-    ]
+def _head_legend(ax: Axes, markers: Mapping[int, str]) -> None:
+    """Which marker stands for how many heads."""
+    looks: dict[str, Any] = {"ls": "", "mfc": "none", "mec": INK, "ms": 6}
+    handles = [Line2D([], [], marker=marker, label=several(heads, "head"), **looks) for heads, marker in markers.items()]
     ax.legend(handles=handles, loc="lower left", handletextpad=0.2, borderaxespad=0.2)

@@ -179,20 +179,14 @@ def series(rows: Sequence[Sequence[float]], n: int = 2) -> np.ndarray:
 
 
 def text_boxes(fig: Figure) -> list[tuple[Text, Bbox]]:
-    """Every visible text of a drawn figure with its box in pixels, tick labels included."""
+    """Every visible text of a drawn figure with its box in pixels; tick labels outside the limits, which matplotlib keeps, are none."""
     fig.canvas.draw()
-    shown = [t for t in fig.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text().strip()]
-    ticks = {id(t) for ax in fig.axes for axis in (ax.xaxis, ax.yaxis) for t in axis.get_ticklabels(which="both")}
-    live = {id(t) for ax in fig.axes for t in _live_tick_labels(ax)}
-    return [(t, t.get_window_extent()) for t in shown if id(t) not in ticks or id(t) in live]
-
-
-def _live_tick_labels(ax: Axes) -> Iterator[Text]:
-    """Tick labels that are inside the axis limits (matplotlib keeps, and hides, some outside)."""
-    for axis, limits in ((ax.xaxis, ax.get_xlim()), (ax.yaxis, ax.get_ylim())):
-        if axis.get_visible() and ax.axison:
-            low, high = min(limits), max(limits)
-            yield from (t.label1 for t in axis.get_major_ticks() if low <= t.get_loc() <= high and t.label1.get_visible())
+    outside = []
+    for axis in (axis for ax in fig.axes for axis in (ax.xaxis, ax.yaxis)):
+        low, high = sorted(axis.get_view_interval())
+        outside += [tick.label1 for tick in axis.get_major_ticks() if not low <= tick.get_loc() <= high]
+    texts = [t for t in fig.findobj(Text) if isinstance(t, Text) and t.get_visible() and t.get_text().strip() and t not in outside]
+    return [(t, t.get_window_extent()) for t in texts]
 
 
 def overlapping_texts(fig: Figure) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.estimate import Fits, Row, value_of
 from analysis.figures import style
-from analysis.figures.style import AXIS_LABELS, FACTOR_COLUMNS, INK, LOSS, MUTED
+from analysis.figures.style import AXIS_LABELS, FACTOR_COLUMNS, INK, LOSS
 from analysis.wording import CONVENTIONS, short_count
 
 MOST_LEVELS = 30
@@ -55,7 +55,7 @@ def draw_sweep(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
 
 
 def draw_sweep_speed(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
-    """Time of one training step against what a sweep varies; hollow markers were timed on a shared device."""
+    """Time of one training step against what a sweep varies, of levels that were timed (see `is_timed`)."""
     return _draw_sweep(fits, name, ax, _speed_panel, "time per step (ms)")
 
 
@@ -105,17 +105,12 @@ def _spread(losses: Sequence[float], span: float) -> list[tuple[float, float]]:
 
 
 def _speed_panel(ax: Axes, levels: Sequence[Row], values: Sequence[float], color: str, marker: str) -> None:
-    known = [
-        (v, level["ms_per_step"], level.get("exclusive_timing"))
-        for v, level in zip(values, levels, strict=True)
-        if value_of(level.get("ms_per_step")) is not None
-    ]
-    ax.plot([v for v, _, _ in known], [ms for _, ms, _ in known], color=color, lw=1.2, label="time per step")
-    for v, ms, alone in known:
-        ax.plot([v], [ms], marker=marker, color=color, mfc=color if alone else "white")
-    ax.set_ylim(0, 1.15 * max([ms for _, ms, _ in known], default=1.0))
-    if not known:
-        ax.text(0.5, 0.5, "no timing recorded", transform=ax.transAxes, ha="center", color=MUTED)
+    known = [(v, level["ms_per_step"]) for v, level in zip(values, levels, strict=True) if level.get("exclusive_timing")]
+    x, ms = style.series(known)
+    ax.plot(x, ms, color=color, lw=1.2, label="time per step")
+    for point in known:
+        ax.plot(*point, marker=marker, color=color, mfc=color)
+    ax.set_ylim(0, 1.15 * max(ms, default=1.0))
 
 
 def draw_shapes(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
