@@ -85,26 +85,28 @@ class Paired:
 class Judgement:
     """Whether one study is better than another: gain in nats (positive: lower loss than the baseline), or why it cannot be told."""
 
-    outcome: Outcome
     gain: Estimate | Refusal
-    n_shapes: int
+    n_shapes: int = 0
+
+    @property
+    def outcome(self) -> Outcome:
+        """The verdict on the gain."""
+        if isinstance(self.gain, Refusal):
+            return Outcome.CANNOT_TELL
+        return {Verdict.GAIN: Outcome.BETTER, Verdict.LOSS: Outcome.WORSE}.get(self.gain.verdict, Outcome.WITHIN_NOISE)
 
 
 def against(results: Table, baseline: Table) -> Judgement:
     """Judge a study by another one, over the shapes and lengths that both trained."""
-    empty = next((table for table in (results, baseline) if table.trials.empty), None)
-    if empty is not None:
-        return Judgement(Outcome.CANNOT_TELL, Refusal(Code.NO_TRIALS, f"{empty.path} holds no usable trial"), 0)
+    for table in (results, baseline):
+        if table.trials.empty:
+            return Judgement(Refusal(Code.NO_TRIALS, f"{table.path} holds no usable trial"))
     texts = [set(table.trials["data_sha256"].dropna()) for table in (results, baseline)]
     if texts[0] != texts[1]:
         reason = "the studies were scored on different texts, so a difference of loss says nothing about the change"
-        return Judgement(Outcome.CANNOT_TELL, Refusal(Code.UNMATCHED, reason), 0)
+        return Judgement(Refusal(Code.UNMATCHED, reason))
     paired = Paired.of(baseline.trials, results.trials)
-    gain = paired.overall()
-    if isinstance(gain, Refusal):
-        return Judgement(Outcome.CANNOT_TELL, gain, len(paired.pairs))
-    outcome = {Verdict.GAIN: Outcome.BETTER, Verdict.LOSS: Outcome.WORSE}.get(gain.verdict, Outcome.WITHIN_NOISE)
-    return Judgement(outcome, gain, len(paired.pairs))
+    return Judgement(paired.overall(), len(paired.pairs))
 
 
 def compare(first: Table, second: Table, fits: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})) -> dict[str, Any]:
@@ -149,31 +151,17 @@ def turned(found: Estimate) -> Estimate:
 
 
 def _row(cells: Configurations, family: Family, pair: Pair) -> dict[str, Any]:
-    first, second = pair
-    found = turned(family.contrast([pair]))
+    found, (first, second) = turned(family.contrast([pair])), pair
     shape = {name: int(cells.columns[name][first]) for name in (*KEY, SIZE)}
     losses = {"first": float(cells.loss[first]), "second": float(cells.loss[second])}
-    return {
-        **shape,
-        **losses,
-        "n_pairs": found.n,
-        "difference": found.value,
-        "low": found.low,
-        "high": found.high,
-        "verdict": str(found.verdict),
-    }
+    ends = {"n_pairs": found.n, "difference": found.value, "low": found.low, "high": found.high, "verdict": str(found.verdict)}
+    return shape | losses | ends
 
 
 def _law(name: str, fits: Mapping[str, Any]) -> dict[str, Any]:
     fit = part_of(fits.get("fits"), str(fits.get("primary_fit"))) or {}
-    parameters = fit.get("parameters") or {}
-    return {
-        "study": name,
-        "law": fit.get("law"),
-        "alpha": parameters.get("alpha"),
-        "slope": fit.get("slope"),
-        "n": fit.get("n_configurations"),
-    }
+    alpha = (fit.get("parameters") or {}).get("alpha")
+    return {"study": name, "law": fit.get("law"), "alpha": alpha, "slope": fit.get("slope"), "n": fit.get("n_configurations")}
 
 
 def _recipe(first: pd.DataFrame, second: pd.DataFrame) -> list[dict[str, Any]]:
