@@ -26,7 +26,6 @@ VERDICTS = {
 }  # fmt: skip
 """A lever's verdict in words of the trade; "within noise" is said of differences of configurations only."""
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
-_INVISIBLE = {"Cf", "Co", "Cs", "Cn", "Zl", "Zp"}
 
 
 # ---- text from outside ----
@@ -46,14 +45,12 @@ def line(text: Any) -> str:
 
 
 def _shown(character: str) -> str:
-    code = ord(character)
-    if character in "\n" or (code >= 32 and code != 127 and unicodedata.category(character) not in _INVISIBLE | {"Cc"}):
+    if character == "\n" or character.isprintable() or unicodedata.category(character) == "Zs":
         return character
+    code = ord(character)
     if character == "\t":
         return "    "
-    if code < 32:
-        return chr(0x2400 + code)
-    return "\u2421" if code == 127 else f"<U+{code:04X}>"
+    return chr(0x2400 + code) if code < 32 else "\u2421" if code == 127 else f"<U+{code:04X}>"
 
 
 # ---- numbers ----
@@ -142,21 +139,21 @@ def at_most(items: list[Any], most: int) -> list[Any]:
     return items if len(items) <= most else [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def several(count: Any, noun: str) -> str:
-    """'1 seed', '3 seeds'."""
-    return f"{plain(count)} {noun}{'' if count == 1 else 's'}"
+def several(count: Any, noun: str, number: str = "") -> str:
+    """'1 seed', '3 seeds'; the number may be written otherwise."""
+    number = number or plain(count)
+    return f"{number} {noun}{'' if number in ('1', 'one') else 's'}"
 
 
 def in_words(count: int, noun: str = "") -> str:
     """'three seeds'; beyond twelve in digits."""
     number = _NUMBERS[count] if 0 <= count < len(_NUMBERS) else f"{count:,}"
-    return f"{number} {noun}{'' if count == 1 else 's'}" if noun else number
+    return several(count, noun, number) if noun else number
 
 
 def in_epochs(epochs: float) -> str:
     """'0.19 epochs', '1 epoch'."""
-    number = plain(epochs, 2)
-    return f"{number} epoch{'' if number == '1' else 's'}"
+    return several(epochs, "epoch", plain(epochs, 2))
 
 
 def text_length(n_tokens: float | None) -> str:

@@ -8,7 +8,7 @@ import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterator
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, fields
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -75,7 +75,8 @@ def of_class(kind: type, prefix: str = "") -> Iterator[Row]:
     for f in fields(kind):
         if f.name in texts and f.name != "search":  # which stands in the file as its own fields
             name = prefix + (f.name.replace("_", "-") if prefix == "--" else NAMES.get(f.name, f.name))
-            yield f"`{name}`", unit(f.name, f.type), shown(default(f)), texts[f.name]
+            default = f.default if f.default_factory is MISSING else f.default_factory()
+            yield f"`{name}`", unit(f.name, f.type), shown(default), texts[f.name]
 
 
 def of_docstring(kind: Callable[..., Any], prefix: str = "") -> Iterator[Row]:
@@ -101,11 +102,6 @@ def unit(name: str, kind: Any = None) -> str:
     schema = records.SCHEMAS["trials"]
     column = schema.field(name).metadata[b"unit"].decode() if name in schema.names else ""
     return UNITS.get(name) or column
-
-
-def default(f: Field[Any]) -> Any:
-    """The value of a field that nobody gives."""
-    return f.default if f.default_factory is MISSING else f.default_factory()
 
 
 def shown(value: Any) -> str:

@@ -4,12 +4,12 @@ Reads listings; writes `<folder>/<name>.csv` and `<folder>/<name>.tex`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from analysis.report.document import Listing
+from analysis.report.document import Cell, Listing
 
 _SIGNS = str.maketrans({
     "\u2212": "$-$", "\u2013": "--", "\u00d7": r"$\times$", "\u03b1": r"$\alpha$", "\u03b2": r"$\beta$", "\u03b3": r"$\gamma$",
@@ -18,8 +18,8 @@ _SIGNS = str.maketrans({
 """Signs that LaTeX needs a command for and that pandas leaves as they are."""
 
 
-def write_tables(listings: Sequence[Listing], folder: Path) -> list[str]:
-    """Write every listing that has rows; returns their names. Tables of an earlier report, which are pairs of files, go."""
+def write_tables(listings: Sequence[Listing], folder: Path) -> None:
+    """Write every listing. Tables of an earlier report, which are pairs of files, go."""
     folder.mkdir(parents=True, exist_ok=True)
     names = {table.name for table in listings}
     for path in folder.glob("*.tex"):
@@ -29,27 +29,24 @@ def write_tables(listings: Sequence[Listing], folder: Path) -> list[str]:
     for table in listings:
         (folder / f"{table.name}.csv").write_text(as_csv(table), encoding="utf-8")
         (folder / f"{table.name}.tex").write_text(as_latex(table), encoding="utf-8")
-    return [table.name for table in listings]
-
-
-def frame(table: Listing) -> pd.DataFrame:
-    """A table as it is shown."""
-    return pd.DataFrame([[cell.text for cell in row] for row in table.rows], columns=list(table.columns))
 
 
 def as_csv(table: Listing) -> str:
     """Columns as headings, texts as shown; a cell that a spreadsheet would run as a formula starts with an apostrophe."""
-    inert = [[_inert(cell.text, cell.numeric) for cell in row] for row in table.rows]
-    return str(pd.DataFrame(inert, columns=list(table.columns)).to_csv(index=False, lineterminator="\n"))
 
+    def inert(cell: Cell) -> str:
+        return "'" + cell.text if not cell.numeric and cell.text[:1] in ("=", "+", "-", "@", "\t") else cell.text
 
-def _inert(text: str, numeric: bool) -> str:
-    return "'" + text if not numeric and text[:1] in ("=", "+", "-", "@", "\t") else text
+    return str(_frame(table, inert).to_csv(index=False, lineterminator="\n"))
 
 
 def as_latex(table: Listing) -> str:
     """A tabular with booktabs rules; numbers are right-aligned."""
     align = "".join("r" if cell.numeric else "l" for cell in table.rows[0])
-    text = str(frame(table).replace("\n", " ", regex=True).to_latex(index=False, escape=True, column_format=align))
-    raised = re.sub(r"\\textasciicircum ([\u2212-]?\w+)", lambda m: f"$^{{{m[1].replace(chr(0x2212), '-')}}}$", text)
+    text = _frame(table, lambda cell: cell.text.replace("\n", " ")).to_latex(index=False, escape=True, column_format=align)
+    raised = re.sub(r"\\textasciicircum ([\u2212-]?\w+)", lambda m: f"$^{{{m[1].replace(chr(0x2212), '-')}}}$", str(text))
     return raised.translate(_SIGNS)
+
+
+def _frame(table: Listing, text: Callable[[Cell], str]) -> pd.DataFrame:
+    return pd.DataFrame([[text(cell) for cell in row] for row in table.rows], columns=list(table.columns))

@@ -74,12 +74,13 @@ def _numbers(rows: Sequence[Mapping[str, Any]], columns: list[str], known: str) 
     return pd.json_normalize([dict(row) for row in rows]).reindex(columns=columns).dropna(subset=[known]).dropna(axis="columns", how="all")
 
 
-def compose(evidence: Evidence, folder: str = "'..'") -> nbformat.NotebookNode:
-    """The notebook without outputs."""
-    title = markdown.escape(sections.question(evidence)[1])
+def write(evidence: Evidence, path: Path) -> nbformat.NotebookNode:
+    """Write the notebook without outputs, and return it."""
+    same = path.parent.parent.resolve() == evidence.results.resolve()
+    setup = SETUP.format(folder="'..'" if same else repr(str(evidence.results.resolve())))
     shown = "['n_layer', 'n_embd', 'n_head', 'seed', 'n_tokens', 'params_non_embedding', 'lr', 'val_loss']"
     parts = [
-        (f"# {title}", SETUP.format(folder=folder)),
+        (f"# {markdown.escape(sections.question(evidence)[1])}", setup),
         ("## The best trials", f'trials.sort_values("val_loss")[{shown}].head(10)'),
         ("## What a doubling buys", "notebook.levers(fits)"),
         ("## The law in depth and width", "notebook.laws(fits)"),
@@ -91,13 +92,7 @@ def compose(evidence: Evidence, folder: str = "'..'") -> nbformat.NotebookNode:
     for i, cell in enumerate(cells):
         cell["id"] = f"cell-{i}"
     kernel = {"display_name": "Python 3", "language": "python", "name": KERNEL}
-    return v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
-
-
-def write(evidence: Evidence, path: Path) -> nbformat.NotebookNode:
-    """Write the notebook without outputs, and return it."""
-    same = path.parent.parent.resolve() == evidence.results.resolve()
-    made = compose(evidence, "'..'" if same else repr(str(evidence.results.resolve())))
+    made = v4.new_notebook(cells=cells, metadata={"kernelspec": kernel, "language_info": {"name": "python"}})
     nbformat.write(made, path)
     return made
 

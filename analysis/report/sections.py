@@ -5,6 +5,8 @@ Reads a tree of fits.json and the rows beside it; writes nothing. A section that
     for section in sections(evidence): print(section.title)
 """
 
+from collections.abc import Iterator
+
 from analysis.estimate import Fits, part_of, reason_of, value_of
 from analysis.figures.loss import HEAD_MARKERS, law_of, panels
 from analysis.figures.study import study_figure_names
@@ -68,34 +70,38 @@ def first_screen(evidence: Evidence) -> Section:
 # ---- sections ----
 
 
+def _named(fits: Fits, part: str) -> Iterator[tuple[Fits, str, str, str]]:
+    """Each sweep or search with its place, its name as readers see it, and its part of file names."""
+    files = slugs(fits)
+    for i, block in enumerate(fits.get(part) or []):
+        yield block, f"/{part}/{i}", visible(block["name"]), files[str(block["name"])]
+
+
 def sweeps_section(fits: Fits) -> Section:
     """Each sweep: loss and the gain of each step."""
-    pictures, listings, files = [], [], slugs(fits)
-    for i, sweep in enumerate(fits.get("sweeps") or []):
-        name, file, source = visible(sweep["name"]), files[str(sweep["name"])], f"/sweeps/{i}"
+    pictures, listings = [], []
+    for sweep, source, name, file in _named(fits, "sweeps"):
         if sweep["name"] == "other" or sweep.get("shapes"):
             continue
         caption = f"Loss in the sweep {name}. Small dots: seeds; open markers: means with 95 % intervals."
         pictures.append(Picture(f"sweep_{file}", caption, f"Loss in the sweep {name}", True))
-        listings += tables.axis_listings(fits, source, file) if sweep.get("axis") else [tables.sweep_listing(fits, source, file)]
-    for i, block in enumerate(fits.get("fronts") or []):
-        name, file = visible(block["name"]), files[str(block["name"])]
+        listings += (
+            tables.axis_listings(fits, source, name, file) if sweep.get("axis") else [tables.sweep_listing(fits, source, name, file)]
+        )
+    for block, source, name, file in _named(fits, "fronts"):
         columns = [tables.SHAPE, (COSTS[block["against"]], "cost"), ("loss", "loss"), tables.RATE, ("", "verdict", visible)]
-        listings.append(listing(fits, f"/fronts/{i}/rows", f"front_{file}", f"Search {name}", columns, limit=80))
+        listings.append(listing(fits, f"{source}/rows", f"front_{file}", f"Search {name}", columns, limit=80))
     return Section("sweeps", "Sweeps", (), pictures, listings)
 
 
 def equal_sizes_section(fits: Fits) -> Section:
     """Shapes of equal size, and the law in depth and width."""
-    pictures, listings, files = [], tables.equal_sizes_listings(fits), slugs(fits)
-    for i, sweep in enumerate(fits.get("sweeps") or []):
+    pictures, listings = [], tables.equal_sizes_listings(fits)
+    for sweep, source, name, file in _named(fits, "sweeps"):
         if sweep.get("shapes"):
-            name, file = visible(sweep["name"]), files[str(sweep["name"])]
-            caption = (
-                f"Sweep {name}: one line per size, through the mean of each depth and width; dots: configurations with 95 % intervals."
-            )
-            pictures.append(Picture(f"sweep_{file}", caption, f"Loss against width over depth in the sweep {name}", True))
-            listings.append(tables.shapes_listing(fits, f"/sweeps/{i}", file))
+            lines = "one line per size, through the mean of each depth and width; dots: configurations with 95 % intervals."
+            pictures.append(Picture(f"sweep_{file}", f"Sweep {name}: {lines}", f"Loss against width over depth in the sweep {name}", True))
+            listings.append(tables.shapes_listing(fits, source, name, file))
     return Section("equal", "Equal sizes", (), pictures, listings)
 
 
@@ -153,9 +159,12 @@ def forecasts_section(fits: Fits) -> Section:
 
 def speed_section(fits: Fits) -> Section:
     """Speed and memory; times only of trials that had their device to themselves."""
-    timing, files, prose = fits.get("timing") or {}, [(visible(name), file) for name, file in slugs(fits).items()], []
+    timing, prose = fits.get("timing") or {}, []
     rows = listing(fits, "/timing/rows", "timing", "Time per step", tables.TIMING, keep=lambda row: bool(row.get("exclusive")), limit=40)
-    pictures = [Picture(f"speed_{file}", f"Time per step in the sweep {name}.", f"Time per step, {name}", True) for name, file in files]
+    pictures = [
+        Picture(f"speed_{file}", f"Time per step in the sweep {name}.", f"Time per step, {name}", True)
+        for _, _, name, file in _named(fits, "sweeps")
+    ]
     pictures.append(
         Picture("memory", "Peak memory of the device or, on a CPU, of the whole process.", "Peak memory against parameters", True)
     )

@@ -4,6 +4,7 @@ Reads the tree of fits.json; writes nothing. Each cell knows its place in `fits.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from analysis.estimate import Fits, is_refused, part_of, value_of
@@ -25,25 +26,12 @@ from analysis.wording import (
     visible,
 )
 
+_whole, _short = "{:,.10g}".format, partial(plain, digits=3)
+_nats, _signed = partial(fixed, places=3), partial(fixed, places=1, sign="+")
+
 
 def _verdict(verdict: str) -> str:
     return VERDICTS.get(verdict, visible(verdict))
-
-
-def _whole(value: float) -> str:
-    return f"{value:,.10g}"
-
-
-def _nats(value: float) -> str:
-    return fixed(value, 3)
-
-
-def _short(value: float) -> str:
-    return plain(value, 3)
-
-
-def _signed(value: float) -> str:
-    return fixed(value, 1, "+")
 
 
 def _percent(value: float, sign: str = "") -> str:
@@ -93,20 +81,18 @@ def levers_listing(fits: Fits, everything: bool = False) -> Listing:
 # ---- sweeps ----
 
 
-def sweep_listing(fits: Fits, source: str, file: str) -> Listing:
+def sweep_listing(fits: Fits, source: str, name: str, file: str) -> Listing:
     """Levels of a sweep with the gain of each step and its verdict."""
-    name = visible(at(fits, source)["name"])
     step: Column = ("gain of this step (nats)", ("gain", "gain_low", "gain_high"))
     return listing(fits, f"{source}/levels", f"sweep_{file}", f"Sweep {name}", [(name, "value", _whole), SIZE, MEAN, step, VERDICT])
 
 
-def axis_listings(fits: Fits, source: str, file: str) -> list[Listing]:
+def axis_listings(fits: Fits, source: str, name: str, file: str) -> list[Listing]:
     """A field of the recipe varied at fixed shapes: mean loss by shape and value; steps with their intervals and verdicts."""
-    sweep = at(fits, source)
-    axis, title = sweep["axis"], f"Sweep {visible(sweep['name'])}"
+    axis = at(fits, source)["axis"]
     losses: list[Column] = [(_whole(v), "loss", lambda row, j=j: plain(row[j])) for j, v in enumerate(axis["values"])]  # type: ignore[misc]
     note = f"Mean validation loss in nats; columns: {axis['word']}."
-    grid = listing(fits, f"{source}/axis/cells", f"axis_{file}", title, [SHAPE, SIZE, *losses], note)
+    grid = listing(fits, f"{source}/axis/cells", f"axis_{file}", f"Sweep {name}", [SHAPE, SIZE, *losses], note)
     steps: list[Column] = [("from", "from", _whole), ("to", "to", _whole), ("gain (nats)", ("gain", "low", "high")), VERDICT]
     title = f"What each step in {axis['word']} bought"
     if axis["column"] == "unique_tokens":
@@ -119,7 +105,7 @@ def axis_listings(fits: Fits, source: str, file: str) -> list[Listing]:
 # ---- equal sizes and laws ----
 
 
-def shapes_listing(fits: Fits, source: str, file: str) -> Listing:
+def shapes_listing(fits: Fits, source: str, name: str, file: str) -> Listing:
     """One row per shape, by size; how far each is behind the best of its size."""
     columns: list[Column] = [
         SIZE,
@@ -129,7 +115,7 @@ def shapes_listing(fits: Fits, source: str, file: str) -> Listing:
         ("behind the best of its size", ("behind", "behind_low", "behind_high")),
         VERDICT,
     ]
-    title, note = f"Sweep {visible(at(fits, source)['name'])}: shapes of equal size", "The best was chosen by its loss, which flatters it."
+    title, note = f"Sweep {name}: shapes of equal size", "The best was chosen by its loss, which flatters it."
     return listing(fits, f"{source}/shapes/sizes/*/shapes", f"shapes_{file}", title, columns, note, limit=80)
 
 
