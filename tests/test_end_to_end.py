@@ -39,7 +39,7 @@ def smoke(story_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def test_every_trial_is_completed_and_recorded_with_its_facts(smoke: tuple[Path, str]) -> None:
     out, said = smoke
-    found = rows(out)
+    found, unique = rows(out), facts(out)["data"]["n_train"]
     assert len(found) == 14
     assert {row["status"] for row in found} == {"COMPLETED"}
     assert {row["trial_id"] for row in found} == set(facts(out)["trial_ids"])
@@ -48,10 +48,10 @@ def test_every_trial_is_completed_and_recorded_with_its_facts(smoke: tuple[Path,
         assert row["data_sha256"] == facts(out)["data_sha256"]
         assert row["n_tokens"] == 200 * 8 * 32
         assert row["device"].startswith("cpu")
-        missing = [
-            name for name in ("git_commit", "ray_version", "torch_version", "host", "started_at", "ms_per_step", "flops") if not row[name]
-        ]
-        assert not missing
+        assert row["flops"] == row["flops_per_token"] * row["n_tokens"]
+        assert (row["unique_tokens"], row["epochs"]) == (unique, pytest.approx(row["n_tokens"] / unique))
+        known = ("git_commit", "ray_version", "torch_version", "host", "started_at", "ms_per_step", "flops")
+        assert not [name for name in known if not row[name]]
     shared = [row for row in found if (row["n_layer"], row["n_embd"], row["n_head"]) == (2, 32, 4)]
     assert len(shared) == 2  # trained once per seed although three sweeps hold it
     assert all(row["sweeps"] == ["depth", "width", "heads"] for row in shared)
@@ -66,22 +66,18 @@ def test_curves_hold_each_evaluation_once_and_end_at_the_recorded_loss(smoke: tu
         assert curve[-1]["val_loss"] == row["val_loss"]
 
 
-def test_nothing_is_left_over(smoke: tuple[Path, str]) -> None:
-    out = smoke[0]
+def test_nothing_is_left_over_and_the_driver_never_loads_torch(smoke: tuple[Path, str]) -> None:
+    out, said = smoke
     assert not list(out.rglob("*.bad*"))
     assert not list((out / "checkpoints").glob("*/*"))
     assert not [path for table in records.PER_TRIAL for path in (out / table).glob(".*")]
-
-
-def test_the_driver_never_loads_torch(smoke: tuple[Path, str]) -> None:
-    assert "torch in the driver: False" in smoke[1]
+    assert "torch in the driver: False" in said
 
 
 def test_the_study_file_spells_out_every_default_and_where_it_ran(smoke: tuple[Path, str]) -> None:
     found = facts(smoke[0])
     assert found["question"] == "Does everything work, from the text to the report?"
-    assert found["study"]["train"]["beta2"] == 0.99
-    assert found["study"]["model"]["n_embd"] == 32
+    assert (found["study"]["train"]["beta2"], found["study"]["model"]["n_embd"]) == (0.99, 32)
     assert found["versions"]["ray"].startswith("2.")
     assert found["machine"]["cpus"] == processors()
     assert "token" not in json.dumps(found["options"])
@@ -109,13 +105,6 @@ def test_tensorboard_shows_scalars_hparams_and_stories_of_each_trial(smoke: tupl
     assert "open http://localhost:6006/?pinnedCards=" in smoke[1]
 
 
-def test_a_row_holds_what_follows_from_its_shape_its_length_and_its_text(smoke: tuple[Path, str]) -> None:
-    unique = facts(smoke[0])["data"]["n_train"]
-    for row in rows(smoke[0]):
-        assert row["flops"] == row["flops_per_token"] * row["n_tokens"]
-        assert (row["unique_tokens"], row["epochs"]) == (unique, pytest.approx(row["n_tokens"] / unique))
-
-
 def test_tensorboard_shows_the_studys_figures(smoke: tuple[Path, str]) -> None:
     events = EventAccumulator(str(smoke[0] / "tensorboard" / "_study"), size_guidance={"images": 0}).Reload()
     tags = events.Tags()["images"]
@@ -133,8 +122,7 @@ def test_the_run_ends_with_the_report_and_three_sentences(smoke: tuple[Path, str
     page = (out / "report" / "report.html").read_text()
     assert page.count("<table") >= 1
     assert page.count("<svg") >= 2
-    assert (out / "report" / "report.md").exists()
-    assert (out / "report" / "report.ipynb").exists()
+    assert all((out / "report" / name).exists() for name in ("report.md", "report.ipynb"))
 
 
 def test_no_value_of_the_environment_is_stored_with_the_results(smoke: tuple[Path, str]) -> None:

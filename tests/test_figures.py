@@ -19,6 +19,7 @@ from analysis.findings import conclude as conclusions
 from analysis.table import evidence
 from analysis.table import load as table
 from analysis.table.evidence import Evidence
+from tests.running import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +42,9 @@ def test_a_study_has_every_figure_that_its_data_allow(study: Evidence, drawn: di
 
 def test_no_labels_overlap_in_any_figure(drawn: dict[str, Figure]) -> None:
     assert {name: found for name, figure in drawn.items() if (found := style.overlapping_texts(figure))} == {}
-
-
-def test_overlapping_labels_are_found() -> None:
     figure, (ax,) = style.new_figure()
-    ax.text(0.5, 0.5, "one label")
-    ax.text(0.52, 0.5, "another label")
+    for x, label in ((0.5, "one label"), (0.52, "another label")):
+        ax.text(x, 0.5, label)
     assert style.overlapping_texts(figure) == [("one label", "another label")]
 
 
@@ -98,25 +96,27 @@ def test_the_floor_is_drawn_where_it_is_near_only(study: Evidence) -> None:
 
 
 def test_functions_take_and_return_an_ax(study: Evidence) -> None:
-    for draw in (
-        lambda ax: laws.draw_residuals(study.fits, ax),
-        lambda ax: sweeps.draw_sweep(study.fits, "width", ax),
-        lambda ax: sweeps.draw_sweep_speed(study.fits, "width", ax),
-        lambda ax: training.draw_learning_curves(study.curves, study.trials, ax),
-        lambda ax: training.draw_learning_rates(study.trials, ax),
-        lambda ax: training.draw_gap(study.trials, ax),
-        lambda ax: training.draw_memory(study.trials, ax),
+    for draw, of in (
+        (laws.draw_residuals, (study.fits,)),
+        (sweeps.draw_sweep, (study.fits, "width")),
+        (sweeps.draw_sweep_speed, (study.fits, "width")),
+        (training.draw_learning_curves, (study.curves, study.trials)),
+        *((draw, (study.trials,)) for draw in (training.draw_learning_rates, training.draw_gap, training.draw_memory)),
     ):
-        ax = style.new_figure()[1][0]
-        assert draw(ax) is ax
+        (ax,) = style.new_figure()[1]
+        assert draw(*of, ax) is ax
+
+
+def saved(fits: Any, sweep: str, folder: Path) -> str:
+    """The SVG of a sweep's figure, which all its files are written beside."""
+    return style.save(style.figure_of(sweeps.draw_sweep(fits, sweep)), folder, "figure")
 
 
 def test_a_persons_matplotlib_settings_and_signs_of_mathematics_change_nothing(study: Evidence, tmp_path: Path) -> None:
     fits = {**study.fits, "sweeps": [{**study.fits["sweeps"][1], "name": "$x^{$ \x1b", "factor": "size"}]}
-    plain = style.save(sweeps.draw_sweep(fits, "$x^{$ \x1b").figure, tmp_path, "plain")  # type: ignore[arg-type]
+    plain = saved(fits, "$x^{$ \x1b", tmp_path)
     with mpl.rc_context({"axes.grid": True, "font.size": 20, "lines.marker": "x", "text.usetex": True, "text.parse_math": True}):
-        own = style.save(sweeps.draw_sweep(fits, "$x^{$ \x1b").figure, tmp_path, "own")  # type: ignore[arg-type]
-    assert own == plain
+        assert saved(fits, "$x^{$ \x1b", tmp_path) == plain
 
 
 def test_an_unknown_sweep_is_named_with_those_that_exist(study: Evidence) -> None:
@@ -126,12 +126,11 @@ def test_an_unknown_sweep_is_named_with_those_that_exist(study: Evidence) -> Non
 
 def test_saved_files_have_reproducible_bytes(study: Evidence, tmp_path: Path) -> None:
     for folder in ("a", "b"):
-        style.save(sweeps.draw_sweep(study.fits, "heads").figure, tmp_path / folder, "heads")  # type: ignore[arg-type]
+        saved(study.fits, "heads", tmp_path / folder)
     files = sorted(p.name for p in (tmp_path / "a").iterdir())
-    assert files == ["heads.csv", "heads.pdf", "heads.png", "heads.svg"]
+    assert files == ["figure.csv", "figure.pdf", "figure.png", "figure.svg"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
-    rows = list(csv.DictReader((tmp_path / "a" / "heads.csv").open()))
-    means = [float(r["y"]) for r in rows if r["series"] == "mean"]
+    means = [float(r["y"]) for r in csv.DictReader((tmp_path / "a" / "figure.csv").open()) if r["series"] == "mean"]
     levels = next(s for s in study.fits["sweeps"] if s["name"] == "heads")["levels"]
     assert means == pytest.approx([level["mean"] for level in levels], rel=1e-9)
 
@@ -144,16 +143,11 @@ def test_an_empty_study_draws_nothing_and_does_not_fail(fits: dict[str, Any]) ->
     assert len(loss.draw_loss(fits, []).axes) == 1
 
 
-def test_one_seed_and_one_level_can_be_drawn(study: Evidence) -> None:
+def test_one_seed_and_one_level_can_be_drawn_and_times_that_cannot_be_compared_have_no_figure(study: Evidence) -> None:
     sweep = study.fits["sweeps"][0]
-    fits = {"sweeps": [{**sweep, "levels": sweep["levels"][:1]}]}
-    drawn = figures.study_figures(fits, study.trials[:1])
+    drawn = figures.study_figures({"sweeps": [{**sweep, "levels": sweep["levels"][:1]}]}, study.trials[:1])
     assert {"loss", "sweep_depth", "speed_depth"} <= set(drawn)
     assert style.overlapping_texts(drawn["loss"]) == []
-
-
-def test_times_that_cannot_be_compared_have_no_figure(study: Evidence) -> None:
-    sweep = study.fits["sweeps"][0]
     shared = [{**level, "exclusive_timing": False} for level in sweep["levels"]]
     assert "speed_depth" not in figures.study_figure_names({"sweeps": [{**sweep, "levels": shared}]})
 
@@ -184,7 +178,7 @@ def test_sweeps_can_be_told_apart_with_color_vision_deficiencies() -> None:
 
 def test_drawing_leaves_pyplot_alone() -> None:
     code = "import sys; from analysis.figures.loss import draw_loss; draw_loss({}, []); print('matplotlib.pyplot' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
     assert done.stdout.strip() == "False", done.stderr
 
 

@@ -13,8 +13,7 @@ from analysis.__main__ import analyze
 from analysis.report import notebook
 from analysis.table import evidence
 from tests.conftest import write_synthetic
-
-HOSTILE = "<script>alert(1)</script> **bold** [link](https://evil.example)"
+from tests.test_report import HOSTILE, restate
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +21,7 @@ def moved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with its report, moved after it was written; its question is hostile."""
     first = tmp_path_factory.mktemp("first") / "results"
     write_synthetic(first, seeds=2, sweeps=("width", "depth"))
-    facts = json.loads((first / "study.json").read_text())
-    (first / "study.json").write_text(json.dumps({**facts, "question": HOSTILE}))
+    restate(first, question=HOSTILE)
     analyze(first)
     place = tmp_path_factory.mktemp("moved") / "else'where"
     shutil.move(first, place)
@@ -53,19 +51,15 @@ def test_the_report_writes_it_without_running_it(synthetic_results: Path, tmp_pa
     assert repr(str(synthetic_results.resolve())) in saved.cells[1].source
 
 
-def test_it_runs_from_top_to_bottom_from_a_moved_folder(executed: dict[str, Any]) -> None:
+def test_it_runs_from_top_to_bottom_from_a_moved_folder_and_prints_the_answer_first(executed: dict[str, Any], moved: Path) -> None:
     nbformat.validate(nbformat.from_dict(executed))
     cells = [cell for cell in executed["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] for cell in cells)
     outputs = [output for cell in cells for output in cell["outputs"]]
     assert [output for output in outputs if output["output_type"] == "error"] == []
-    assert all(cell["outputs"] for cell in cells)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
     assert sum("text/html" in output.get("data", {}) for output in outputs) >= 3  # DataFrames
-
-
-def test_the_answer_is_printed_first_and_the_question_is_text(executed: dict[str, Any], moved: Path) -> None:
-    first = next(cell for cell in executed["cells"] if cell["cell_type"] == "code")
-    printed = "".join("".join(output.get("text", "")) for output in first["outputs"])
+    printed = "".join("".join(output.get("text", "")) for output in cells[0]["outputs"])
     assert all(sentence in printed for sentence in json.loads((moved / "report" / "answer.json").read_text())["sentences"])
     title = "".join(executed["cells"][0]["source"])
     assert not [sign for sign in ("<script>", "**bold**", "[link](") if sign in title]

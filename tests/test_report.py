@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from functools import cached_property
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -56,131 +57,124 @@ class Page(HTMLParser):
             self.text += data
             self.open_text += "" if self._folded and self._open != "h2" else data
 
+    def attributes(self, name: str) -> list[str]:
+        """An attribute of every element that has it."""
+        return [attributes[name] for _, attributes in self.elements if name in attributes]
 
-def build(results: Path) -> tuple[dict[str, Any], Path]:
-    """Conclude and report as `python -m analysis` does; returns fits.json as written and the path of the page."""
-    analyze(results)
-    folder = results / "report"
-    return json.loads((folder / "fits.json").read_text()), folder / "report.html"
+
+class Report:
+    """What `python -m analysis` makes of a results folder."""
+
+    def __init__(self, results: Path) -> None:
+        analyze(results)
+        self.results, self.folder = results, results / "report"
+        self.fits: dict[str, Any] = json.loads(self.read("fits.json"))
+        self.html, self.markdown = self.read("report.html"), self.read("report.md")
+
+    def read(self, name: str) -> str:
+        return (self.folder / name).read_text(encoding="utf-8")
+
+    @cached_property
+    def page(self) -> Page:
+        return Page(self.html)
+
+    @cached_property
+    def parts(self) -> list[content.Section]:
+        return sections.sections(evidence.load(self.results))
 
 
 @pytest.fixture(scope="module")
-def complete(synthetic_results: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
-    results = tmp_path_factory.mktemp("complete") / "synthetic"
-    shutil.copytree(synthetic_results, results)
-    return build(results)
-
-
-@pytest.fixture(scope="module")
-def complete_page(complete: tuple[dict[str, Any], Path]) -> Page:
-    return Page(complete[1].read_text(encoding="utf-8"))
+def complete(synthetic_results: Path, tmp_path_factory: pytest.TempPathFactory) -> Report:
+    return Report(shutil.copytree(synthetic_results, tmp_path_factory.mktemp("complete") / "synthetic"))
 
 
 # ---- complete ----
 
 
-def test_the_report_has_its_files_and_its_sections_folded_in_order(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
-    folder = complete[1].parent
+def test_the_report_has_its_files_and_its_sections_folded_in_order(complete: Report) -> None:
     names = {"fits.json", "answer.json", "report.html", "report.md", "report.ipynb", "figures", "tables"}
-    assert {p.name for p in folder.iterdir()} == names
-    folded = [a for tag, a in complete_page.elements if tag == "details"]
-    ids = "sweeps equal length forecasts speed overfitting texts refusals provenance"
-    assert " ".join(a["id"] for a in folded) == ids
+    assert {p.name for p in complete.folder.iterdir()} == names
+    folded = [a for tag, a in complete.page.elements if tag == "details"]
+    assert " ".join(a["id"] for a in folded) == "sweeps equal length forecasts speed overfitting texts refusals provenance"
     assert not [a for a in folded if "open" in a]
-    figures = Counter(p.suffix for p in (folder / "figures").iterdir())
+    assert re.findall(r"^## (.+)$", complete.markdown, flags=re.M) == [part.title for part in complete.parts[1:]]
+    figures = Counter(p.suffix for p in (complete.folder / "figures").iterdir())
     assert len(set(figures.values())) == 1
     assert set(figures) == {".svg", ".pdf", ".png", ".csv"}
 
 
-def test_the_first_screen_is_question_three_sentences_one_figure_and_the_levers(
-    complete: tuple[dict[str, Any], Path], complete_page: Page
-) -> None:
-    fits = complete[0]
-    assert len(fits["answer"]) == 3
-    words = " ".join(complete_page.open_text.split())
-    start = words.index(fits["question"])
-    for sentence in fits["answer"]:
+def test_the_first_screen_is_question_three_sentences_one_figure_and_the_levers(complete: Report) -> None:
+    assert len(complete.fits["answer"]) == 3
+    words = " ".join(complete.page.open_text.split())
+    start = words.index(complete.fits["question"])
+    for sentence in complete.fits["answer"]:
         assert " ".join(str(page.typeset(sentence).striptags()).split()) in words[start : start + 3_000]
     assert len(words.split()) <= 600
-    before = list(itertools.takewhile(lambda e: e[0] != "details", complete_page.elements))
-    assert [tag for tag, _ in before].count("svg") == 1
-    assert [tag for tag, _ in before].count("table") == 1
+    before = [tag for tag, _ in itertools.takewhile(lambda e: e[0] != "details", complete.page.elements)]
+    assert (before.count("svg"), before.count("table")) == (1, 1)
 
 
-def test_terminal_and_markdown_say_the_same_first_screen(complete: tuple[dict[str, Any], Path]) -> None:
-    fits, path = complete
-    said = " ".join(terminal.text(fits).split())
-    written = path.with_name("report.md").read_text(encoding="utf-8")
-    for sentence in fits["answer"]:
+def test_terminal_and_markdown_say_the_same_first_screen(complete: Report) -> None:
+    said = " ".join(terminal.text(complete.fits).split())
+    for sentence in complete.fits["answer"]:
         assert " ".join(sentence.split()) in said
-        assert markdown.escape(sentence) in written
-    for row in listings.levers_listing(fits).rows:
-        assert "  ".join(cell.text for cell in row[:2]).split() == [w for w in " ".join(cell.text for cell in row[:2]).split() if w in said]
-        assert "| " + " | ".join(markdown.escape(cell.text) for cell in row) + " |" in written
+        assert markdown.escape(sentence) in complete.markdown
+    for row in listings.levers_listing(complete.fits).rows:
+        assert all(word in said for cell in row[:2] for word in cell.text.split())
+        assert "| " + " | ".join(markdown.escape(cell.text) for cell in row) + " |" in complete.markdown
 
 
-def test_the_answer_for_programs_holds_what_the_page_says(
-    complete: tuple[dict[str, Any], Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    made = json.loads(complete[1].with_name("answer.json").read_text(encoding="utf-8"))
-    assert made["sentences"] == complete[0]["answer"]
-    assert [row["factor"] for row in made["levers"]] == [row["factor"] for row in complete[0]["levers"]]
-    assert main([str(complete[1].parents[1]), "--json", "--bootstrap", "0"]) == 0
+def test_the_answer_for_programs_holds_what_the_page_says(complete: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    made = json.loads(complete.read("answer.json"))
+    assert made["sentences"] == complete.fits["answer"]
+    assert [row["factor"] for row in made["levers"]] == [row["factor"] for row in complete.fits["levers"]]
+    assert main([str(complete.results), "--json", "--bootstrap", "0"]) == 0
     assert json.loads(capsys.readouterr().out)["levers"] == made["levers"]
 
 
-def test_every_number_of_a_table_names_a_place_in_fits_json(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
-    sources = [a["data-source"] for _, a in complete_page.elements if "data-source" in a]
+def test_every_number_of_a_table_names_a_place_in_fits_json(complete: Report) -> None:
+    sources = complete.page.attributes("data-source")
     assert len(sources) > 150
     for source in sources:
-        content.at(complete[0], source)  # raises KeyError where there is no such place
-    parts = sections.sections(evidence.load(complete[1].parents[1]))
-    numbers = [c for part in parts for table in part.listings for row in table.rows for c in row if c.numeric]
+        content.at(complete.fits, source)  # raises KeyError where there is no such place
+    numbers = [c for part in complete.parts for table in part.listings for row in table.rows for c in row if c.numeric]
     assert not [cell for cell in numbers if cell.text != "–" and not cell.source]
 
 
-def test_a_shown_number_equals_its_place_in_fits_json(complete: tuple[dict[str, Any], Path]) -> None:
-    fits = complete[0]
-    slope = fits["fits"][fits["primary_fit"]]["slope"]
-    html = complete[1].read_text(encoding="utf-8")
-    shown = re.search(r'data-source="/fits/joint/slope"[^>]*>([^<]+)<', html)
-    assert shown is not None
-    value, low, high = (-float(number) for number in re.findall(r"[\d.]+", shown.group(1)))
+def test_a_shown_number_equals_its_place_in_fits_json(complete: Report) -> None:
+    slope = complete.fits["fits"][complete.fits["primary_fit"]]["slope"]
+    (shown,) = re.findall(r'data-source="/fits/joint/slope"[^>]*>([^<]+)<', complete.html)
+    value, low, high = (-float(number) for number in re.findall(r"[\d.]+", shown))
     assert (value, low, high) == pytest.approx((slope["value"], slope["low"], slope["high"]), abs=0.002)
 
 
-def test_the_page_is_self_contained_and_runs_no_script(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
-    html = complete[1].read_text(encoding="utf-8")
-    assert "http:" not in html
-    assert "https:" not in html
-    for tag, attributes in complete_page.elements:
+def test_the_page_is_self_contained_and_runs_no_script(complete: Report) -> None:
+    assert not re.findall(r"https?:|@import|url\((?!#)", complete.html)
+    for tag, attributes in complete.page.elements:
         for name in ("src", "href", "action", "srcset", "poster", "data"):
             assert attributes.get(name, "#").startswith("#"), (tag, attributes)
         assert not [name for name in attributes if name.startswith("on")]
-    assert re.findall(r"@import|url\((?!#)", html) == []
-    assert len(html.encode()) < 3_000_000
-    policy = next(a["content"] for tag, a in complete_page.elements if a.get("http-equiv") == "Content-Security-Policy")
+    assert len(complete.html.encode()) < 3_000_000
+    policy = next(a["content"] for tag, a in complete.page.elements if a.get("http-equiv") == "Content-Security-Policy")
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
-    assert "script" not in {tag for tag, _ in complete_page.elements}
+    assert "script" not in {tag for tag, _ in complete.page.elements}
 
 
-def test_every_figure_has_alternative_text_a_caption_and_ids_of_its_own(complete: tuple[dict[str, Any], Path], complete_page: Page) -> None:
-    pictures = [a for tag, a in complete_page.elements if tag == "svg"]
-    drawn = list((complete[1].parent / "figures").glob("*.svg"))
-    assert len(pictures) == len(drawn) == complete_page.text.count("Figure ")
+def test_every_figure_has_alternative_text_a_caption_and_ids_of_its_own(complete: Report) -> None:
+    pictures = [a for tag, a in complete.page.elements if tag == "svg"]
+    drawn = list((complete.folder / "figures").glob("*.svg"))
+    assert len(pictures) == len(drawn) == complete.page.text.count("Figure ")
     assert all(a.get("role") == "img" and len(a.get("aria-label", "")) > 15 for a in pictures)
-    ids = Counter(a["id"] for _, a in complete_page.elements if "id" in a)
+    ids = Counter(complete.page.attributes("id"))
     assert [name for name, count in ids.items() if count > 1] == []
-    known = {f"#{name}" for name in ids}
-    assert [a["href"] for _, a in complete_page.elements if a.get("href", "#answer") not in known] == []
+    assert {href.removeprefix("#") for href in complete.page.attributes("href")} <= ids.keys()
 
 
-def test_headings_do_not_skip_a_level_and_tables_have_headers(complete_page: Page) -> None:
-    levels = [int(tag[1]) for tag, _ in complete_page.elements if re.fullmatch(r"h[1-6]", tag)]
-    assert levels[0] == 1
-    assert levels.count(1) == 1
+def test_headings_do_not_skip_a_level_and_tables_have_headers(complete: Report) -> None:
+    levels = [int(tag[1]) for tag, _ in complete.page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == levels.count(1) == 1
     assert all(b <= a + 1 for a, b in itertools.pairwise(levels))
-    assert all(a.get("scope") in ("col", "row") for tag, a in complete_page.elements if tag == "th")
+    assert all(a.get("scope") in ("col", "row") for tag, a in complete.page.elements if tag == "th")
 
 
 def _contrast(a: str, b: str) -> float:
@@ -197,8 +191,7 @@ def _contrast(a: str, b: str) -> float:
 @pytest.mark.parametrize("theme", [0, 1])
 def test_text_and_marks_have_contrast_in_both_themes(theme: int) -> None:
     css = (page.TEMPLATES / "report.css").read_text()
-    block = re.findall(r":root \{(.*?)\}", css, flags=re.S)[theme]
-    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+    colors = dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", re.findall(r":root \{(.*?)\}", css, flags=re.S)[theme]))
     for name in ("ink", "muted", "accent", *[n for n in colors if n.endswith("-text")]):
         assert _contrast(colors[name], colors["paper"]) >= 4.5, name
         assert _contrast(colors[name], colors["wash"]) >= 4.5 or name.endswith("-text"), name
@@ -207,164 +200,150 @@ def test_text_and_marks_have_contrast_in_both_themes(theme: int) -> None:
     assert {f"shade-{i}" for i in range(7)} <= set(colors)
 
 
-def test_every_color_of_the_figures_follows_the_theme(complete: tuple[dict[str, Any], Path]) -> None:
-    html = complete[1].read_text(encoding="utf-8")
-    inside = "".join(re.findall(r"<figure.*?</figure>", html, flags=re.S))
+def test_every_color_of_the_figures_follows_the_theme(complete: Report) -> None:
+    inside = "".join(re.findall(r"<figure.*?</figure>", complete.html, flags=re.S))
     assert set(re.findall(r"#[0-9a-f]{6}\b", inside)) == set()
     used, css = set(re.findall(r"var\((--[\w-]+)\)", inside)), (page.TEMPLATES / "report.css").read_text()
     assert {"--ink", "--paper", "--blue", "--green"} <= used
     assert [name for name in used if css.count(f"{name}: ") < 2] == []
 
 
-def test_equal_inputs_give_equal_bytes(complete: tuple[dict[str, Any], Path]) -> None:
-    parts = sections.sections(evidence.load(complete[1].parent.parent))
-    drawn = {p.stem: p.read_text() for p in sorted((complete[1].parent / "figures").glob("*.svg"))}
-    assert page.render("synthetic", parts, drawn) == complete[1].read_text(encoding="utf-8")
-    assert markdown.render(parts, "synthetic") == (complete[1].parent / "report.md").read_text(encoding="utf-8")
+def test_equal_inputs_give_equal_bytes(complete: Report) -> None:
+    drawn = {p.stem: p.read_text() for p in (complete.folder / "figures").glob("*.svg")}
+    assert page.render("synthetic", complete.parts, drawn) == complete.html
+    assert markdown.render(complete.parts, "synthetic") == complete.markdown
 
 
-def test_markdown_tables_are_whole_and_figures_exist(complete: tuple[dict[str, Any], Path]) -> None:
-    folder, text = complete[1].parent, (complete[1].parent / "report.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.M)
+def test_markdown_tables_are_whole_and_figures_exist(complete: Report) -> None:
+    blocks = re.findall(r"(?:^\|.*\n)+", complete.markdown, flags=re.M)
     assert len(blocks) > 8
     for block in blocks:
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}) == 1
-    pictures = re.findall(r"!\[(?:[^\]\\]|\\.)+\]\((figures/[\w-]+\.svg)\)", text)
-    assert len(pictures) == len(list((folder / "figures").glob("*.svg")))
-    assert all((folder / name).exists() for name in pictures)
+    pictures = re.findall(r"!\[(?:[^\]\\]|\\.)+\]\(figures/([\w-]+\.svg)\)", complete.markdown)
+    assert sorted(pictures) == sorted(p.name for p in (complete.folder / "figures").glob("*.svg"))
 
 
-def test_tables_for_a_paper_hold_what_the_page_shows(complete: tuple[dict[str, Any], Path]) -> None:
-    folder = complete[1].parent / "tables"
-    rows = list(csv.reader((folder / "sweep_heads.csv").open(encoding="utf-8")))
+def test_tables_for_a_paper_hold_what_the_page_shows(complete: Report) -> None:
+    rows = list(csv.reader(complete.read("tables/sweep_heads.csv").splitlines()))
     assert rows[0][:3] == ["heads", "parameters", "loss (nats)"]
     assert [row[0] for row in rows[1:]] == ["1", "2", "4", "8"]
-    latex = (folder / "levers.tex").read_text(encoding="utf-8")
+    latex = complete.read("tables/levers.tex")
     assert latex.startswith(r"\begin{tabular}{l")
     assert latex.count(r"\\") == latex.count("\n") - 5
-    assert all(path.read_text(encoding="utf-8").isascii() for path in folder.glob("*.tex") if path.stem != "provenance")
+    papers = [path for path in (complete.folder / "tables").glob("*.tex") if path.stem != "provenance"]
+    assert all(path.read_text(encoding="utf-8").isascii() for path in papers)
 
 
 def test_latex_and_csv_escape_what_would_act() -> None:
-    cells = [content.Cell(r"50 % & \input{x} _^2 #1 $"), content.Cell("\u22121.0", numeric=True)]
-    latex = exports.as_latex(content.Listing("x", "", ["a", "b"], [cells]))
+    number = content.Cell("\u22121.0", numeric=True)
+    latex = exports.as_latex(content.Listing("x", "", ["a", "b"], [[content.Cell(r"50 % & \input{x} _^2 #1 $"), number]]))
     assert r"50 \% \& \textbackslash input\{x\} \_$^{2}$ \#1 \$ & $-$1.0 \\" in latex
-    listing = content.Listing("x", "", ["a", "b"], [[content.Cell("=1+1"), content.Cell("\u22121.0", numeric=True)]])
-    assert exports.as_csv(listing) == "a,b\n'=1+1,\u22121.0\n"
+    assert exports.as_csv(content.Listing("x", "", ["a", "b"], [[content.Cell("=1+1"), number]])) == "a,b\n'=1+1,\u22121.0\n"
 
 
 # ---- tiny and broken ----
 
 
 def test_a_tiny_study_says_what_it_cannot_say_each_reason_once(tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "tiny", seeds=1, sweeps=("width",))
-    fits, path = build(tmp_path / "tiny")
-    text = Page(path.read_text(encoding="utf-8")).text
-    assert fits["refusals"]
-    for refusal in fits["refusals"]:
-        assert text.count(refusal["reason"][:60].replace(" %", "\u00a0%").replace("`", "")) >= 1
-    rows = listings.refusals_listing(fits["refusals"]).rows
+    write_synthetic(tmp_path, seeds=1, sweeps=("width",))
+    tiny = Report(tmp_path)
+    assert tiny.fits["refusals"]
+    for refusal in tiny.fits["refusals"]:
+        assert refusal["reason"][:60].replace(" %", "\u00a0%").replace("`", "") in tiny.page.text
+    rows = listings.refusals_listing(tiny.fits["refusals"]).rows
     assert len({row[1].text for row in rows}) == len(rows)
     assert [row[0].text for row in rows if "_" in row[0].text or "." in row[0].text] == []
 
 
+def rewrite(results: Path, row: dict[str, Any], **facts: Any) -> None:
+    """Store a row of `trials` with other facts."""
+    row = {**row, **facts}
+    records.write(results / "trials" / f"{row['trial_id']}.parquet", "trials", [row])
+
+
+def restate(results: Path, **facts: Any) -> None:
+    """Change facts of study.json."""
+    path = results / "study.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
 def test_a_broken_study_names_what_is_broken_and_reports_the_rest(tmp_path: Path) -> None:
-    results = tmp_path / "broken"
-    rows = write_synthetic(results, seeds=2, sweeps=("width",), compacted=False)
-    failed = {**rows[0], "trial_id": "failed", "status": "FAILED", "val_loss": None, "reason": f"ValueError: {HOSTILE}"}
-    diverged = {**rows[1], "trial_id": "diverged", "status": "DIVERGED", "val_loss": None, "reason": "non-finite loss at step 412"}
-    for row in (failed, diverged):
-        records.write(results / "trials" / f"{row['trial_id']}.parquet", "trials", [row])
-    facts = json.loads((results / "study.json").read_text())
-    facts["trial_ids"] += ["failed", "diverged"]
-    (results / "study.json").write_text(json.dumps(facts))
-    whole = results / "trials" / f"{rows[2]['trial_id']}.parquet"
+    rows = write_synthetic(tmp_path, seeds=2, sweeps=("width",), compacted=False)
+    rewrite(tmp_path, rows[0], trial_id="failed", status="FAILED", val_loss=None, reason=f"ValueError: {HOSTILE}")
+    rewrite(tmp_path, rows[1], trial_id="diverged", status="DIVERGED", val_loss=None, reason="non-finite loss at step 412")
+    restate(tmp_path, trial_ids=[row["trial_id"] for row in rows] + ["failed", "diverged"])
+    whole = tmp_path / "trials" / f"{rows[2]['trial_id']}.parquet"
     whole.write_bytes(whole.read_bytes()[:200])
-    (results / "curves" / f"{rows[3]['trial_id']}.parquet").write_bytes(b"not parquet")
-    fits, path = build(results)
-    seen = Page(path.read_text(encoding="utf-8"))
-    assert "non-finite loss at step 412" in seen.text
-    assert f"trials/{whole.name} cannot be read as Parquet" in seen.text
-    assert 'ValueError: <script>alert("x")</script>' in seen.text
-    assert "script" not in {tag for tag, _ in seen.elements}
-    assert {e["status"] for e in fits["exclusions"]} >= {"FAILED", "DIVERGED"}
+    (tmp_path / "curves" / f"{rows[3]['trial_id']}.parquet").write_bytes(b"not parquet")
+    broken = Report(tmp_path)
+    said = ("non-finite loss at step 412", f"trials/{whole.name} cannot be read as Parquet", 'ValueError: <script>alert("x")</script>')
+    assert [words for words in said if words not in broken.page.text] == []
+    assert "script" not in {tag for tag, _ in broken.page.elements}
+    assert {e["status"] for e in broken.fits["exclusions"]} >= {"FAILED", "DIVERGED"}
 
 
 def test_a_study_in_which_nothing_completed_still_has_a_report(tmp_path: Path) -> None:
-    rows = write_synthetic(tmp_path / "none", seeds=1, sweeps=("heads",), compacted=False)
-    for row in rows:
-        gone = {**row, "status": "FAILED", "val_loss": None, "reason": "MemoryError"}
-        records.write(tmp_path / "none" / "trials" / f"{row['trial_id']}.parquet", "trials", [gone])
-    stale = tmp_path / "none" / "report" / "figures" / "sweep_old.svg"
+    for row in write_synthetic(tmp_path, seeds=1, sweeps=("heads",), compacted=False):
+        rewrite(tmp_path, row, status="FAILED", val_loss=None, reason="MemoryError")
+    stale = tmp_path / "report" / "figures" / "sweep_old.svg"
     stale.parent.mkdir(parents=True)
     stale.write_text("of an earlier report")
-    fits, path = build(tmp_path / "none")
+    none = Report(tmp_path)
     assert not stale.exists()
-    assert fits["noise"]["refused"]["code"] == "no_completed_trials"
-    assert len(fits["exclusions"]) == fits["counts"]["failed"] == 4
-    assert "MemoryError" in Page(path.read_text(encoding="utf-8")).open_text
+    assert none.fits["noise"]["refused"]["code"] == "no_completed_trials"
+    assert len(none.fits["exclusions"]) == none.fits["counts"]["failed"] == 4
+    assert "MemoryError" in none.page.open_text
 
 
-def test_a_report_that_cannot_be_built_leaves_no_old_one_that_looks_current(complete: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    results = tmp_path / "results"
-    shutil.copytree(complete[1].parents[1], results)
+def test_a_report_that_cannot_be_built_leaves_no_old_one_that_looks_current(complete: Report, tmp_path: Path) -> None:
+    results = shutil.copytree(complete.results, tmp_path / "results")
     shutil.rmtree(results / "trials")
     (results / "trials.parquet").write_bytes(b"not parquet")
     assert main([str(results)]) == 1
-    left = {p.name for p in (results / "report").iterdir()}
-    assert not left & {"fits.json", "answer.json", "report.html", "report.md", "report.ipynb"}
+    assert {p.name for p in (results / "report").iterdir()} <= {"figures", "tables"}
 
 
-def test_the_conclusions_are_the_same_file_with_and_without_the_report(complete: tuple[dict[str, Any], Path], tmp_path: Path) -> None:
-    analyze(complete[1].parents[1], tmp_path, report=False)
-    assert json.loads((tmp_path / "fits.json").read_text()) == complete[0]
+def test_the_conclusions_are_the_same_file_with_and_without_the_report(complete: Report, tmp_path: Path) -> None:
+    analyze(complete.results, tmp_path, report=False)
+    assert json.loads((tmp_path / "fits.json").read_text()) == complete.fits
 
 
 # ---- untrusted text ----
 
+ACTING = set("\x00\x1b\u202e\u2028")
+
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """Results whose names, question, prompt and stories are hostile, drawn under a person's own matplotlib settings."""
     results = tmp_path_factory.mktemp("hostile") / "results"
-    rows = write_synthetic(results, seeds=1, sweeps=("heads",), compacted=False)
-    for row in rows:
+    for row in write_synthetic(results, seeds=1, sweeps=("heads",), compacted=False):
         texts = {"prompt": HOSTILE, "text": HOSTILE * 3, "index": 0, "temperature": 0.5, "step": 1, "n_tokens": 9}
         sample = {"trial_id": row["trial_id"], **texts}
         records.write(results / "samples" / f"{row['trial_id']}.parquet", "samples", [sample])
-        row["sweeps"] = [HOSTILE, f"{HOSTILE} too"]  # names whose readable parts are equal
-        records.write(results / "trials" / f"{row['trial_id']}.parquet", "trials", [row])
-    facts = json.loads((results / "study.json").read_text())
-    (results / "study.json").write_text(json.dumps({**facts, "name": HOSTILE, "question": HOSTILE}))
+        rewrite(results, row, sweeps=[HOSTILE, f"{HOSTILE} too"])  # names whose readable parts are equal
+    restate(results, name=HOSTILE, question=HOSTILE)
     with mpl.rc_context({"text.usetex": True, "axes.grid": True}):
-        return build(results)[1]
+        return Report(results)
 
 
-def test_hostile_text_is_shown_as_text_in_the_page(hostile: Path) -> None:
-    html = hostile.read_text(encoding="utf-8")
-    seen = Page(html)
-    assert not {"img", "script"} & {tag for tag, _ in seen.elements}
-    assert '<script>alert("x")</script>' in seen.text
-    assert "{{7*7}}" in seen.text
-    assert "$x^{$" in seen.text.replace("\u2423", " ")
-    assert "\u241b[31mred" in seen.text  # the escape sign as a picture
-    assert not set("\x00\x1b\u202e\u2028") & set(html)
+def test_hostile_text_is_shown_as_text_in_the_page(hostile: Report) -> None:
+    assert not {"img", "script"} & {tag for tag, _ in hostile.page.elements}
+    for text in ('<script>alert("x")</script>', "{{7*7}}", "$x^{$", "\u241b[31mred"):  # the escape sign as a picture
+        assert text in hostile.page.text.replace("\u2423", " ")
+    assert not ACTING & set(hostile.html)
 
 
-def test_hostile_text_is_shown_as_text_in_markdown_and_on_the_terminal(hostile: Path) -> None:
-    text = (hostile.parent / "report.md").read_text(encoding="utf-8")
-    outside = re.sub(r"^(`{4,})text\n.*?^\1$", "", text, flags=re.M | re.S)
-    assert "````text\n<script>" in text  # in a fence that is longer than any run of backticks inside
-    for markup in ("<script>", "**bold**", "[link]("):
-        assert markup not in outside
-    assert not set("\x00\x1b\u202e\u2028") & set(text)
-    assert not set("\x00\x1b\u202e\u2028") & set(terminal.text(json.loads((hostile.parent / "fits.json").read_text())))
+def test_hostile_text_is_shown_as_text_in_markdown_and_on_the_terminal(hostile: Report) -> None:
+    outside = re.sub(r"^(`{4,})text\n.*?^\1$", "", hostile.markdown, flags=re.M | re.S)
+    assert "````text\n<script>" in hostile.markdown  # in a fence that is longer than any run of backticks inside
+    assert not [markup for markup in ("<script>", "**bold**", "[link](") if markup in outside]
+    assert not ACTING & set(hostile.markdown + terminal.text(hostile.fits))
 
 
-def test_sweeps_whose_names_look_alike_have_figures_and_tables_of_their_own(hostile: Path) -> None:
-    for kind, suffix in (("figures", ".svg"), ("tables", ".csv")):
-        own = {p.name for p in (hostile.parent / kind).glob(f"sweep_*{suffix}")}
-        assert len(own) == 2, own
+def test_sweeps_whose_names_look_alike_have_figures_and_tables_of_their_own(hostile: Report) -> None:
+    for files in ("figures/sweep_*.svg", "tables/sweep_*.csv"):
+        assert len(list(hostile.folder.glob(files))) == 2, files
 
 
 # ---- parts ----
@@ -381,31 +360,20 @@ def test_pointers_reach_names_with_slashes() -> None:
         content.at({"a": [1]}, "/a/9")
 
 
-def test_sections_are_the_same_in_every_rendering(complete: tuple[dict[str, Any], Path]) -> None:
-    study = evidence.load(complete[1].parent.parent)
-    titles = [s.title for s in sections.sections(study)[1:]]
-    assert re.findall(r"^## (.+)$", (complete[1].parent / "report.md").read_text(encoding="utf-8"), flags=re.M) == titles
-
-
 # ---- in a browser ----
 
 BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), "")
 
 
-def _browse(page_path: Path, width: int, profile: Path) -> str:
-    """The document as a headless browser leaves it, without network."""
-    flags = f"--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --user-data-dir={profile}"
-    command = [BROWSER, *flags.split(), f"--window-size={width},900", "--dump-dom", page_path.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_does_not_scroll_sideways(complete: tuple[dict[str, Any], Path], tmp_path: Path, width: int) -> None:
-    html = complete[1].read_text(encoding="utf-8")
+def test_the_page_does_not_scroll_sideways(complete: Report, tmp_path: Path, width: int) -> None:
+    """As a headless browser without network leaves the document."""
     probe = "<script>document.body.dataset.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth</script>"
     copy = tmp_path / "probe.html"  # without the policy, which would rightly forbid the probe
-    copy.write_text(re.sub(r"<meta http-equiv[^>]*>", "", html).replace("</body>", f"{probe}</body>"), encoding="utf-8")
-    seen = Page(_browse(copy, width, tmp_path / "profile"))
-    assert next(a["data-wide"] for tag, a in seen.elements if tag == "body") == "0"
+    copy.write_text(re.sub(r"<meta http-equiv[^>]*>", "", complete.html).replace("</body>", f"{probe}</body>"), encoding="utf-8")
+    flags = f"--headless --no-sandbox --disable-gpu --disable-background-networking --no-first-run --user-data-dir={tmp_path / 'profile'}"
+    command = [BROWSER, *flags.split(), f"--window-size={width},900", "--dump-dom", copy.as_uri()]
+    seen = Page(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    assert seen.attributes("data-wide") == ["0"]

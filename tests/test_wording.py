@@ -28,36 +28,23 @@ def tree(verdict: str = "not_told", levers: Any = (), difference: Any = None, **
     if difference:
         equal = {"winner": shape(2, 96), "loser": shape(4, 64), "n_tokens": 768_000, "difference": difference, "noise_ratio": 6.2}
     known = {"n_tokens": 768_000, "verdict": verdict, "law": {"n_configurations": 9}, "equal_size": equal, "by_length": []}
-    trust = {
-        "seeds": 3,
-        "lr_rule": "by_size",
-        "epochs": 0.19,
-        "falls_fast": True,
-        "still_falling": estimate(0.2, 0.19, 0.21),
-        "outliers": [],
-    }
-    base = {"counts": {"usable": 27, "trials": 27}, "levers": list(levers), "shape": known, "trust": trust | {"misfit": 0.023}}
+    trust = {"seeds": 3, "lr_rule": "by_size", "epochs": 0.19, "falls_fast": True, "outliers": [], "misfit": 0.023}
+    trust |= {"still_falling": estimate(0.2, 0.19, 0.21)}
+    base = {"counts": {"usable": 27, "trials": 27}, "levers": list(levers), "shape": known, "trust": trust}
     return base | {"best": None, "next": {"command": "python -m study.run horizon", "why": "longer", "seconds": 600}} | more
 
 
 WIDER = [lever("n_embd", estimate(0.2, 0.18, 0.22)), lever("n_layer", estimate(-0.04, -0.07, -0.01, "loss"))]
-
-
-def test_the_recommendation_names_what_pays_with_its_numbers_and_what_does_not() -> None:
-    said = answer.recommendation(tree("wide", WIDER))
-    assert said.startswith("At 768k tokens go wider, not deeper: width 16 to 32: −0.20 nats [−0.22, −0.18]")
-    assert said.endswith("layers 16 to 32: +0.04 nats [+0.01, +0.07], no gain yet.")
-
-
-def test_where_depth_pays_too_nobody_is_told_not_to_go_deeper() -> None:
-    both = [WIDER[0], lever("n_layer", estimate(0.1, 0.08, 0.12), "law")]
-    assert "go wider rather than deeper: width" in answer.recommendation(tree("wide", both))
-    assert "twice the depth by the law: −0.10 nats [−0.12, −0.08]" in answer.recommendation(tree("wide", both))
+BOTH = [WIDER[0], lever("n_layer", estimate(0.1, 0.08, 0.12), "law")]
 
 
 @pytest.mark.parametrize(
     ("verdict", "levers", "said"),
     [
+        ("wide", WIDER, "go wider, not deeper: width 16 to 32: −0.20 nats [−0.22, −0.18]"),
+        ("wide", WIDER, "layers 16 to 32: +0.04 nats [+0.01, +0.07], no gain yet."),
+        ("wide", BOTH, "go wider rather than deeper: width"),  # where depth pays too nobody is told not to go deeper
+        ("wide", BOTH, "twice the depth by the law: −0.10 nats [−0.12, −0.08]"),
         ("deep", [], "go deeper, not wider"),
         ("size_only", WIDER, "take whichever shape is fastest"),
         ("not_told", WIDER, "go wider, not deeper"),
@@ -68,7 +55,9 @@ def test_where_depth_pays_too_nobody_is_told_not_to_go_deeper() -> None:
     ],
 )
 def test_the_advice_follows_the_law_then_the_levers(verdict: str, levers: Any, said: str) -> None:
-    assert said in answer.recommendation(tree(verdict, levers)).replace("Go", "go").replace("Nothing", "nothing")
+    told = answer.recommendation(tree(verdict, levers))
+    assert told.startswith("At 768k tokens ") == bool(levers)
+    assert said in told.replace("Go", "go").replace("Nothing", "nothing")
 
 
 def test_levers_and_a_pair_that_disagree_give_no_direction() -> None:
@@ -79,22 +68,21 @@ def test_levers_and_a_pair_that_disagree_give_no_direction() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "said"),
+    ("verdict", "difference", "said"),
     [
-        (estimate(0.19, 0.16, 0.22), "2x96 beats 4x64 by 0.19 [0.16, 0.22] nats, six times the noise"),
-        (estimate(0.01, -0.02, 0.04, "within_noise"), "2x96 and 4x64 do not differ by more than noise (−0.01 nats [−0.04, +0.02])"),
-        (estimate(0.1, verdict="not_told"), "2x96 and 4x64 differ by 0.10 nats, which one seed cannot tell from noise"),
-        (None, "nothing was compared: no two shapes of nearly equal size were trained"),
+        ("not_told", estimate(0.19, 0.16, 0.22), "2x96 beats 4x64 by 0.19 [0.16, 0.22] nats, six times the noise"),
+        (
+            "not_told",
+            estimate(0.01, -0.02, 0.04, "within_noise"),
+            "2x96 and 4x64 do not differ by more than noise (−0.01 nats [−0.04, +0.02])",
+        ),
+        ("not_told", estimate(0.1, verdict="not_told"), "2x96 and 4x64 differ by 0.10 nats, which one seed cannot tell from noise"),
+        ("not_told", None, "nothing was compared: no two shapes of nearly equal size were trained"),
+        ("deep", estimate(0.19, 0.16, 0.22), "over all 9 configurations deep beats wide at equal size, which this pair goes against."),
     ],
 )
-def test_at_equal_size_the_winner_is_named_or_why_there_is_none(difference: Any, said: str) -> None:
-    assert said in answer.at_equal_size(tree("not_told", WIDER, difference))
-
-
-def test_a_pair_that_goes_against_the_law_says_so() -> None:
-    assert answer.at_equal_size(tree("deep", [], estimate(0.19, 0.16, 0.22))).endswith(
-        "over all 9 configurations deep beats wide at equal size, which this pair goes against."
-    )
+def test_at_equal_size_the_winner_is_named_or_why_there_is_none(verdict: str, difference: Any, said: str) -> None:
+    assert said in answer.at_equal_size(tree(verdict, WIDER, difference))
 
 
 def test_trust_is_told_by_seeds_rate_epochs_fall_misfit_and_the_next_command() -> None:
@@ -103,10 +91,6 @@ def test_trust_is_told_by_seeds_rate_epochs_fall_misfit_and_the_next_command() -
         "of text; the law misses by 2.3 %; longer training may change the ranking: "
         "`python -m study.run horizon`, 10 min."
     )
-
-
-def test_one_epoch_is_singular() -> None:
-    assert [wording.in_epochs(epochs) for epochs in (0.19, 1.0, 1.004, 16)] == ["0.19 epochs", "1 epoch", "1 epoch", "16 epochs"]
 
 
 def test_a_study_without_a_usable_trial_says_why_and_what_to_do() -> None:
@@ -146,20 +130,24 @@ def test_intervals_are_shown_with_the_digits_that_they_support(value: Any, low: 
     assert wording.spanned({"value": value, "low": low, "high": high}) == text
 
 
-def test_plain_values_read_well() -> None:
-    shown = [wording.plain(v) for v in (None, True, 98_560, 98_560.4, 0.00001722, float("nan"), 2.0, [1, 2])]
-    assert shown == ["\u2013", "yes", "98,560", "98,560", "1.722 \u00d7 10^−5", "\u2013", "2", "1, 2"]
-    assert [wording.short_count(v) for v in (950, 98_560, 1_234_567, 2e9)] == ["950", "98.6k", "1.23M", "2G"]
-
-
-def test_a_gain_is_shown_as_the_change_of_loss_that_it_is() -> None:
-    assert wording.change(estimate(0.17, 0.14, 0.19)) == "−0.17 nats [−0.19, −0.14]"
-    assert wording.change(estimate(-0.0002, -0.01, 0.01)) == "0.00 nats [−0.01, +0.01]"
-    assert wording.change(estimate(0.1)) == "−0.10 nats"
-
-
-def test_an_equation_says_at_which_reference_its_amplitudes_hold() -> None:
-    assert wording.equation("L = E + A * N^-alpha", {"params_non_embedding": 98_560.0}) == "L = E + A · (N/98.6k)^−α"
+@pytest.mark.parametrize(
+    ("shown", "text"),
+    [
+        *zip(
+            map(wording.plain, (None, True, 98_560, 98_560.4, float("nan"), 2.0)), ("–", "yes", "98,560", "98,560", "–", "2"), strict=True
+        ),
+        (wording.plain(0.00001722), "1.722 × 10^−5"),
+        (wording.plain([1, 2]), "1, 2"),
+        *zip(map(wording.short_count, (950, 98_560, 1_234_567, 2e9)), ("950", "98.6k", "1.23M", "2G"), strict=True),
+        *zip(map(wording.in_epochs, (0.19, 1.0, 1.004, 16)), ("0.19 epochs", "1 epoch", "1 epoch", "16 epochs"), strict=True),
+        (wording.change(estimate(0.17, 0.14, 0.19)), "−0.17 nats [−0.19, −0.14]"),  # the change of loss that a gain is
+        (wording.change(estimate(-0.0002, -0.01, 0.01)), "0.00 nats [−0.01, +0.01]"),
+        (wording.change(estimate(0.1)), "−0.10 nats"),
+        (wording.equation("L = E + A * N^-alpha", {"params_non_embedding": 98_560.0}), "L = E + A · (N/98.6k)^−α"),
+    ],
+)
+def test_numbers_gains_and_equations_read_well(shown: str, text: str) -> None:
+    assert shown == text
 
 
 def test_control_characters_become_visible() -> None:
