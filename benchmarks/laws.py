@@ -151,7 +151,7 @@ def lengths() -> Iterator[dict[str, object]]:
         known = longer(early)
         assert isinstance(known, Longer)
         shapes = np.stack([late.columns[column] for column in SHAPE_COLUMNS], axis=1)
-        found = [known.find(early, [float(v) for v in shape]) for shape in shapes]
+        found = [known.find([float(v) for v in shape]) for shape in shapes]
         told = np.array([np.nan if shape is None else known.law.predict(shape, longest).value for shape in found])
         for law in (*TOKEN_LAWS, None):
             result = fits.fit(law, early.columns, early.loss) if law else None

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from analysis.compare.paired_differences import Outcome, Paired
-from analysis.estimate import Estimate, Refusal, Verdict
+from analysis.estimate import Code, Estimate, Refusal, Verdict
 from analysis.findings import conclude as conclusions
 from analysis.findings import verdict
 from analysis.findings.contrast import Family
@@ -107,14 +107,14 @@ def test_a_grid_at_two_lengths_says_what_depth_width_and_text_buy(grid: tuple[St
 
 
 def test_steps_are_differences_of_configurations_and_levers_are_not(grid: tuple[Study, list[Lever]]) -> None:
-    verdicts = {step.gain.verdict for lever in grid[1] for step in lever.steps}
+    verdicts = {step["gain"].verdict for lever in grid[1] for step in lever.steps}
     assert Verdict.NOT_TOLD not in verdicts
     assert Verdict.WITHIN_NOISE not in {lever.gain.verdict for lever in grid[1] if isinstance(lever.gain, Estimate)}
 
 
 def test_the_largest_models_have_a_row_of_their_own(grid: tuple[Study, list[Lever]]) -> None:
     own = row(grid[1], "n_embd", LONG, "largest")
-    assert own.steps[-1].end == 64
+    assert own.steps[-1]["to"] == 64
     assert own.gain.value == pytest.approx(planted(8, 32, 4, LONG) - planted(8, 64, 4, LONG), abs=0.02)  # type: ignore[union-attr]
     assert own.of_reducible == pytest.approx(own.gain.value / (planted(8, 32, 4, LONG) - 0.4), rel=0.1)  # type: ignore[union-attr]
 
@@ -124,7 +124,7 @@ def test_one_seed_takes_the_law_where_it_has_an_interval() -> None:
     own = row(found, "n_embd", LONG)
     assert own.source == "law"
     assert gain(own).low is not None
-    assert own.steps[0].gain.low is None
+    assert own.steps[0]["gain"].low is None
     text = gain(row(found, "n_tokens", LONG))
     assert ends(text)[0] < float(np.mean([planted(*s, SHORT) - planted(*s, LONG) for s in GRID])) < ends(text)[1]
     assert text.verdict is Verdict.GAIN
@@ -189,11 +189,12 @@ def test_shape_is_called_from_kappa(exponents: tuple[float, float], said: str) -
     known = study(trials(lengths=[SHORT], loss=lambda d, w, h, t: 0.4 + (d / 2) ** -a * (w / 32) ** -b, sd=0.003))
     found = verdict.shape(known, levers(known))
     assert found["verdict"] == said
-    winner, loser = (found["equal_size"][side] for side in ("winner", "loser"))
+    equal = found["equal_size"]
+    winner, loser = equal.winner, equal.loser
     wider = winner["n_embd"] / winner["n_layer"] > loser["n_embd"] / loser["n_layer"]
     assert wider == (said == "wide")
     assert winner["params_non_embedding"] == pytest.approx(loser["params_non_embedding"], rel=0.05)
-    assert found["equal_size"]["difference"]["verdict"] == "gain"
+    assert equal.difference.verdict is Verdict.GAIN
 
 
 def test_a_clear_verdict_at_a_shorter_length_says_nothing_of_the_longest() -> None:
@@ -226,15 +227,15 @@ def test_only_size_matters_is_said_where_all_that_the_interval_allows_is_within_
 
 def test_the_worth_of_a_shape_is_the_factor_of_parameters_that_buys_as_much() -> None:
     known = study(trials(lengths=[SHORT], loss=lambda d, w, h, t: 0.4 + 2 * (d * w**2 / 2048) ** -0.2 * (w / d / 16) ** -0.05, sd=0.002))
-    worth = verdict.shape(known, levers(known))["equal_size"]["worth_in_parameters"]
+    worth = verdict.shape(known, levers(known))["equal_size"].worth_in_parameters
     # 2x64 against 8x32: aspect 8 times as large, 8**(0.05 / 0.2) times the parameters
-    assert worth["low"] < 8 ** (0.05 / 0.2) < worth["high"]
+    assert worth.low < 8 ** (0.05 / 0.2) < worth.high
 
 
 def test_without_shapes_of_equal_size_the_next_step_is_to_train_some() -> None:
     known = study(trials([(2, 16, 4), (2, 32, 4), (2, 64, 4)], [SHORT], sd=0.01))
     found = verdict.shape(known, levers(known))
-    assert found["equal_size"]["refused"]["code"] == "sizes_not_matched"
+    assert found["equal_size"].code is Code.UNMATCHED
 
 
 # ---- one study against another ----
@@ -263,12 +264,9 @@ def test_false_alarms_of_a_judgement_are_one_in_twenty() -> None:
     assert alarms <= 14  # 6 expected; more than 14 of 120 has a chance of 0.1 %
 
 
-def shapes_named(found: Mapping[str, Any]) -> set[str]:
-    return {f"{found[side]['n_layer']}x{found[side]['n_embd']}" for side in ("winner", "loser")}
-
-
 def test_the_comparison_at_equal_size_is_that_of_the_largest_size(grid: tuple[Study, list[Lever]]) -> None:
-    assert shapes_named(verdict.shape(*grid)["equal_size"]) == {"2x64", "8x32"}
+    equal = verdict.shape(*grid)["equal_size"]
+    assert {(side["n_layer"], side["n_embd"]) for side in (equal.winner, equal.loser)} == {(2, 64), (8, 32)}
 
 
 # ---- no two verdicts of a report disagree ----

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.estimate import Refusal
-from analysis.findings.conclude import conclude
+from analysis.findings.conclude import clean, conclude
 from analysis.findings.size_law import Fitted, fit_size_law
 from analysis.findings.training_length import Longer, longer, over_length
 from analysis.fits.length_law import fit_length_law
@@ -43,7 +43,7 @@ def detectable(seeds: int) -> float:
 def depth_course(rng: np.random.Generator | None, seeds: int = 2) -> dict:
     sd, shared = (SD, SHARED) if rng else (1e-6, 0.0)
     cells = average(trials(lengths=LENGTHS, loss=loss, sd=sd, shared=shared, seeds=seeds, rng=rng, unique_tokens=13_000_000))
-    found = over_length(cells, measure_noise(cells))
+    found = clean(over_length(cells, measure_noise(cells)))
     return next(course for course in found["courses"] if course["factor"] == "n_layer")
 
 
@@ -70,27 +70,27 @@ def test_where_it_pays_at_all_lengths_or_at_none_the_crossing_is_refused_with_wh
     for shift, bound in ((-0.3, {"upper": float(LENGTHS[0])}), (0.3, {"lower": float(LENGTHS[-1])})):
         rows = trials(lengths=LENGTHS, loss=lambda d, w, h, n, s=shift: loss(d, w, h, n) + s * math.log2(d), sd=1e-6, seeds=2)
         cells = average(rows.assign(unique_tokens=13_000_000))
-        crossing = next(c for c in over_length(cells, noise)["courses"] if c["factor"] == "n_layer")["crossing"]
+        crossing = next(c for c in clean(over_length(cells, noise))["courses"] if c["factor"] == "n_layer")["crossing"]
         assert crossing["refused"]["code"] == "beyond_one_log_range"
         assert crossing["bound"] == pytest.approx(bound)
 
 
 def test_at_equal_size_the_best_shape_of_each_length_is_named() -> None:
     cells = average(trials(lengths=LENGTHS, loss=loss, sd=1e-6, seeds=2, unique_tokens=13_000_000))
-    found = over_length(cells, measure_noise(cells))
+    found = clean(over_length(cells, measure_noise(cells)))
     assert {(row["best"]["n_layer"], row["best"]["n_embd"]) for row in found["best_shapes"]} <= {(1, 32), (2, 32), (1, 64), (2, 64)}
 
 
 def test_text_seen_more_than_once_is_left_out() -> None:
     cells = average(trials(lengths=LENGTHS, loss=loss, sd=0.01, seeds=2, unique_tokens=4_000_000))
-    found = over_length(cells, measure_noise(cells))
+    found = clean(over_length(cells, measure_noise(cells)))
     assert found["lengths"] == [n for n in LENGTHS if n <= 4_000_000]
 
 
 def test_a_length_whose_seeds_are_still_under_way_takes_nothing_from_the_others() -> None:
     rows = trials(lengths=LENGTHS, loss=loss, sd=0.01, seeds=2, unique_tokens=13_000_000)
     cells = average(rows[~((rows["n_tokens"] == LENGTHS[-1]) & (rows["seed"] == 1) & (rows["n_embd"] == 16))])
-    assert over_length(cells, measure_noise(cells))["lengths"] == list(LENGTHS[:-1])
+    assert clean(over_length(cells, measure_noise(cells)))["lengths"] == list(LENGTHS[:-1])
 
 
 # ---- longer than was trained ----
@@ -106,7 +106,7 @@ def test_the_law_of_length_recovers_what_was_planted_and_foretells_it() -> None:
     found = longer(cells)
     assert isinstance(found, Longer)
     assert found.law.beta == pytest.approx(0.6, rel=0.01)  # the step between the exponents that are tried
-    for row in found.to_dict(cells)["twice"]:
+    for row in clean(found)["twice"]:
         truth = flattening(row["n_layer"], row["n_embd"], 4, row["n_tokens"])
         assert row["n_tokens"] == 2 * LENGTHS[-1]
         assert row["forecast"]["low"] <= truth <= row["forecast"]["high"]
@@ -119,7 +119,7 @@ def test_its_interval_holds_the_next_length_of_most_shapes() -> None:
         held = average(trials(lengths=LENGTHS, loss=flattening, sd=SD, shared=SHARED, seeds=2, rng=rng, unique_tokens=13_000_000))
         known = longer(held)
         assert isinstance(known, Longer)
-        rows = known.to_dict(held)["twice"]
+        rows = clean(known)["twice"]
         truth = [flattening(row["n_layer"], row["n_embd"], 4, row["n_tokens"]) for row in rows]
         inside.append(np.mean([row["forecast"]["low"] <= t <= row["forecast"]["high"] for row, t in zip(rows, truth, strict=True)]))
     assert np.mean(inside) >= 0.9
@@ -163,7 +163,7 @@ def test_on_horizon_it_errs_less_than_half_as_much_as_the_additive_law() -> None
     assert isinstance(known, Longer)
     assert isinstance(additive, Fitted)
     shapes = zip(*(late.columns[name] for name in ("n_layer", "n_embd", "n_head")), strict=True)
-    wanted = [known.find(early, shape) for shape in shapes]
+    wanted = [known.find(shape) for shape in shapes]
     own = np.array([known.law.predict(int(shape), 6_144_000).value for shape in wanted if shape is not None])
     errors = [float(np.median(np.abs(values / late.loss - 1))) for values in (own, additive.result.predict(late.columns))]
     assert errors[0] < 0.02

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,12 @@ from analysis.findings.levers import Study, levers
 from analysis.findings.lines import at_length, training_lengths, without_head_sweep
 from analysis.findings.size_law import Fitted, all_fits, leave_largest_out
 from analysis.findings.sweeps import describe, find_sweeps
-from analysis.findings.training_length import Longer, longer, over_length
+from analysis.findings.training_length import longer, over_length
 from analysis.fits.forecast_law import fit_forecast_law
-from analysis.fits.shape_law import fit_shape_law
+from analysis.fits.shape_law import ShapeFit, fit_shape_law
 from analysis.table import evidence
 from analysis.table import load as tables
-from analysis.table.configurations import Configurations, Noise, average, measure_noise
+from analysis.table.configurations import Configurations, average, measure_noise
 from analysis.table.load import Table
 from analysis.table.recipe import one_recipe
 from analysis.text import findings as texts
@@ -45,13 +45,14 @@ FINDINGS = (
 
 def conclude(table: Table, options: Options | None = None) -> dict[str, Any]:
     """Analyze a loaded table; every key of fits.json, whatever the study lacks being a refusal in its place."""
-    study = _Evidence.of(table, options or Options()) if len(table.trials) else None
-    tree = _facts(table) | (_findings(study, options or Options()) if study else _nothing())
-    tree["stories"] = texts.conclude(evidence.load(table.path, tree))
-    tree["forecasts"] = _forecasts(table, study)
-    tree["refusals"] = [*collect(tree), *(study.refused if study else [])]
-    cleaned: dict[str, Any] = clean(tree)
-    return cleaned
+    options, trials = options or Options(), table.trials[one_recipe(table.trials)]
+    joint = average(trials) if len(trials) else None
+    tried = all_fits(joint, options.delta) if joint else []
+    tree: dict[str, Any] = clean(_facts(table) | (_findings(table, joint, tried, options) if joint else _nothing()))
+    tree |= clean({"stories": texts.conclude(evidence.load(table.path, tree)), "forecasts": _forecasts(table, joint)})
+    unfit = {f.reason: f.code for f in tried if isinstance(f, Refusal)}
+    listed = [{"subject": "fits", "code": str(code), "reason": reason} for reason, code in unfit.items()]
+    return tree | {"refusals": [*collect(tree), *listed]}
 
 
 def _facts(table: Table) -> dict[str, Any]:
@@ -63,111 +64,86 @@ def _facts(table: Table) -> dict[str, Any]:
         "results": table.path.resolve().name,
         "data": training.data_facts(table),
         "counts": tables.counts(table),
-        "exclusions": [e.__dict__ for e in table.excluded],
-        "problems": list(table.problems),
+        "exclusions": table.excluded,
+        "problems": table.problems,
         "card": training.CARD,
         "provenance": training.provenance(table),
     }
 
 
-@dataclass(frozen=True)
-class _Evidence:
-    """Configuration means, noise and fits: what all findings start from.
-
-    `cells` holds every usable configuration, `joint` those of one recipe that a joint fit may compare; `unfit` says why there is no joint
-    fit, where there is none.
-    """
-
-    table: Table
-    cells: Configurations
-    joint: Configurations
-    noise: Noise | Refusal
-    fits: list[Fitted]
-    refused: list[dict[str, str]]
-    unfit: dict[str, Any]
-
-    @staticmethod
-    def of(table: Table, options: Options) -> _Evidence:
-        cells = average(table.trials)
-        mask = one_recipe(table.trials)
-        joint = cells if mask.all() else average(table.trials[mask])
-        tried = all_fits(joint, options.delta)
-        reasons = {f.reason: f.code for f in tried if isinstance(f, Refusal)}
-        refused = [{"subject": "fits", "code": str(code), "reason": reason} for reason, code in reasons.items()]
-        fitted = [f for f in tried if isinstance(f, Fitted)]
-        unfit = next((f for f in tried if isinstance(f, Refusal)), Refusal(Code.MISSING, "no fit of all configurations")).to_dict()
-        return _Evidence(table, cells, joint, measure_noise(cells), fitted, refused, unfit)
-
-    @property
-    def primary(self) -> Fitted | None:
-        """The joint fit under the first convention."""
-        return next((f for f in self.fits if f.fit_id == "joint"), None)
-
-
 # ---- findings ----
 
 
-def _findings(study: _Evidence, options: Options) -> dict[str, Any]:
-    """Every block that needs at least one usable trial."""
-    primary, noise, cells = study.primary, study.noise, study.cells
-    found = find_sweeps(cells, set(study.joint.config_id))
-    return _answer(study) | {
-        "noise": noise.to_dict(),
-        "fits": {f.fit_id: build(f, noise, options) for f in study.fits},
-        "primary_fit": primary.fit_id if primary else None,
+def _findings(table: Table, joint: Configurations, tried: Sequence[Fitted | Refusal], options: Options) -> dict[str, Any]:
+    """Every block that needs at least one usable trial.
+
+    Args:
+        joint: configurations of one recipe, which a joint fit may compare.
+        tried: fits of them.
+    """
+    cells = average(table.trials)
+    noise, found = measure_noise(cells), find_sweeps(cells, set(joint.config_id))
+    fits = [f for f in tried if isinstance(f, Fitted)]
+    primary = next((f for f in fits if f.fit_id == "joint"), None)
+    unfit = next((f for f in tried if isinstance(f, Refusal)), Refusal(Code.MISSING, "no fit of all configurations"))
+    return _answer(table, Study(joint, noise, _laws(joint)), primary) | {
+        "noise": noise,
+        "fits": {f.fit_id: build(f, noise, options) for f in fits},
+        "primary_fit": primary and primary.fit_id,
         "sweeps": [describe(cells, sweep, noise) for sweep in found],
-        "compute_optimal": compute_optimal(study.joint, primary, noise),
-        "diagnostics": {"leave_largest_out": leave_largest_out(primary)} if primary else study.unfit,
-        "timing": training.timing(study.table.trials, cells, found),
+        "compute_optimal": compute_optimal(joint, primary, noise),
+        "diagnostics": {"leave_largest_out": leave_largest_out(primary)} if primary else unfit,
+        "timing": training.timing(table.trials, cells, found),
         "overfitting": training.overfitting(cells),
-        "learning_rates": searches.learning_rates(study.table, noise),
-        "fronts": searches.fronts(study.table),
+        "learning_rates": searches.learning_rates(table, noise),
+        "fronts": searches.fronts(table),
     }
 
 
-def _answer(study: _Evidence) -> dict[str, Any]:
+def _laws(cells: Configurations) -> dict[int, ShapeFit | Refusal]:
+    """The law in depth and width of each training length."""
+    return {n: fit_shape_law(cells.take(without_head_sweep(cells, at_length(cells, n)))) for n in training_lengths(cells)}
+
+
+def _answer(table: Table, study: Study, primary: Fitted | None) -> dict[str, Any]:
     """Levers, shape, best model, trust and next step: what the answer is made from."""
-    cells, table = study.joint, study.table
-    laws = {n: fit_shape_law(cells.take(without_head_sweep(cells, at_length(cells, n)))) for n in training_lengths(cells)}
-    asked = Study(cells, study.noise, laws)
-    found = levers(asked)
-    shape = verdict.shape(asked, found)
-    misfit = residual_sd(study.primary) if study.primary else None
-    trust = verdict.trust(table, table.trials[one_recipe(table.trials)], asked, found, misfit)
-    longest, law = training_lengths(cells)[-1], longer(cells)
+    cells, found, longest = study.cells, levers(study), study.lengths()[-1]
+    shape = verdict.shape(study, found)
+    trust = verdict.trust(table, table.trials[one_recipe(table.trials)], study, found, residual_sd(primary) if primary else None)
     return {
-        "levers": [lever.to_dict() for lever in found],
+        "levers": found,
         "over_length": over_length(cells, study.noise),
-        "length_law": law.to_dict(cells) if isinstance(law, Longer) else law.to_dict(),
+        "length_law": longer(cells),
         "shape": shape,
-        "best": verdict.best_model(asked),
+        "best": verdict.best_model(study),
         "forecast_law": {"n_tokens": longest} | fit_forecast_law(cells.take(at_length(cells, longest))).to_dict(),
         "trust": trust,
-        "next": verdict.next_step(table, asked, shape, trust),
+        "next": verdict.next_step(table, study, shape, trust),
     }
 
 
 def _nothing() -> dict[str, Any]:
     """The tree of a study without a usable trial."""
-    refusal = Refusal(Code.NO_TRIALS, "no trial completed with a usable loss").to_dict()
+    refusal = Refusal(Code.NO_TRIALS, "no trial completed with a usable loss")
     empty: dict[str, Any] = {"fits": {}, "primary_fit": None, "sweeps": [], "levers": [], "fronts": []}
     return empty | dict.fromkeys(FINDINGS, refusal) | {"timing": {"rows": [], "fit": refusal, "heads_slowdown": refusal}}
 
 
-def _forecasts(table: Table, study: _Evidence | None) -> list[dict[str, Any]]:
+def _forecasts(table: Table, joint: Configurations | None) -> list[dict[str, Any]]:
     """Forecasts on record, scored where their configuration has run."""
-    path = table.path / "forecasts.json"
-    if not table.path.is_dir() or not path.exists():
-        return []
-    rows = forecasts.read(path)
-    return forecasts.scored(rows, study.joint, table.trials) if study else rows
+    rows = forecasts.read(table.path / "forecasts.json")
+    return forecasts.scored(rows, joint, table.trials) if joint else rows
 
 
 # ---- the file ----
 
 
 def clean(value: Any) -> Any:
-    """JSON-ready: plain Python numbers and lists, None in the place of NaN and infinities."""
+    """JSON-ready: dataclasses as mappings, plain Python numbers and lists, None in the place of NaN and infinities."""
+    if hasattr(value, "to_dict"):
+        value = value.to_dict()
+    elif is_dataclass(value):
+        value = {field.name: getattr(value, field.name) for field in fields(value)}
     if isinstance(value, Mapping):
         return {str(k): clean(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | np.ndarray):

@@ -9,7 +9,7 @@ interval itself says.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis.estimate import LEVEL, NATS, SIZE, Code, Refusal
-from analysis.findings.size_law import Fitted, mean_variance, observations, runs_shared
-from analysis.findings.sweeps import thinned
+from analysis.findings.size_law import Fitted, half_width, observations, runs_shared
+from analysis.findings.sweeps import ends, mean_ends, thinned
 from analysis.fits import intervals
 from analysis.fits.fit import FitResult, FitStatus
 from analysis.fits.laws import Law, Power
 from analysis.fits.quantities import Parameter, Quantity, Slope
-from analysis.table.configurations import Configurations, Noise, t_quantile
+from analysis.table.configurations import Configurations, Noise
 from analysis.table.load import distinct_sizes
 
 CURVE_POINTS = 60
@@ -67,7 +67,7 @@ def build(fitted: Fitted, noise: Noise | Refusal, options: Options) -> dict[str,
         "convention": fitted.column,
         "n_configurations": len(cells),
         "reference": result.reference,
-        "parameters": {name: _parameter(fitted, name, found.get(name), refused.get(name)) for name in result.params},
+        "parameters": {name: refused.get(name) or _parameter(fitted, name, found.get(name)) for name in result.params},
         "slope": _slope(fitted, found.get("slope")),
         "status": result.status.name,
         "status_text": result.message,
@@ -85,14 +85,12 @@ def residual_sd(fitted: Fitted) -> float | None:
 
 def _residuals(fitted: Fitted, noise: Noise | Refusal) -> list[dict[str, Any]]:
     """Residual of each configuration in nats, with the interval that its seeds give."""
-    cells = fitted.cells
-    left = cells.loss - fitted.result.fitted
-    rows = []
-    for i in thinned(len(cells)):
-        half = noise.half_width(int(cells.n_seeds[i])) if isinstance(noise, Noise) else None
-        ends = {"low": None, "high": None} if half is None else {"low": left[i] - half, "high": left[i] + half}
-        rows.append({"config_id": str(cells.config_id[i]), "x": float(cells.columns[fitted.column][i]), "residual": float(left[i]), **ends})
-    return rows
+    cells, left = fitted.cells, fitted.cells.loss - fitted.result.fitted
+    known = [
+        (str(cells.config_id[i]), float(cells.columns[fitted.column][i]), float(left[i]), int(cells.n_seeds[i]))
+        for i in thinned(len(cells))
+    ]
+    return [{"config_id": config, "x": x, "residual": own, **mean_ends(own, n, noise)} for config, x, own, n in known]
 
 
 def _curve(fitted: Fitted) -> dict[str, Any]:
@@ -101,8 +99,7 @@ def _curve(fitted: Fitted) -> dict[str, Any]:
     low, high = float(sizes.min()), float(sizes.max())
     reach = min(REACH, high / low)
     x = np.geomspace(low / reach, high * reach, CURVE_POINTS)
-    inside = [bool(low * (1 - 1e-9) <= v <= high * (1 + 1e-9)) for v in x]
-    return {"x": x, "y": fitted.result.predict(fitted.at(x)), "inside": inside}
+    return {"x": x, "y": fitted.result.predict(fitted.at(x)), "inside": (low * (1 - 1e-9) <= x) & (x <= high * (1 + 1e-9))}
 
 
 # ---- intervals ----
@@ -112,61 +109,49 @@ def _intervals(fitted: Fitted, noise: Noise | Refusal, options: Options, paramet
     """Intervals of the slope at the reference and of the named parameters, from the estimator of the point.
 
     Profile likelihood; the delta method for the slope of a fit that only stands beside the primary one, where nothing else is reported;
-    bootstrap for the primary fit by Huber.
+    bootstrap of configurations for the primary fit by Huber.
     """
     if runs_shared(fitted.cells):
         return {}
+    at = {name: float(value) for name, value in fitted.result.reference.items()}
+    slope = {"slope": Slope(at, fitted.column)}
     if fitted.result.delta is not None:
-        return _bootstrapped(fitted, options) if fitted.fit_id == "joint" else {}
+        if fitted.fit_id != "joint" or not options.n_bootstrap or fitted.df < 1:
+            return {}
+        rng = np.random.default_rng(options.seed)
+        # Of many thousand trials the means are resampled: 1,000 weights for each of 100,000 rows would take the memory of the machine.
+        source = observations(fitted, means=len(fitted.cells.cell_loss) > MANY)
+        return intervals.bootstrap(source, fitted.result, _parameters(fitted.result.params) | slope, rng, options.n_bootstrap)
     beside = fitted.fit_id.startswith(("joint@", "joint:"))
     if fitted.df >= 1 and (parameters or not beside):
-        return intervals.profiles(observations(fitted), quantities_of(fitted, parameters))
-    slope = _delta_slope(fitted, noise)
-    return {} if slope is None else {"slope": slope}
+        return intervals.profiles(observations(fitted), _parameters(parameters) | slope)
+    return _delta_slope(fitted, noise)
 
 
-def _bootstrapped(fitted: Fitted, options: Options) -> dict[str, intervals.Interval]:
-    """Configuration-level bootstrap of parameters and slope."""
-    if not options.n_bootstrap or fitted.df < 1:
-        return {}
-    rng = np.random.default_rng(options.seed)
-    wanted = quantities_of(fitted, list(fitted.result.params))
-    # Of many thousand trials the means are resampled: 1,000 weights for each of 100,000 rows would take the memory of the machine.
-    source = observations(fitted, means=len(fitted.cells.cell_loss) > MANY)
-    return intervals.bootstrap(source, fitted.result, wanted, rng, options.n_bootstrap)
+def _parameters(names: Iterable[str]) -> dict[str, Quantity]:
+    return {name: Parameter(name) for name in names}
 
 
-def _delta_slope(fitted: Fitted, noise: Noise | Refusal) -> intervals.Interval | None:
-    """Interval of the slope at the reference from the linearized fit; None where neither scatter nor seeds give a variance."""
-    variance, df = mean_variance(fitted, noise)
-    if variance is None:
-        return None
+def _delta_slope(fitted: Fitted, noise: Noise | Refusal) -> dict[str, intervals.Interval]:
+    """Interval of the slope at the reference from the linearized fit; none where neither scatter nor seeds give a variance."""
     size, step = float(fitted.result.reference[fitted.column]), 1e-3
     up, down = fitted.jacobian(fitted.at(size * np.exp([step, -step])))
-    half = t_quantile(df) * fitted.combination_error((up - down) / (2 * step), variance)
-    slope = fitted.slope(size)
-    return intervals.Interval(slope - half, slope + half, "delta", "closed", slope, len(fitted.cells))
-
-
-def quantities_of(fitted: Fitted, parameters: Sequence[str]) -> dict[str, Quantity]:
-    """Parameters, and the slope at the reference."""
-    at = {name: float(value) for name, value in fitted.result.reference.items()}
-    named: dict[str, Quantity] = {name: Parameter(name) for name in parameters}
-    return named | {"slope": Slope(at, fitted.column)}
+    half, slope = half_width(fitted, (up - down) / (2 * step), noise), fitted.slope(size)
+    if half is None:
+        return {}
+    return {"slope": intervals.Interval(slope - half, slope + half, "delta", "closed", slope, len(fitted.cells))}
 
 
 # ---- numbers ----
 
 
-def _parameter(fitted: Fitted, name: str, interval: intervals.Interval | None, refusal: Refusal | None) -> dict[str, Any]:
-    """A parameter's value with interval, or the refusal that stands in its place."""
+def _parameter(fitted: Fitted, name: str, interval: intervals.Interval | None) -> dict[str, Any] | Refusal:
+    """A parameter's value with interval, or the refusal that its interval gives."""
     law = fitted.result.law
-    if refusal is None and (name == law.floor or name in exponents(law)):
-        refusal = interval_refusal(name, interval, name in exponents(law))
-    if refusal is not None:
-        return refusal.to_dict()
+    exponent = name in exponents(law)
+    refused = interval_refusal(name, interval, exponent) if name == law.floor or exponent else None
     value = interval.point if interval is not None and interval.status != "failed" else fitted.result.params[name]
-    return _cell(value, interval, NATS if name == law.floor or name in law.amplitudes else "")
+    return refused or _cell(value, interval, NATS if name == law.floor or name in law.amplitudes else "")
 
 
 def exponents(law: Law) -> list[str]:
@@ -184,53 +169,44 @@ def _slope(fitted: Fitted, interval: intervals.Interval | None) -> dict[str, Any
 
 
 def _cell(value: float, interval: intervals.Interval | None, unit: str) -> dict[str, Any]:
-    ends: dict[str, Any] = {"low": None, "high": None, "level": LEVEL}
+    """A value with its interval; an end that the data do not bound is infinite, which JSON holds as null."""
+    cell: dict[str, Any] = {"value": value, "low": None, "high": None, "level": LEVEL}
     if interval is None:
-        ends["method"] = "none: too few sizes to see how far models scatter around the curve"
+        cell["method"] = "none: too few sizes to see how far models scatter around the curve"
     elif interval.status == "failed":
-        ends["method"] = f"none: {interval.reason}"
+        cell["method"] = f"none: {interval.reason}"
     else:
-        low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))  # None: the data do not bound that side
-        ends = {"low": low, "high": high, "level": LEVEL, "method": interval.method, "interval": interval.status}
-    return {"value": value, **ends, "unit": unit}
+        cell |= {"low": interval.low, "high": interval.high, "method": interval.method, "interval": interval.status}
+    return cell | {"unit": unit}
 
 
-def compute_optimal(cells: Configurations, primary: Fitted | None, noise: Noise | Refusal) -> dict[str, Any]:
+def compute_optimal(cells: Configurations, primary: Fitted | None, noise: Noise | Refusal) -> dict[str, Any] | Refusal:
     """Exponent a of N_opt ~ C^a = beta / (alpha + beta) (Hoffmann et al. 2022, eq. 4): only where N and D varied independently."""
     n, d = np.log(cells.columns[SIZE]), np.log(cells.columns["n_tokens"])
     if np.ptp(d) < 1e-9:
-        reason = "compute-optimal N and D need runs at several n_tokens; all configurations saw the same number"
-        return Refusal(Code.FIXED_TOKENS, reason).to_dict()
+        return Refusal(Code.FIXED_TOKENS, "compute-optimal N and D need runs at several n_tokens; all configurations saw the same number")
     r = float(np.corrcoef(n, d)[0, 1]) if np.ptp(n) > 1e-9 else 1.0
     if abs(r) > 0.9:
         reason = f"compute-optimal N and D cannot be told apart: ln N and ln D correlate by {r:.2f}; vary them separately"
-        return Refusal(Code.COLLINEAR, reason).to_dict()
+        return Refusal(Code.COLLINEAR, reason)
     if primary is None or "beta" not in primary.result.params:
-        lengths = len(np.unique(d))
-        reason = (
-            f"compute-optimal N and D need a law of size and text, which {lengths} training lengths do not give; train at three or more"
-        )
-        return Refusal(Code.TOO_FEW_DF, reason).to_dict()
-    refusal = early_refusal(primary, "beta")
-    return refusal.to_dict() if refusal else {**_optimal_exponent(primary, noise), "correlation": r}
+        reason = f"compute-optimal N and D need a law of size and text, which {len(np.unique(d))} training lengths do not give"
+        return Refusal(Code.TOO_FEW_DF, f"{reason}; train at three or more")
+    return early_refusal(primary, "beta") or _optimal_exponent(primary, noise) | {"correlation": r}
 
 
 def _optimal_exponent(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
     """beta / (alpha + beta) with a delta-method interval."""
     design, theta = fitted.result.design, fitted.result.theta
 
-    def value(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
+    def exponent(coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
         params = design.to_params(coordinates)
         return np.asarray(params["beta"] / (params["alpha"] + params["beta"]), dtype=float)
 
     step = 1e-6 * np.eye(len(theta))
-    direction = (value(theta[:, None] + step) - value(theta[:, None] - step)) / 2e-6
-    cell: dict[str, Any] = {"value": float(value(theta[:, None])[0]), "low": None, "high": None, "level": LEVEL, "method": "delta"}
-    variance, df = mean_variance(fitted, noise)
-    if variance is not None:
-        half = t_quantile(df) * fitted.combination_error(direction, variance)
-        cell |= {"low": cell["value"] - half, "high": cell["value"] + half}
-    return cell
+    half = half_width(fitted, (exponent(theta[:, None] + step) - exponent(theta[:, None] - step)) / 2e-6, noise)
+    value = float(exponent(theta[:, None])[0])
+    return {"value": value, **ends(value, half), "level": LEVEL, "method": "delta"}
 
 
 # ---- refusals ----
@@ -238,24 +214,21 @@ def _optimal_exponent(fitted: Fitted, noise: Noise | Refusal) -> dict[str, Any]:
 
 def early_refusal(fitted: Fitted, name: str) -> Refusal | None:
     """A refusal that needs no interval: the data are too few or too narrow, or the fit is not at a determined optimum."""
-    result, law = fitted.result, fitted.result.law
+    law = fitted.result.law
     guarded = name == law.floor or name in exponents(law) or law.has_floor
-    poor = _data_refusal(result, fitted.cells, fitted.column) if guarded else None
-    return poor or status_refusal(name, result) or _shared_runs_refusal(name, result, fitted.cells)
+    return (_data_refusal(fitted) if guarded else None) or status_refusal(name, fitted.result) or _shared_runs_refusal(name, fitted)
 
 
-def _data_refusal(result: FitResult, cells: Configurations, column: str) -> Refusal | None:
+def _data_refusal(fitted: Fitted) -> Refusal | None:
     """Too few sizes or configurations, too narrow a range."""
-    values = cells.columns[column]
-    n_sizes, df, span = distinct_sizes(values), len(cells) - len(result.params), float(np.log10(values.max() / values.min()))
-    names = " and ".join(n for n in ("E", "alpha") if n in result.params) or ", ".join(result.params)
+    values, params = fitted.cells.columns[fitted.column], fitted.result.params
+    n_sizes, span = distinct_sizes(values), float(np.log10(values.max() / values.min()))
+    names = " and ".join(n for n in ("E", "alpha") if n in params) or ", ".join(params)
     if n_sizes < MIN_SIZES:
         return Refusal(Code.TOO_FEW_SIZES, f"{names} cannot be told from fewer than {MIN_SIZES} sizes and there are {n_sizes}; add sizes")
-    if df < MIN_DF:
-        reason = (
-            f"{names} cannot be told: {len(cells)} configurations for {len(result.params)} parameters; have {MIN_DF} more than parameters"
-        )
-        return Refusal(Code.TOO_FEW_DF, reason)
+    if fitted.df < MIN_DF:
+        counted = f"{len(fitted.cells)} configurations for {len(params)} parameters; have {MIN_DF} more than parameters"
+        return Refusal(Code.TOO_FEW_DF, f"{names} cannot be told: {counted}")
     if span < MIN_DECADES:
         reason = f"{names} cannot be told from sizes over {span:.2f} decades of N; cover at least {MIN_DECADES} decades"
         return Refusal(Code.NARROW_RANGE, reason)
@@ -276,16 +249,15 @@ def status_refusal(name: str, result: FitResult) -> Refusal | None:
     return Refusal(codes[result.status], f"{name} is not reported: {result.message}")
 
 
-def _shared_runs_refusal(name: str, result: FitResult, cells: Configurations) -> Refusal | None:
+def _shared_runs_refusal(name: str, fitted: Fitted) -> Refusal | None:
     """Refusal of intervals that would count the checkpoints of one run as independent; the estimate stands in the bound."""
-    runs = runs_shared(cells)
-    if not runs:
+    if not (runs := runs_shared(fitted.cells)):
         return None
     reason = (
-        f"no standard errors: the {len(cells)} configurations are branches of {runs} runs, and counting them as independent would make "
-        "every interval too short; train runs of separate length, or report the estimate alone"
+        f"no standard errors: the {len(fitted.cells)} configurations are branches of {runs} runs, and counting them as independent would "
+        "make every interval too short; train runs of separate length, or report the estimate alone"
     )
-    return Refusal(Code.COUNTS_CHECKPOINTS, reason, {"estimate": result.params[name]})
+    return Refusal(Code.COUNTS_CHECKPOINTS, reason, {"estimate": fitted.result.params[name]})
 
 
 def interval_refusal(name: str, interval: intervals.Interval | None, exponent: bool) -> Refusal | None:
@@ -293,7 +265,7 @@ def interval_refusal(name: str, interval: intervals.Interval | None, exponent: b
     if interval is None:
         return Refusal(Code.NOT_CONVERGED, f"no interval of {name} could be computed")
     low, high = interval.low, interval.high
-    shown = f"[{_number(low)}, {_number(high)}]"
+    shown = f"[{', '.join(f'{end:.3g}' if math.isfinite(end) else 'unbounded' for end in (low, high))}]"
     if name == "E" and not low > 0:
         bound = {"upper": high, "level": LEVEL} if math.isfinite(high) else None
         upper = f", and E < {high:.3g}" if bound else ""
@@ -302,7 +274,3 @@ def interval_refusal(name: str, interval: intervals.Interval | None, exponent: b
         reason = f"the {LEVEL:.0%} interval of {name}, {shown}, spans more than a factor of {MAX_RATIO:g}; use the local slope"
         return Refusal(Code.WIDE_INTERVAL, reason, {"low": low, "high": high, "level": LEVEL})
     return None
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}" if math.isfinite(value) else "unbounded"

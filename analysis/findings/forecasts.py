@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.estimate import LEVEL, SIZE, Code, Refusal
+from analysis.estimate import LEVEL, NATS, SIZE, Code, Estimate, Refusal
 from analysis.findings.lines import at_length
 from analysis.findings.size_law import Fitted, observations
 from analysis.findings.training_length import longer
@@ -29,7 +29,7 @@ from analysis.fits import intervals
 from analysis.fits.forecast_law import fit_forecast_law
 from analysis.fits.quantities import Loss
 from analysis.table.configurations import Configurations
-from models.config import ModelConfig
+from models.config import Shape
 from study.files import write_json
 
 SCHEMA_VERSION = "1.0"
@@ -48,7 +48,7 @@ class Target:
     @property
     def params_non_embedding(self) -> int:
         """Parameters less embeddings of the project's own network."""
-        return ModelConfig(n_layer=self.n_layer, n_embd=self.n_embd, n_head=self.n_head, block_size=1, vocab_size=1).params_non_embedding
+        return Shape(n_layer=self.n_layer, n_embd=self.n_embd, n_head=self.n_head).params_non_embedding
 
 
 def parse(text: str, cells: Configurations) -> Target:
@@ -92,19 +92,18 @@ class Source:
 
 def make(fitted: Fitted, target: Target, source: Source) -> dict[str, Any] | Refusal:
     """Forecast the mean loss of a configuration from a law in size: point and prediction interval (F-calibrated profile)."""
-    size = size_of(target, fitted.cells, fitted.column)
+    size, law = size_of(target, fitted.cells, fitted.column), fitted.result.law
     refused = size_refusal(size, fitted.cells.columns[fitted.column]) or tokens_refusal(fitted, target)
     if refused:
         return refused
     at = {name: float(values[0]) for name, values in fitted.at(size, n_tokens=float(target.n_tokens)).items()}
-    interval = intervals.profile(observations(fitted), Loss(at), new_run=True)
-    if interval.status == "failed":
-        return Refusal(Code.TOO_FEW_DF, f"no forecast: {interval.reason}")
-    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
-    result = fitted.result
-    law = {"law": result.law.name, "equation": result.law.equation, "parameters": dict(result.params), "reference": dict(result.reference)}
-    said = {"point": interval.point, "low": low, "high": high, "level": LEVEL, "method": interval.method, **law, "interval_refused": None}
-    return _record(said, fitted.cells, target, size, source)
+    found = intervals.profile(observations(fitted), Loss(at), new_run=True)
+    if found.status == "failed":
+        return Refusal(Code.TOO_FEW_DF, f"no forecast: {found.reason}")
+    low, high = (end if math.isfinite(end) else None for end in (found.low, found.high))
+    told = Estimate(found.point, low, high, NATS, len(fitted.cells), found.method)
+    known = {"equation": law.equation, "parameters": dict(fitted.result.params), "reference": dict(fitted.result.reference)}
+    return _record(law.name, told, known, fitted.cells, target, source)
 
 
 def by_length(cells: Configurations, target: Target, source: Source) -> dict[str, Any] | Refusal:
@@ -112,29 +111,18 @@ def by_length(cells: Configurations, target: Target, source: Source) -> dict[str
     found = longer(cells)
     if isinstance(found, Refusal):
         return found
-    shape = found.find(cells, (target.n_layer, target.n_embd, target.n_head))
+    shape = found.find((target.n_layer, target.n_embd, target.n_head))
     if shape is None:
         return Refusal(Code.EXTRAPOLATION, "the shape was not trained at three shorter lengths")
     own = cells.columns["n_tokens"][list(found.members[shape])]
     if target.n_tokens * own[0] > own[-1] ** 2:
-        return Refusal(
-            Code.EXTRAPOLATION, f"{target.n_tokens:,} training tokens lie more than one observed log-range beyond the shape's own"
-        )
+        reason = f"{target.n_tokens:,} training tokens lie more than one observed log-range beyond the shape's own"
+        return Refusal(Code.EXTRAPOLATION, reason)
     told, law = found.law.predict(shape, target.n_tokens), found.law.to_dict()
-    params = {"E_s": float(found.law.floor[shape]), "B_s": float(found.law.amplitude[shape]), **law["params"]}
-    said = {
-        "point": told.value,
-        "low": told.low,
-        "high": told.high,
-        "level": LEVEL,
-        "method": told.method,
-        "law": "D",
-        "parameters": params,
-    }
+    own_law = {"E_s": float(found.law.floor[shape]), "B_s": float(found.law.amplitude[shape]), **law["params"]}
+    known = {"parameters": own_law, "equation": law["equation"], "reference": law["reference"]}
     untested = "no step as long was forecast from three shorter lengths" if told.low is None else None
-    said |= {"equation": law["equation"], "reference": law["reference"], "interval_refused": untested}
-    used = cells.take(sorted(i for members in found.members for i in members))
-    return _record(said, used, target, size_of(target, used, SIZE), source)
+    return _record("D", told, known, cells.take(sorted(i for members in found.members for i in members)), target, source, untested)
 
 
 def by_shape(cells: Configurations, target: Target, source: Source) -> dict[str, Any] | Refusal:
@@ -149,16 +137,26 @@ def by_shape(cells: Configurations, target: Target, source: Source) -> dict[str,
     if refused := size_refusal(size, own.columns[SIZE]):
         return refused
     told, law = found.predict(target.n_layer, target.n_embd, size), found.to_dict()
-    said = {"point": told.value, "low": told.low, "high": told.high, "level": LEVEL, "method": told.method, "law": "F"}
-    said |= {"equation": law["equation"], "parameters": law["params"], "reference": law["reference"]}
-    return _record(said | {"interval_refused": (law["interval_refused"] or {}).get("reason")}, own, target, size, source)
+    known = {"equation": law["equation"], "parameters": law["params"], "reference": law["reference"]}
+    return _record("F", told, known, own, target, source, found.interval_refused and found.interval_refused.reason)
 
 
-def _record(said: Mapping[str, Any], cells: Configurations, target: Target, size: float, source: Source) -> dict[str, Any]:
-    sizes = cells.columns[SIZE]
+def _record(
+    name: str, told: Estimate, law: Mapping[str, Any], cells: Configurations, target: Target, source: Source, untested: str | None = None
+) -> dict[str, Any]:
+    """A forecast as it stands in the file.
+
+    Args:
+        law: equation, parameters and reference.
+        cells: those that it was fitted to.
+        untested: why there is no interval.
+    """
+    size, sizes = size_of(target, cells, SIZE), cells.columns[SIZE]
     return {
         "configuration": {**target.__dict__, "params_non_embedding": int(size)},
-        **said,
+        "point": told.value,
+        **{"low": told.low, "high": told.high, "level": LEVEL, "method": told.method, "law": name, **law},
+        "interval_refused": untested,
         "data": {"config_ids": [str(c) for c in cells.config_id], "n_trials": len(cells.cell_loss), "sha256": source.text},
         "inside_data": bool(sizes.min() <= size <= sizes.max()),
         "made_at": source.now.isoformat(),
@@ -167,34 +165,37 @@ def _record(said: Mapping[str, Any], cells: Configurations, target: Target, size
     }
 
 
+def _reach(seen: Any) -> tuple[float, float]:
+    """The ends of the data, one observed log-range further."""
+    low, high = float(seen.min()), float(seen.max())
+    return low * low / high, high * high / low
+
+
 def size_refusal(size: float, sizes: Any) -> Refusal | None:
     """A refusal of sizes that lie more than one observed log-range beyond the data."""
-    low, high = float(sizes.min()), float(sizes.max())
-    if low * low / high <= size <= high * high / low:
+    low, high = _reach(sizes)
+    if low <= size <= high:
         return None
-    reason = (
-        f"N={size:,.0f} lies more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f}); "
-        f"forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or add sizes"
-    )
-    return Refusal(Code.EXTRAPOLATION, reason)
+    reason = f"N={size:,.0f} lies more than one observed log-range beyond the data ({sizes.min():,.0f} to {sizes.max():,.0f})"
+    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low:,.0f} to {high:,.0f}, or add sizes")
 
 
 def tokens_refusal(fitted: Fitted, target: Target) -> Refusal | None:
     """A refusal where the law says nothing about the training tokens of a target: none are in it, or they lie too far from the data's."""
-    seen = fitted.cells.columns["n_tokens"]
-    low, high = float(seen.min()), float(seen.max())
-    if "n_tokens" not in fitted.result.law.columns:
-        if low == high == target.n_tokens:
+    law, seen, wanted = fitted.result.law, fitted.cells.columns["n_tokens"], target.n_tokens
+    low, high = _reach(seen)
+    if "n_tokens" not in law.columns:
+        if seen.min() == seen.max() == wanted:
             return None
         reason = (
-            f"the law {fitted.result.law.equation} does not say what training tokens do, and {target.n_tokens:,} are not the {low:,.0f} of "
+            f"the law {law.equation} does not say what training tokens do, and {wanted:,} are not the {seen.min():,.0f} of "
             "the data; forecast that number, or train at three or more numbers of tokens"
         )
         return Refusal(Code.FIXED_TOKENS, reason)
-    if low * low / high <= target.n_tokens <= high * high / low:
+    if low <= wanted <= high:
         return None
-    reason = f"{target.n_tokens:,} training tokens lie more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f})"
-    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or train longer")
+    reason = f"{wanted:,} training tokens lie more than one observed log-range beyond the data ({seen.min():,.0f} to {seen.max():,.0f})"
+    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low:,.0f} to {high:,.0f}, or train longer")
 
 
 # ---- the file ----
@@ -233,11 +234,9 @@ def add(path: Path, forecast: Mapping[str, Any], cells: Configurations) -> None:
     _write(path, [row for row in rows if row["configuration"] != wanted] + [dict(forecast)])
 
 
-def _matches(cells: Configurations, wanted: Mapping[str, Any]) -> list[int]:
-    same = np.ones(len(cells), dtype=bool)
-    for column in SHAPE_COLUMNS:
-        same &= cells.columns[column] == wanted[column]
-    return [int(i) for i in np.flatnonzero(same)]
+def _matches(cells: Configurations, wanted: Mapping[str, Any]) -> Any:
+    """Indices of the configurations that a forecast is of."""
+    return np.flatnonzero(np.all([cells.columns[column] == wanted[column] for column in SHAPE_COLUMNS], axis=0))
 
 
 def scored(rows: Sequence[Mapping[str, Any]], cells: Configurations, trials: pd.DataFrame) -> list[dict[str, Any]]:
@@ -248,9 +247,9 @@ def scored(rows: Sequence[Mapping[str, Any]], cells: Configurations, trials: pd.
     texts = set(trials["data_sha256"].dropna())
     found = []
     for row in rows:
-        hits = _matches(cells, row["configuration"])
-        same = row["data"].get("sha256") is None or row["data"]["sha256"] in texts
-        found.append({**row, "outcome": _outcome(row, cells, hits[0], trials)} if hits and same else dict(row))
+        hits, text = _matches(cells, row["configuration"]), row["data"].get("sha256")
+        ran = len(hits) and (text is None or text in texts)
+        found.append(dict(row) | ({"outcome": _outcome(row, cells, int(hits[0]), trials)} if ran else {}))
     return found
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -31,19 +32,6 @@ law is asked."""
 
 
 @dataclass(frozen=True)
-class Step:
-    """What one step between two levels of a factor buys."""
-
-    start: float
-    end: float
-    gain: Estimate
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {"from": self.start, "to": self.end, "gain": self.gain.to_dict()}
-
-
-@dataclass(frozen=True)
 class Lever:
     """What a doubling of a factor buys.
 
@@ -54,6 +42,7 @@ class Lever:
         gain: nats per doubling, positive for lower loss.
         of_reducible: share of the loss above the floor that a doubling takes away; None where no floor is known.
         time_per_step: by which factor a doubling makes a step longer; None where steps were not timed alone, and of text.
+        steps: between neighbouring levels, {"from", "to", "gain"}.
         source: "contrast" or "law".
     """
 
@@ -62,7 +51,7 @@ class Lever:
     at: str
     gain: Estimate | Refusal
     of_reducible: float | None = None
-    steps: tuple[Step, ...] = ()
+    steps: Sequence[Mapping[str, Any]] = ()
     source: str = "contrast"
     time_per_step: float | None = None
 
@@ -73,10 +62,10 @@ class Lever:
             "factor": self.factor,
             "n_tokens": self.n_tokens,
             "at": self.at,
-            "gain_per_doubling": self.gain.to_dict(),
+            "gain_per_doubling": self.gain,
             "bits": None if known is None else known.value / math.log(2),
             "of_reducible": self.of_reducible,
-            "steps": [step.to_dict() for step in self.steps],
+            "steps": list(self.steps),
             "source": self.source,
             "verdict": str(known.verdict) if known else "refused",
             "time_per_step": self.time_per_step,
@@ -85,7 +74,7 @@ class Lever:
 
 @dataclass(frozen=True)
 class Study:
-    """What levers are read from: configurations of one recipe, the noise between seeds, the law of each length, the text's floor."""
+    """What levers are read from: configurations of one recipe, the noise between seeds, the law of each length."""
 
     cells: Configurations
     noise: Noise | Refusal
@@ -107,13 +96,12 @@ class Study:
             return 0.0, 1.0
         return law.lack_of_fit, float(max(law.n - 4, 1))
 
-    def floor(self, n_tokens: int) -> float | None:
-        """The text's own entropy, else the floor of the law of this length; nats."""
-        own = self.cells.columns["loss_floor"]
-        if np.isfinite(own).any():
-            return float(np.nanmedian(own))
-        law = self.laws.get(n_tokens)
-        return law.E.value if isinstance(law, ShapeFit) and isinstance(law.E, Estimate) else None
+    def share(self, gain: float, loss: float, n_tokens: int) -> float | None:
+        """A gain as a share of a loss above the floor: the text's own entropy, else that of the law of this length."""
+        own, law = self.cells.columns["loss_floor"], self.laws.get(n_tokens)
+        floor = law.E.value if isinstance(law, ShapeFit) and isinstance(law.E, Estimate) else math.inf
+        floor = float(np.nanmedian(own)) if np.isfinite(own).any() else floor
+        return gain / (loss - floor) if loss > floor else None
 
 
 def levers(study: Study) -> list[Lever]:
@@ -199,23 +187,13 @@ def _by_contrast(
 ) -> Lever:
     pairs, per = [pair for _, pair in chosen], [line.doublings(pair) for line, pair in chosen]
     before = float(np.mean([study.cells.loss[i] for i, _ in pairs]))
-    sd, df = (0.0, 1.0) if factor == "n_tokens" else study.misfit(n_tokens)  # a shape's own misfit is in both of its lengths
-    gain = family.contrast(pairs, per, misfit=sd * before, df_misfit=df, wide=True)
-    floor = study.floor(n_tokens)
-    steps = tuple(
-        Step(a, b, family.contrast([pair]))
-        for a, b, pair in zip(shown.values[:-1], shown.values[1:], shown.steps(), strict=True)
-    )  # fmt: skip
-    return Lever(
-        factor,
-        n_tokens,
-        at,
-        replace(gain, unit=PER_DOUBLING),
-        None if floor is None or before <= floor else gain.value / (before - floor),
-        steps,
-        "contrast",
-        None if factor == "n_tokens" else _time(study.cells, pairs, per),
-    )
+    text = factor == "n_tokens"
+    sd, df = (0.0, 1.0) if text else study.misfit(n_tokens)  # a shape's own misfit is in both of its lengths
+    gain = replace(family.contrast(pairs, per, misfit=sd * before, df_misfit=df, wide=True), unit=PER_DOUBLING)
+    levels = zip(pairwise(shown.values), shown.steps(), strict=True)
+    steps = [{"from": a, "to": b, "gain": family.contrast([pair])} for (a, b), pair in levels]
+    share, time = study.share(gain.value, before, n_tokens), None if text else _time(study.cells, pairs, per)
+    return Lever(factor, n_tokens, at, gain, share, steps, time_per_step=time)
 
 
 def _time(cells: Configurations, pairs: Sequence[Pair], per: Sequence[float]) -> float | None:
@@ -239,26 +217,18 @@ def _surest(study: Study, row: Lever, members: Sequence[int], beside: bool) -> L
 
 def _by_law(study: Study, n_tokens: int, members: Sequence[int], factor: str, at: str) -> Lever:
     """A lever read from the law in depth and width: at the centre, or at the largest model."""
-    law, cells = study.laws.get(n_tokens), study.cells
-    if unknown := _unknown(cells, factor):
-        return Lever(factor, n_tokens, at, unknown, source="law")
-    if factor == "n_head":
-        reason = "no two configurations differ in their heads alone; vary n_head at one depth and width"
-        return Lever(factor, n_tokens, at, Refusal(Code.NO_VARIATION, reason), source="law")
-    if not isinstance(law, ShapeFit):
-        reason = law.reason if law else "no law of this length"
-        return Lever(factor, n_tokens, at, Refusal(law.code if law else Code.MISSING, reason), source="law")
-    if at == "largest":
-        i = max(members, key=lambda i: float(cells.columns[SIZE][i]))
-        depth, width = float(cells.columns["n_layer"][i]), float(cells.columns["n_embd"][i])
-    else:
-        depth, width = (_center(cells, members, name) for name in ("n_layer", "n_embd"))
+    cells = study.cells
+    heads = Refusal(Code.NO_VARIATION, "no two configurations differ in their heads alone; vary n_head at one depth and width")
+    law = _unknown(cells, factor) or (heads if factor == "n_head" else study.laws[n_tokens])
+    if isinstance(law, Refusal):
+        return Lever(factor, n_tokens, at, law, source="law")
+    largest = max(members, key=lambda i: float(cells.columns[SIZE][i]))
+    depth, width = (float(cells.columns[c][largest]) if at == "largest" else _center(cells, members, c) for c in ("n_layer", "n_embd"))
     gain = law.gain(factor, depth, width)
     if isinstance(gain, Refusal):
         return Lever(factor, n_tokens, at, gain, source="law")
-    floor, loss = study.floor(n_tokens), law.predict(depth, width)
-    share = None if floor is None or loss <= floor else gain.value / (loss - floor)
-    return Lever(factor, n_tokens, at, replace(gain, unit=PER_DOUBLING), share, (), "law")
+    share = study.share(gain.value, law.predict(depth, width), n_tokens)
+    return Lever(factor, n_tokens, at, replace(gain, unit=PER_DOUBLING), share, source="law")
 
 
 # ---- text ----

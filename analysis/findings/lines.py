@@ -4,7 +4,7 @@ A line of depth holds width and heads, one of width holds depth and heads (or he
 heads holds depth and width, one of parameters holds the aspect of the best shape, one of text holds the shape. The learning rate may follow
 the shape by rule, never the text.
 
-    found = lines(at_length(cells, 768_000), "n_layer"); found[0].nearest(center)     # a pair of configurations and its doublings
+    found = lines(cells, at_length(cells, 768_000), "n_layer"); found[0].steps()     # pairs of configurations
 """
 
 from __future__ import annotations
@@ -59,31 +59,36 @@ class Line:
         first, second = (self.values[self.members.index(i)] for i in pair)
         return math.log2(second / first)
 
+    def middle(self, pair: Pair) -> float:
+        """log2 of the factor half the way between two members."""
+        return math.log2(math.prod(self.values[self.members.index(i)] for i in pair)) / 2
+
     def away(self, pair: Pair, center: float, place: Sequence[float]) -> float:
         """Doublings from the middle of a pair to a value of the factor and a place of what is held, whichever is more."""
-        middle = math.log2(math.prod(self.values[self.members.index(i)] for i in pair)) / 2
-        return max(abs(middle - math.log2(center)), math.dist(self.place[: len(place)], place))
+        return max(abs(self.middle(pair) - math.log2(center)), math.dist(self.place[: len(place)], place))
 
-    def nearest(self, center: float) -> Pair | None:
-        """The two levels whose middle lies nearest to a value; of those that lie equally near, those nearest to one doubling apart."""
-        apart = [pair for pair in combinations(self.members, 2) if self.doublings(pair) >= FEWEST_DOUBLINGS]
-        middle = {
-            pair: abs(math.log2(math.prod(self.values[self.members.index(i)] for i in pair)) / 2 - math.log2(center)) for pair in apart
-        }
-        return min(apart, key=lambda pair: (round(4 * middle[pair]), abs(self.doublings(pair) - 1)), default=None)
+    def apart(self) -> list[Pair]:
+        """Pairs of levels that are more than a part of a doubling apart."""
+        return [pair for pair in combinations(self.members, 2) if self.doublings(pair) >= FEWEST_DOUBLINGS]
 
     def around(self, center: float, longest: float, beside: float) -> Pair | None:
-        """The widest pair within some doublings whose middle lies near a value, else the nearest: more levels apart, less noise."""
-        spans = {
-            pair: span
-            for pair in combinations(self.members, 2)
-            if FEWEST_DOUBLINGS <= (span := self.doublings(pair)) <= longest and self.away(pair, center, self.place) <= beside
-        }
-        return max(spans, key=lambda pair: spans[pair]) if spans else self.nearest(center)
+        """The widest pair within some doublings whose middle lies near a value: more levels apart, less noise.
+
+        Else the two levels whose middle lies nearest; of those that lie equally near, those nearest to one doubling apart.
+        """
+        pairs = self.apart()
+        near = [pair for pair in pairs if self.doublings(pair) <= longest and self.away(pair, center, self.place) <= beside]
+        if near:
+            return max(near, key=self.doublings)
+
+        def rank(pair: Pair) -> tuple[float, float]:
+            return round(4 * abs(self.middle(pair) - math.log2(center))), abs(self.doublings(pair) - 1)
+
+        return min(pairs, key=rank, default=None)
 
     def last(self) -> Pair | None:
         """The step to the last level that is nearest to one doubling."""
-        ends = [pair for pair in combinations(self.members, 2) if pair[1] == self.members[-1] and self.doublings(pair) >= FEWEST_DOUBLINGS]
+        ends = [pair for pair in self.apart() if pair[1] == self.members[-1]]
         return min(ends, key=lambda pair: abs(self.doublings(pair) - 1), default=None)
 
 

@@ -23,7 +23,7 @@ from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_CROSSED, POWER_FL
 from analysis.fits.profile_likelihood import fit_to
 from analysis.fits.quantities import Gain
 from analysis.fits.shape_law import CLEAR, MAX_CORRELATION, MIN_DF, departure, estimated
-from analysis.table.configurations import Configurations, Noise, f_p_value
+from analysis.table.configurations import Configurations, Noise, f_p_value, t_quantile
 from analysis.table.load import distinct_sizes, size_labels
 
 CONVENTIONS = ("params_non_embedding", "params_total", "params_blocks")
@@ -83,11 +83,6 @@ class Fitted:
         values = self.result.design.log_predict(shifted, dict(points))
         half = len(theta)
         return ((values[:half] - values[half:]) / (2 * step)).T
-
-    def combination_error(self, direction: NDArray[np.float64], variance: float) -> float:
-        """Standard error of a function of the coordinates with this gradient (delta method), for a variance of configuration means."""
-        own = self.jacobian({name: self.cells.columns[name] for name in self.result.law.columns})
-        return math.sqrt(max(float(direction @ np.linalg.pinv(own.T @ own, rcond=1e-12) @ direction), 0.0) * variance)
 
 
 # ---- fits ----
@@ -155,7 +150,7 @@ def runs_shared(cells: Configurations) -> int:
 
 
 def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None, int]:
-    """Variance of a configuration mean about the curve in log loss, and its degrees of freedom.
+    """Variance of a configuration mean about the curve in log loss, and its degrees of freedom; None where nothing tells.
 
     Residual scatter alone where the lack of fit exceeds the seeds' noise (F test at 5 %); otherwise residuals and seed noise pooled, which
     is what lets a four-level sweep with seeds say anything (Draper and Smith 1998, chapter 2).
@@ -169,6 +164,16 @@ def mean_variance(fitted: Fitted, noise: Noise | Refusal) -> tuple[float | None,
     if df > 0 and f_p_value(rss / df / pure, df, noise.difference_df) < 0.05:
         return rss / df, df
     return (rss + pure * noise.difference_df) / (df + noise.difference_df), df + noise.difference_df
+
+
+def half_width(fitted: Fitted, direction: NDArray[np.float64], noise: Noise | Refusal) -> float | None:
+    """Of the interval of a function of the coordinates with this gradient (delta method); None where no variance is known."""
+    variance, df = mean_variance(fitted, noise)
+    if variance is None:
+        return None
+    own = fitted.jacobian({name: fitted.cells.columns[name] for name in fitted.result.law.columns})
+    shape = float(direction @ np.linalg.pinv(own.T @ own, rcond=1e-12) @ direction)
+    return t_quantile(df) * math.sqrt(max(shape, 0.0) * variance)
 
 
 def observations(fitted: Fitted, means: bool = False) -> intervals.Observations:

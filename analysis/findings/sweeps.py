@@ -105,8 +105,9 @@ def _one_factor(cells: Configurations, factor: str) -> Sweep | None:
 def describe(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> dict[str, Any]:
     """Levels with means, intervals and the gain of each step; `shapes` of equal size and the `axis`, where it is such a sweep."""
     levels = [_level(cells, sweep.members[i], sweep.factor, noise) for i in thinned(len(sweep.members))]
-    for previous, level in pairwise(levels):
-        level |= _gain(previous, level, noise)
+    steps = [_compared("gain", a["mean"] - b["mean"], (a["n"], b["n"]), noise) for a, b in pairwise(levels)]
+    nothing = dict.fromkeys(("gain", "gain_low", "gain_high")) | {"verdict": Verdict.NONE}
+    levels = [level | step for level, step in zip(levels, [nothing, *steps], strict=True)]
     shapes, axis = equal_sizes(cells, sweep, noise), along_axis(cells, sweep)
     return {"name": sweep.name, "factor": sweep.factor, "levels": levels, "axis": axis, "shapes": shapes}
 
@@ -116,13 +117,26 @@ def thinned(n: int) -> list[int]:
     return [int(i) for i in (np.arange(n) if n <= SHOWN else np.unique(np.linspace(0, n - 1, SHOWN).round()))]
 
 
+def shape_of(cells: Configurations, i: int) -> dict[str, Any]:
+    """Depth, width, heads and size of a configuration; None where the runs do not have them."""
+    return {name: whole(cells.columns[name][i]) for name in (*SHAPE, SIZE)}
+
+
+def ends(value: float, half: float | None) -> dict[str, Any]:
+    """An interval by its half-width, which may not be known."""
+    return {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
+
+
+def mean_ends(value: float, n_seeds: int, noise: Noise | Refusal) -> dict[str, Any]:
+    """The interval that the noise between seeds gives a mean."""
+    return ends(value, None if isinstance(noise, Refusal) else noise.half_width(n_seeds))
+
+
 def _mean(cells: Configurations, i: int, noise: Noise | Refusal) -> dict[str, Any]:
     """Shape of a configuration, its losses, and their mean with its interval."""
     mean = float(cells.loss[i])
-    half = None if isinstance(noise, Refusal) else noise.half_width(int(cells.n_seeds[i]))
-    ends = {"low": None, "high": None} if half is None else {"low": mean - half, "high": mean + half}
-    shape = {name: whole(cells.columns[name][i]) for name in (*SHAPE, SIZE)}
-    return {"config_id": str(cells.config_id[i]), **shape, "mean": mean, **ends, "losses": cells.losses(i)}
+    known = {"mean": mean, **mean_ends(mean, int(cells.n_seeds[i]), noise), "losses": cells.losses(i)}
+    return {"config_id": str(cells.config_id[i]), **shape_of(cells, i), **known}
 
 
 def _level(cells: Configurations, i: int, factor: str, noise: Noise | Refusal) -> dict[str, Any]:
@@ -133,10 +147,6 @@ def _level(cells: Configurations, i: int, factor: str, noise: Noise | Refusal) -
         "n": int(cells.n_seeds[i]),
         "ms_per_step": _number(alone if np.isfinite(alone) else ms),
         "exclusive_timing": bool(np.isfinite(alone)),
-        "gain": None,
-        "gain_low": None,
-        "gain_high": None,
-        "verdict": Verdict.NONE,
     }
 
 
@@ -145,13 +155,11 @@ def _number(value: float) -> float | int | None:
     return None if not np.isfinite(value) else int(value) if value == int(value) else float(value)
 
 
-def _gain(previous: dict[str, Any], level: dict[str, Any], noise: Noise | Refusal) -> dict[str, Any]:
-    """What the step from the previous level bought, nats, with its interval."""
-    bought = previous["mean"] - level["mean"]
-    if isinstance(noise, Refusal):
-        return {"gain": bought, "verdict": Verdict.NOT_TOLD}
-    half, p = noise.half_width(previous["n"], level["n"]), noise.p_value(bought, previous["n"], level["n"])
-    return {"gain": bought, "gain_low": bought - half, "gain_high": bought + half, "verdict": _verdict(bought, p)}
+def _compared(name: str, gain: float, n_seeds: tuple[int, int], noise: Noise | Refusal, sign: int = 1) -> dict[str, Any]:
+    """A difference of two means, nats, under its name with interval and verdict; `sign` is that of a lower loss."""
+    half = None if isinstance(noise, Refusal) else noise.half_width(*n_seeds)
+    told = Verdict.NOT_TOLD if isinstance(noise, Refusal) else _verdict(sign * gain, noise.p_value(gain, *n_seeds))
+    return {name: gain, **{f"{name}_{end}": value for end, value in ends(gain, half).items()}, "verdict": told}
 
 
 def _verdict(gain: float, p: float, level: float = 0.05) -> Verdict:
@@ -188,13 +196,11 @@ def _one_size(cells: Configurations, group: list[int], noise: Noise | Refusal) -
 
 
 def _shape(cells: Configurations, i: int, best: int, noise: Noise | Refusal) -> dict[str, Any]:
-    behind = float(cells.loss[i] - cells.loss[best])
-    row = _mean(cells, i, noise) | {"aspect": float(cells.columns["aspect"][i]), "behind": behind, "behind_low": None, "behind_high": None}
-    if i == best or isinstance(noise, Refusal):
-        return row | {"verdict": Verdict.NONE if i == best else Verdict.NOT_TOLD}
-    pair = int(cells.n_seeds[i]), int(cells.n_seeds[best])
-    half = noise.half_width(*pair)
-    return row | {"behind_low": behind - half, "behind_high": behind + half, "verdict": _verdict(-behind, noise.p_value(behind, *pair))}
+    row = _mean(cells, i, noise) | {"aspect": float(cells.columns["aspect"][i])}
+    if i == best:
+        return row | {"behind": 0.0, "behind_low": None, "behind_high": None, "verdict": Verdict.NONE}
+    n_seeds = int(cells.n_seeds[i]), int(cells.n_seeds[best])
+    return row | _compared("behind", float(cells.loss[i] - cells.loss[best]), n_seeds, noise, sign=-1)
 
 
 # ---- a field of the recipe at fixed shapes ----
@@ -223,7 +229,10 @@ def along_axis(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
     epochs = {float(cells.columns["unique_tokens"][i]): float(cells.columns["epochs"][i]) for i in sweep.members}
     for step in steps if column == "unique_tokens" else []:
         step["epochs"] = epochs[step["to"]]
-    rows = [_losses_at(cells, own, values) for own in table]
+    rows = [
+        shape_of(cells, next(iter(own.values()))) | {"loss": [float(cells.loss[own[v]]) if v in own else None for v in values]}
+        for own in table
+    ]
     return {"column": column, "word": AXES[column], "values": values, "steps": steps, "cells": rows}
 
 
@@ -235,13 +244,6 @@ def _by_shape(cells: Configurations, members: Sequence[int]) -> list[list[int]]:
     return [shapes[key] for key in sorted(shapes, key=lambda key: (float(cells.columns[SIZE][shapes[key]].min()), key))]
 
 
-def _losses_at(cells: Configurations, own: dict[float, int], values: Sequence[float]) -> dict[str, Any]:
-    """A shape with its mean loss at each value of the axis."""
-    first = next(iter(own.values()))
-    at = [float(cells.loss[own[value]]) if value in own else None for value in values]
-    return {name: whole(cells.columns[name][first]) for name in (*SHAPE, SIZE)} | {"loss": at}
-
-
 def _step(cells: Configurations, table: Sequence[dict[float, int]], before: float, after: float) -> dict[str, Any] | None:
     """Mean gain over the shapes that have both values, with its t interval; the variance of the pairs is pooled within shapes."""
     groups = [gap for own in table if before in own and after in own and len(gap := _differences(cells, own[before], own[after]))]
@@ -249,12 +251,11 @@ def _step(cells: Configurations, table: Sequence[dict[float, int]], before: floa
         return None
     value, df = float(np.mean([g.mean() for g in groups])), sum(len(g) - 1 for g in groups)
     scatter = sum(float(np.sum((g - g.mean()) ** 2)) for g in groups)
-    found: dict[str, Any] = {"from": before, "to": after, "gain": value, "low": None, "high": None, "verdict": Verdict.NOT_TOLD}
+    found: dict[str, Any] = {"from": before, "to": after, "gain": value}
     if df < 1 or scatter <= 0:
-        return found
+        return found | ends(value, None) | {"verdict": Verdict.NOT_TOLD}
     error = math.sqrt(scatter / df * sum(1 / len(g) for g in groups)) / len(groups)
-    half = t_quantile(df) * error
-    return found | {"low": value - half, "high": value + half, "verdict": _verdict(value, t_p_value(value / error, df))}
+    return found | ends(value, t_quantile(df) * error) | {"verdict": _verdict(value, t_p_value(value / error, df))}
 
 
 def _differences(cells: Configurations, *pair: int) -> Floats:

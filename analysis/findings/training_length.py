@@ -10,18 +10,18 @@ next. The crossing's interval holds all lengths at which the gain is not told ap
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from analysis.estimate import SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.lines import FACTORS, Line, at_length, lines
+from analysis.findings.sweeps import shape_of
 from analysis.fits.length_law import MIN_LENGTHS, LengthFit, fit_length_law
-from analysis.table.configurations import SHAPE, Configurations, Floats, Noise, t_quantile, whole
-from analysis.table.load import SAME_SIZE
+from analysis.table.configurations import SHAPE, Configurations, Floats, Noise, t_quantile
+from analysis.table.load import size_labels
 
 GRID = 401
 """Lengths at which the gain is held against the noise, evenly in ln D."""
@@ -30,6 +30,8 @@ GRID = 401
 @dataclass(frozen=True)
 class Block:
     """Losses of shapes that ran the same lengths and seeds.
+
+    What is asked of it is a sum of the shapes' losses with weights that add up to 0 (shapes,), at each length or over weighted ones.
 
     Args:
         members: index of each shape's configuration at each length, shape (shapes, lengths).
@@ -47,91 +49,65 @@ class Block:
     df: int
     n_seeds: int
 
-    @property
-    def level_df(self) -> float:
-        """Degrees of freedom of the scatter pooled over lengths: what lengths of a run share counts once (Satterthwaite 1946)."""
-        return self.df * float(np.trace(self.covariance) ** 2 / np.sum(self.covariance**2))
+    def scatter(self, shapes: Floats) -> Floats:
+        """Covariance of the sum over lengths."""
+        return self.covariance * float(np.sum(shapes**2)) / self.n_seeds
 
-    def course(self, weights: Floats) -> Course:
-        """The sum of the shapes' losses with these weights (which add up to 0), over length."""
-        scatter = self.covariance * float(np.sum(weights**2)) / self.n_seeds
-        return Course(np.log2(self.lengths), weights @ self.mean, scatter, self.df, self.n_seeds)
-
-
-@dataclass(frozen=True)
-class Course:
-    """A quantity in nats over length.
-
-    Args:
-        at: log2 of the training tokens.
-        value: at each length.
-        covariance: of the values.
-        df: its degrees of freedom.
-    """
-
-    at: Floats
-    value: Floats
-    covariance: Floats
-    df: int
-    n: int
-
-    def estimate(self, weights: Floats, unit: str) -> Estimate:
-        """A weighted sum of the values with its t interval."""
-        value = float(weights @ self.value)
-        half = t_quantile(self.df) * math.sqrt(float(weights @ self.covariance @ weights))
+    def estimate(self, shapes: Floats, lengths: Floats, unit: str) -> Estimate:
+        """The sum over weighted lengths (lengths,) with its t interval."""
+        value = float(lengths @ (shapes @ self.mean))
+        half = t_quantile(self.df) * math.sqrt(float(lengths @ self.scatter(shapes) @ lengths))
         verdict = judged(value - half, value + half, Verdict.NOT_TOLD)
-        return Estimate(value, value - half, value + half, unit, self.n, "contrast within seeds", verdict)
+        return Estimate(value, value - half, value + half, unit, self.n_seeds, "contrast within seeds", verdict)
 
-    def each(self, unit: str) -> list[Estimate]:
-        """The value at each length."""
-        return [self.estimate(own, unit) for own in np.eye(len(self.at))]
-
-    def slope(self, unit: str) -> Estimate:
+    def slope(self, shapes: Floats, unit: str) -> Estimate:
         """Change per doubling of text, by least squares over the lengths."""
-        centered = self.at - self.at.mean()
-        return self.estimate(centered / float(np.sum(centered**2)), unit)
+        centered = np.log2(self.lengths) - np.log2(self.lengths).mean()
+        return self.estimate(shapes, centered / float(np.sum(centered**2)), unit)
 
-    def crossing(self, level: float, level_df: float) -> Estimate | Refusal:
-        """The length from which the value is above a level that was estimated from a standard deviation with `level_df` degrees of freedom.
+    def crossing(self, shapes: Floats, level: float) -> Estimate | Refusal:
+        """The length from which the sum is above a level that was estimated from the same scatter.
 
         Returns:
             tokens; an end of the interval that lies outside of the lengths is None. Refused where all lengths lie on one side.
         """
-        x = np.linspace(self.at[0], self.at[-1], GRID)
-        mix = np.stack([np.interp(x, self.at, own) for own in np.eye(len(self.at))], axis=1)  # (GRID, lengths)
-        above = mix @ self.value - level
-        error = np.sqrt(np.einsum("gi,ij,gj->g", mix, self.covariance, mix) + level**2 / (2 * level_df))
+        # lengths of a run share scatter, which counts once in the level's degrees of freedom (Satterthwaite 1946)
+        level_df = self.df * float(np.trace(self.covariance) ** 2 / np.sum(self.covariance**2))
+        at = np.log2(self.lengths)
+        x = np.linspace(at[0], at[-1], GRID)
+        mix = np.stack([np.interp(x, at, own) for own in np.eye(len(at))], axis=1)  # (GRID, lengths)
+        above = mix @ (shapes @ self.mean) - level
+        error = np.sqrt(np.einsum("gi,ij,gj->g", mix, self.scatter(shapes), mix) + level**2 / (2 * level_df))
         unclear = np.flatnonzero(np.abs(above) <= t_quantile(self.df) * error)
         rises = np.flatnonzero((above[:-1] < 0) & (above[1:] >= 0))
         if not len(rises):
-            return self._one_sided(float(above[0]), bool(len(unclear)))
-        point = 2 ** float(x[rises[-1]])
+            return self._one_sided(bool(above[0] >= 0), "" if len(unclear) else ", clearly")
         unclear = np.union1d(unclear, rises[-1])  # an interval narrower than the grid
         low = None if unclear[0] == 0 else 2 ** float(x[unclear[0]])
         high = None if unclear[-1] == GRID - 1 else 2 ** float(x[unclear[-1]])
-        return Estimate(point, low, high, "tokens", self.n, "inverted test, linear in ln D between lengths")
+        return Estimate(2 ** float(x[rises[-1]]), low, high, "tokens", self.n_seeds, "inverted test, linear in ln D between lengths")
 
-    def _one_sided(self, first: float, unclear: bool) -> Refusal:
-        ends = [f"{2**x:,.0f}" for x in (self.at[0], self.at[-1])]
-        sure = "" if unclear else ", clearly"
-        if first >= 0:
-            reason = f"it is larger than the noise at every length from {ends[0]} tokens on{sure}; train shorter to see where that begins"
-            return Refusal(Code.EXTRAPOLATION, reason, {"upper": 2 ** float(self.at[0])})
-        reason = f"it is larger than the noise at no length up to {ends[1]} tokens{sure}; train longer to see where that begins"
-        return Refusal(Code.EXTRAPOLATION, reason, {"lower": 2 ** float(self.at[-1])})
+    def _one_sided(self, above: bool, sure: str) -> Refusal:
+        first, last = (2 ** float(np.log2(n)) for n in (self.lengths[0], self.lengths[-1]))
+        if above:
+            reason = (
+                f"it is larger than the noise at every length from {first:,.0f} tokens on{sure}; train shorter to see where that begins"
+            )
+            return Refusal(Code.EXTRAPOLATION, reason, {"upper": first})
+        reason = f"it is larger than the noise at no length up to {last:,.0f} tokens{sure}; train longer to see where that begins"
+        return Refusal(Code.EXTRAPOLATION, reason, {"lower": last})
 
 
-def over_length(cells: Configurations, noise: Noise | Refusal) -> dict[str, Any]:
+def over_length(cells: Configurations, noise: Noise | Refusal) -> dict[str, Any] | Refusal:
     """Courses of every lever with their crossings, and the best shape of each size at each length; lengths that repeat their text go."""
     block = block_of(cells)
     if isinstance(block, Refusal):
-        return block.to_dict()
-    courses = [own for factor in FACTORS[:-2] if (own := _lever(cells, block, factor, noise))]
+        return block
     return {
         "lengths": [int(n) for n in block.lengths],
         "n_shapes": len(block.mean),
         "n_seeds": block.n_seeds,
-        "courses": courses,
+        "courses": [own for factor in FACTORS[:-2] if (own := _lever(cells, block, factor, noise))],
         "best_shapes": [row for group in _equal_sizes(cells, block) for row in _best_shapes(cells, block, group)],
     }
 
@@ -144,21 +120,23 @@ class Longer:
     """The law of length, and the configurations of each of its shapes, shortest length first."""
 
     law: LengthFit
+    cells: Configurations
     members: tuple[tuple[int, ...], ...]
 
-    def find(self, cells: Configurations, shape: Sequence[float]) -> int | None:
+    def find(self, shape: Sequence[float]) -> int | None:
         """The first of the law's shapes that has this depth, width and number of heads."""
-        own = (shape_id for shape_id, members in enumerate(self.members) if _shape_at(cells, members[0]) == tuple(shape))
-        return next(own, None)
+        first = [own[0] for own in self.members]
+        shapes = list(zip(*(self.cells.columns[name][first].tolist() for name in SHAPE), strict=True))
+        return shapes.index(tuple(shape)) if tuple(shape) in shapes else None
 
-    def to_dict(self, cells: Configurations) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The law, and what each shape would reach on twice its longest text."""
         rows = []
         for shape, members in enumerate(self.members):
-            n_tokens = 2 * int(self.law.longest[shape])
-            there, here = self.law.predict(shape, n_tokens), float(cells.loss[members[-1]])
-            place = {**_shape(cells, members[-1]), "config_id": str(cells.config_id[members[-1]])}
-            rows.append({**place, "n_tokens": n_tokens, "observed": here, "forecast": there.to_dict(), "gain": here - there.value})
+            i, n_tokens = members[-1], 2 * int(self.law.longest[shape])
+            there, here = self.law.predict(shape, n_tokens), float(self.cells.loss[i])
+            own = {"config_id": str(self.cells.config_id[i]), "n_tokens": n_tokens, "observed": here}
+            rows.append(shape_of(self.cells, i) | own | {"forecast": there, "gain": here - there.value})
         return self.law.to_dict() | {"twice": rows}
 
 
@@ -171,7 +149,7 @@ def longer(cells: Configurations) -> Longer | Refusal:
         row[[tokens.index(n) for n in line.values]] = cells.loss[list(line.members)]
     floors = cells.columns["loss_floor"][np.isfinite(cells.columns["loss_floor"])]
     law = fit_length_law(np.array(tokens), loss, float(floors.min()) if len(floors) else 0.0)
-    return law if isinstance(law, Refusal) else Longer(law, tuple(line.members for line in found))
+    return law if isinstance(law, Refusal) else Longer(law, cells, tuple(line.members for line in found))
 
 
 # ---- the block ----
@@ -232,15 +210,13 @@ def _lever(cells: Configurations, block: Block, factor: str, noise: Noise | Refu
         weights[place[j]] -= share
     if not steps:
         return None
-    course = block.course(weights)
-    crossing = noise if isinstance(noise, Refusal) else course.crossing(noise.detectable, block.level_df)
-    gains = course.each("nats per doubling")
+    gains = [block.estimate(weights, own, "nats per doubling") for own in np.eye(len(block.lengths))]
     return {
         "factor": factor,
         "n_steps": len(steps),
-        "gains": [{"n_tokens": int(n), "gain": gain.to_dict()} for n, gain in zip(block.lengths, gains, strict=True)],
-        "per_doubling_of_text": course.slope("nats per doubling, per doubling of text").to_dict(),
-        "crossing": crossing.to_dict(),
+        "gains": [{"n_tokens": int(n), "gain": gain} for n, gain in zip(block.lengths, gains, strict=True)],
+        "per_doubling_of_text": block.slope(weights, "nats per doubling, per doubling of text"),
+        "crossing": noise if isinstance(noise, Refusal) else block.crossing(weights, noise.detectable),
     }
 
 
@@ -248,17 +224,11 @@ def _lever(cells: Configurations, block: Block, factor: str, noise: Noise | Refu
 
 
 def _equal_sizes(cells: Configurations, block: Block) -> list[list[int]]:
-    """Shapes (places in the block) of equal size but different aspect, widest first; sizes ascending."""
-    sizes, aspect = cells.columns[SIZE][block.members[:, 0]], cells.columns["aspect"][block.members[:, 0]]
-    order = [int(i) for i in np.argsort(sizes, kind="stable")]
-    groups: list[list[int]] = [order[:1]]
-    for before, now in pairwise(order):
-        if sizes[now] <= sizes[before] * (1 + SAME_SIZE):
-            groups[-1].append(now)
-        else:
-            groups.append([now])
-    chosen = [sorted(group, key=lambda i: -aspect[i]) for group in groups]
-    return [group for group in chosen if aspect[group[0]] > 1.2 * aspect[group[-1]]]
+    """Shapes (places in the block) of equal size but different aspect; sizes ascending."""
+    sizes, aspect = (cells.columns[name][block.members[:, 0]] for name in (SIZE, "aspect"))
+    labels = size_labels(sizes)
+    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+    return [group.tolist() for group in groups if aspect[group].max() > 1.2 * aspect[group].min()]
 
 
 def _best_shapes(cells: Configurations, block: Block, group: Sequence[int]) -> list[dict[str, Any]]:
@@ -266,17 +236,8 @@ def _best_shapes(cells: Configurations, block: Block, group: Sequence[int]) -> l
     rows = []
     for at, n in enumerate(block.lengths):
         first, second = sorted(group, key=lambda i: float(block.mean[i, at]))[:2]
-        weights = np.zeros(len(block.mean))
-        weights[second], weights[first] = 1.0, -1.0
-        lead = block.course(weights).each("nats/token")[at]
-        shapes = {name: _shape(cells, int(block.members[i, at])) for name, i in (("best", first), ("next", second))}
-        rows.append({"n_tokens": int(n), **shapes, "lead": lead.to_dict()})
+        shapes, lengths = np.eye(len(block.mean)), np.eye(len(block.lengths))
+        lead = block.estimate(shapes[second] - shapes[first], lengths[at], "nats/token")
+        named = {name: shape_of(cells, int(block.members[i, at])) for name, i in (("best", first), ("next", second))}
+        rows.append({"n_tokens": int(n), **named, "lead": lead})
     return rows
-
-
-def _shape_at(cells: Configurations, i: int) -> tuple[float, ...]:
-    return tuple(float(cells.columns[name][i]) for name in SHAPE)
-
-
-def _shape(cells: Configurations, i: int) -> Mapping[str, int | None]:
-    return {name: whole(cells.columns[name][i]) for name in ("n_layer", "n_embd", "n_head", SIZE)}

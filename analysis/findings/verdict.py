@@ -9,7 +9,7 @@ any smooth law, and of many comparisons some are clear by that scatter alone. At
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +22,9 @@ from analysis.estimate import PER_DOUBLING, SIZE, Code, Estimate, Refusal, Verdi
 from analysis.findings.contrast import Family, Pair
 from analysis.findings.levers import Lever, Study, best
 from analysis.findings.lines import at_length
+from analysis.findings.sweeps import ends, mean_ends, shape_of
 from analysis.fits.shape_law import ShapeFit
-from analysis.table.configurations import Configurations, Noise, t_quantile, whole
+from analysis.table.configurations import Configurations, Noise, t_quantile
 from analysis.table.load import SAME_SIZE, Table
 from study import records
 
@@ -44,37 +45,24 @@ class EqualSize:
     n_tokens: int
     difference: Estimate
     noise_ratio: float | None
-    worth: Estimate | Refusal
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON form."""
-        return {
-            "winner": self.winner,
-            "loser": self.loser,
-            "n_tokens": self.n_tokens,
-            "difference": self.difference.to_dict(),
-            "noise_ratio": self.noise_ratio,
-            "worth_in_parameters": self.worth.to_dict(),
-        }
+    worth_in_parameters: Estimate | Refusal
 
 
 # ---- the best model ----
 
 
-def shape_of(cells: Configurations, i: int) -> dict[str, Any]:
+def named(cells: Configurations, i: int) -> dict[str, Any]:
     """A configuration as the answer names it."""
-    names = ("n_layer", "n_embd", "n_head", SIZE)
-    return {"config_id": str(cells.config_id[i]), **{name: whole(cells.columns[name][i]) for name in names}}
+    return {"config_id": str(cells.config_id[i]), **shape_of(cells, i)}
 
 
 def best_model(study: Study) -> dict[str, Any]:
     """The configuration of lowest mean loss among all, with the interval of its mean."""
-    cells, noise = study.cells, study.noise
+    cells = study.cells
     i = best(cells, range(len(cells)))
     loss = float(cells.loss[i])
-    half = None if isinstance(noise, Refusal) else noise.half_width(int(cells.n_seeds[i]))
-    ends = {"low": None, "high": None} if half is None else {"low": loss - half, "high": loss + half}
-    return {**shape_of(cells, i), "n_tokens": int(cells.columns["n_tokens"][i]), "val_loss": loss, **ends}
+    known = {"n_tokens": int(cells.columns["n_tokens"][i]), "val_loss": loss, **mean_ends(loss, int(cells.n_seeds[i]), study.noise)}
+    return named(cells, i) | known
 
 
 # ---- shape ----
@@ -82,18 +70,18 @@ def best_model(study: Study) -> dict[str, Any]:
 
 def shape(study: Study, levers: Sequence[Lever]) -> dict[str, Any]:
     """The law, the verdict and the comparison at equal size of the longest length that has them, and of each length by itself."""
-    rows: list[dict[str, Any]] = []
-    for n in study.lengths() if study.shared() else []:
-        law = study.laws[n]
-        equal = equal_size(study, n, levers)
-        rows.append({"n_tokens": n, "law": law.to_dict(), "verdict": verdict(law, study, n), "equal_size": equal.to_dict()})
-    told = [row for row in rows if "refused" not in row["law"]] or rows  # a shorter length's verdict says nothing of the longest
-    if not told:
+    rows: list[dict[str, Any]] = [
+        {"n_tokens": n, "law": study.laws[n], "verdict": verdict(study.laws[n], study, n), "equal_size": equal_size(study, n, levers)}
+        for n in study.lengths()
+        if study.shared()
+    ]
+    if not rows:
         reason = "every configuration has a training length of its own, so shapes were not compared; train several shapes at equal length"
-        refused = Refusal(Code.UNMATCHED, reason).to_dict()
+        refused = Refusal(Code.UNMATCHED, reason)
         return {"law": refused, "verdict": "not_told", "equal_size": refused, "by_length": []}
-    compared = [row for row in rows if "refused" not in row["equal_size"]] or rows
-    return {key: told[-1][key] for key in ("n_tokens", "law", "verdict")} | {"equal_size": compared[-1]["equal_size"], "by_length": rows}
+    # a shorter length's verdict says nothing of the longest
+    told, compared = ([row for row in rows if not isinstance(row[key], Refusal)] or rows for key in ("law", "equal_size"))
+    return told[-1] | {"equal_size": compared[-1]["equal_size"], "by_length": rows}
 
 
 def verdict(law: ShapeFit | Refusal, study: Study, n_tokens: int) -> str:
@@ -106,23 +94,26 @@ def verdict(law: ShapeFit | Refusal, study: Study, n_tokens: int) -> str:
         return {"wider": "wide", "deeper": "deep"}.get(str((law.optimum.bound or {}).get("beyond")), "not_told")
     if isinstance(law.kappa, Estimate):
         return _of_kappa(law.kappa, law, study, n_tokens)
-    if isinstance(law.a, Estimate) and isinstance(law.b, Estimate):  # local exponents, where they move with each other
-        ends = [law.b.low, law.b.high, law.a.low, law.a.high]
-        if all(end is not None for end in ends):
-            b_low, b_high, a_low, a_high = (float(end) for end in ends if end is not None)
-            return "wide" if b_low > 2 * a_high else "deep" if b_high < 2 * a_low else "not_told"
-    return "not_told"
+    if isinstance(law.a, Refusal) or isinstance(law.b, Refusal):
+        return "not_told"
+    low, high = _ends(law.b)  # local exponents, where they move with each other
+    a_low, a_high = _ends(law.a)
+    return "wide" if low > 2 * a_high else "deep" if high < 2 * a_low else "not_told"
+
+
+def _ends(own: Estimate) -> tuple[float, float]:
+    """The interval, infinite where it is open."""
+    return -math.inf if own.low is None else own.low, math.inf if own.high is None else own.high
 
 
 def _of_kappa(kappa: Estimate, law: ShapeFit, study: Study, n_tokens: int) -> str:
-    if kappa.low is None or kappa.high is None:
-        return "not_told"
-    if kappa.low > 0 or kappa.high < 0:
-        return "wide" if kappa.low > 0 else "deep"
+    low, high = _ends(kappa)
+    if low > 0 or high < 0:
+        return "wide" if low > 0 else "deep"
     members = at_length(study.cells, n_tokens)
     span = float(np.ptp(np.log(study.cells.columns["aspect"][members])))
     floor = law.E.value if isinstance(law.E, Estimate) else 0.0
-    most = max(-kappa.low, kappa.high) / 3 * span * (float(np.median(study.cells.loss[members])) - floor)
+    most = max(-low, high) / 3 * span * (float(np.median(study.cells.loss[members])) - floor)
     return "size_only" if isinstance(study.noise, Noise) and most <= study.noise.detectable else "not_told"
 
 
@@ -146,7 +137,7 @@ def equal_size(study: Study, n_tokens: int, levers: Sequence[Lever]) -> EqualSiz
     difference = found.contrast([pair])
     ratio = None if isinstance(study.noise, Refusal) else abs(difference.value) / study.noise.detectable
     worth = _worth(difference, _doubling(study, loser, n_tokens, levers, difference.value))
-    return EqualSize(shape_of(cells, winner), shape_of(cells, loser), n_tokens, difference, ratio, worth)
+    return EqualSize(named(cells, winner), named(cells, loser), n_tokens, difference, ratio, worth)
 
 
 def _family(study: Study, members: Sequence[int]) -> Family:
@@ -203,31 +194,23 @@ def trust(table: Table, trials: pd.DataFrame, study: Study, levers: Sequence[Lev
         misfit: relative scatter around the size law, used where the law in depth and width is refused.
     """
     cells, laws = study.cells, [law for _, law in sorted(study.laws.items()) if isinstance(law, ShapeFit)]
+    noise = study.noise if isinstance(study.noise, Noise) else None
     epochs = cells.columns["epochs"]
     falling = still_falling(table, trials, levers)
+    by_law = any(row.source == "law" and isinstance(row.gain, Estimate) for row in levers)
     return {
         "seeds": int(np.median(cells.n_seeds)),
         "lr_rule": lr_rule(trials),
         "lr_status": sorted({str(status) for status in trials["lr_status"].dropna()}),
         "epochs": float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None,
-        "still_falling": falling.to_dict(),
-        "falls_fast": _fast(falling, study.noise),
-        "misfit": laws[-1].residual_sd
-        if laws
-        else misfit
-        if any(row.source == "law" and isinstance(row.gain, Estimate) for row in levers)
-        else None,
-        "noise_sd": None if isinstance(study.noise, Refusal) else study.noise.seed_sd,
-        "detectable": None if isinstance(study.noise, Refusal) else study.noise.detectable,
-        "outliers": [outlier.to_dict() for law in laws for outlier in law.outliers],
+        "still_falling": falling,
+        # the ranking may change with longer training where a doubling of text buys several times what can be told from noise
+        "falls_fast": falling.value > FAST * noise.detectable if noise and isinstance(falling, Estimate) else None,
+        "misfit": laws[-1].residual_sd if laws else misfit if by_law else None,
+        "noise_sd": noise and noise.seed_sd,
+        "detectable": noise and noise.detectable,
+        "outliers": [outlier for law in laws for outlier in law.outliers],
     }
-
-
-def _fast(falling: Estimate | Refusal, noise: Noise | Refusal) -> bool | None:
-    """Whether a doubling of text buys several times what can be told from noise: the ranking may then change with longer training."""
-    if isinstance(falling, Refusal) or isinstance(noise, Refusal):
-        return None
-    return falling.value > FAST * noise.detectable
 
 
 def lr_rule(trials: pd.DataFrame) -> str:
@@ -245,22 +228,21 @@ def still_falling(table: Table, trials: pd.DataFrame, levers: Sequence[Lever]) -
 
     Over one curve the learning rate falls as well, so that its last half promises more than longer training will keep.
     """
-    rows = [row for row in levers if row.factor == "n_tokens" and row.at == "centre" and isinstance(row.gain, Estimate)]
-    if rows and isinstance(rows[-1].gain, Estimate):
-        return replace(rows[-1].gain, method="lengths")
-    falls = list(_falls(table, trials))
+    gains = [row.gain for row in levers if row.factor == "n_tokens" and row.at == "centre" and isinstance(row.gain, Estimate)]
+    if gains:
+        return replace(gains[-1], method="lengths")
+    falls = _falls(table, trials)
     if not falls:
         return Refusal(Code.MISSING, "no validation curves and one training length, so how steeply losses still fall is not known")
     value, n = float(np.mean(falls)), len(falls)
-    half = t_quantile(n - 1) * float(np.std(falls, ddof=1)) / math.sqrt(n) if n > 1 else None
-    low, high = (None, None) if half is None else (value - half, value + half)
-    return Estimate(value, low, high, PER_DOUBLING, n, "curves", judged(low, high, Verdict.NOT_TOLD))
+    own = ends(value, t_quantile(n - 1) * float(np.std(falls, ddof=1)) / math.sqrt(n) if n > 1 else None)
+    return Estimate(value, **own, unit=PER_DOUBLING, n=n, method="curves", verdict=judged(own["low"], own["high"], Verdict.NOT_TOLD))
 
 
-def _falls(table: Table, trials: pd.DataFrame) -> Iterator[float]:
+def _falls(table: Table, trials: pd.DataFrame) -> list[float]:
     """Loss at half the steps less the last one, mean over the seeds of each configuration of the longest length."""
-    curves = table.curves if table.path.is_dir() else pd.DataFrame(columns=["trial_id", "step", "val_loss"])
     longest = trials[trials["n_tokens"] == trials["n_tokens"].max()]
+    curves = table.curves
     known = curves[curves["trial_id"].isin(set(longest["trial_id"])) & curves["val_loss"].notna() & (curves["step"] > 0)]
     config: Mapping[Any, Any] = dict(zip(longest["trial_id"], longest["config_id"], strict=True))
     found: dict[Any, list[float]] = {}
@@ -269,15 +251,10 @@ def _falls(table: Table, trials: pd.DataFrame) -> Iterator[float]:
         if steps[0] <= steps[-1] / 2:
             middle = float(np.interp(math.log(steps[-1] / 2), np.log(steps), loss))
             found.setdefault(config[trial], []).append(middle - float(loss[-1]))
-    yield from (float(np.mean(own)) for own in found.values())
+    return [float(np.mean(own)) for own in found.values()]
 
 
 # ---- what to do next ----
-
-
-def presets() -> set[str]:
-    """Names that `python -m study.run` knows."""
-    return {path.stem for path in (Path(records.__file__).parent / "presets").glob("*.yaml")}
 
 
 def next_step(table: Table, study: Study, found: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,13 +264,14 @@ def next_step(table: Table, study: Study, found: Mapping[str, Any], told: Mappin
         found: the block `shape`.
         told: the block `trust`.
     """
-    name, results = table.name, table.path
-    if not results.is_dir() or isinstance(study.noise, Refusal):  # runs of elsewhere have no command of ours
-        why = "seeds" if isinstance(study.noise, Refusal) else "equal_size" if "refused" in found["equal_size"] else "next_size"
-        command = f"python -m study.run {name} --seeds 1,2,3" if results.is_dir() and name in presets() else None
-        return {"command": command, "why": why, "seconds": None}
-    if "refused" in found["equal_size"]:
-        return {"command": "python -m study.run matched", "why": "equal_size", "seconds": None}
-    if told["falls_fast"] and name != "horizon":
-        return {"command": "python -m study.run horizon", "why": "longer", "seconds": None}
-    return {"command": f"python -m analysis {results} --next-size", "why": "next_size", "seconds": None}
+    name, results, unmatched = table.name, table.path, isinstance(found["equal_size"], Refusal)
+    why, command = "next_size", f"python -m analysis {results} --next-size"
+    presets = {path.stem for path in (Path(records.__file__).parent / "presets").glob("*.yaml")}
+    if isinstance(study.noise, Refusal):
+        why, command = "seeds", f"python -m study.run {name} --seeds 1,2,3"
+    elif unmatched:
+        why, command = "equal_size", "python -m study.run matched"
+    elif told["falls_fast"] and name != "horizon" and results.is_dir():
+        why, command = "longer", "python -m study.run horizon"
+    known = results.is_dir() and (why != "seeds" or name in presets)  # runs of elsewhere have no command of ours
+    return {"command": command if known else None, "why": why, "seconds": None}
