@@ -138,7 +138,8 @@ def by_shape(cells: Configurations, target: Target, source: Source) -> dict[str,
         return refused
     told, law = found.predict(target.n_layer, target.n_embd, size), found.to_dict()
     known = {"equation": law["equation"], "parameters": law["params"], "reference": law["reference"]}
-    return _record("F", told, known, own, target, source, found.interval_refused and found.interval_refused.reason)
+    untested = found.interval_refused.reason if found.interval_refused else None
+    return _record("F", told, known, own, target, source, untested)
 
 
 def _record(

@@ -10,7 +10,7 @@ the shape by rule, never the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
 
@@ -18,15 +18,18 @@ import numpy as np
 
 from analysis.estimate import SIZE
 from analysis.findings.contrast import Pair
-from analysis.table.configurations import SHAPE, Configurations, Floats
+from analysis.findings.sweeps import filled, grouped
+from analysis.table.configurations import SHAPE, Configurations
 
 FACTORS = (*SHAPE, "params", "n_tokens")
 HELD: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "n_layer": (("n_embd", "n_head"),),
     "n_embd": (("n_layer", "n_head"), ("n_layer", "head_dim")),
     "n_head": (("n_layer", "n_embd"),),
+    "params": (("n_head",), ("head_dim",)),
     "n_tokens": ((SIZE, *SHAPE, "lr"),),
 }
+"""What lines of a factor hold beside the recipe, each in one way or another."""
 RECIPE = ("batch_size", "weight_decay", "dropout", "block_size", "unique_tokens")
 SAME_ASPECT = 1.15
 """Aspects within this factor are one: whole layers and heads allow no better."""
@@ -113,57 +116,35 @@ def without_head_sweep(cells: Configurations, members: Sequence[int]) -> list[in
 
     Where most shapes vary their heads (`matched`), all stay: what heads do is then part of the law's scatter.
     """
-    shapes: dict[tuple[float, ...], list[int]] = {}
-    for i in members:
-        shapes.setdefault(tuple(float(cells.columns[name][i]) for name in ("n_layer", "n_embd")), []).append(i)
-    varied = [own for own in shapes.values() if len(own) > 1]
-    if not varied or 2 * len(varied) > len(shapes):
+    shapes = list(grouped(members, [cells.columns[name] for name in ("n_layer", "n_embd")]).values())
+    varied = [own for own in shapes if len(own) > 1]
+    if 2 * len(varied) > len(shapes):
         return list(members)
-    single = [own[0] for own in shapes.values() if len(own) == 1]
-    usual = {name: {float(cells.columns[name][i]) for i in single} for name in ("n_head", "head_dim")}
-    beside = {i for own in varied for i in own if not any(cells.columns[name][i] in usual[name] for name in usual)}
+    single = [own[0] for own in shapes if len(own) == 1]
+    usual = [(cells.columns[name], set(cells.columns[name][single].tolist())) for name in ("n_head", "head_dim")]
+    beside = {i for own in varied for i in own if not any(values[i] in known for values, known in usual)}
     return [i for i in members if i not in beside]
 
 
-def lines(cells: Configurations, members: Sequence[int], factor: str, aspect: float | None = None) -> list[Line]:
+def lines(cells: Configurations, members: Sequence[int], factor: str, aspect: float = math.nan) -> list[Line]:
     """Lines of a factor among some configurations, those with most levels first; each has two levels or more.
 
     Args:
         aspect: width over depth of the best shape, which a line of parameters holds.
     """
-    if factor != "params" and not np.isfinite(cells.columns[factor][list(members)]).all():
+    by_size = factor == "params"
+    values = cells.columns[SIZE if by_size else factor]
+    if not np.isfinite(values[list(members)]).all():
         return []
-    if factor == "params":
-        found = [] if aspect is None else list(_of_aspect(cells, members, aspect))
-    else:
-        found = [line for held in HELD[factor] for line in _holding(cells, members, factor, held)]
-    unique = {frozenset(line.members): line for line in reversed(found)}
-    return sorted(unique.values(), key=lambda line: (-len(line.members), line.place))
-
-
-def _holding(cells: Configurations, members: Sequence[int], factor: str, held: tuple[str, ...]) -> Iterator[Line]:
+    if by_size:
+        members = [i for i in members if abs(math.log(cells.columns["aspect"][i] / aspect)) <= math.log(SAME_ASPECT)]
     recipe = RECIPE[:-1] if factor == "n_tokens" else RECIPE  # longer training on fresh text needs more of it
-    columns = [np.nan_to_num(cells.columns[c][list(members)], nan=-1.0) for c in (*held, *recipe)]
-    groups = np.unique(np.stack(columns), axis=1, return_inverse=True)[1].ravel() if members else np.array([], dtype=int)
-    for group in np.unique(groups):
-        own = [i for i, g in zip(members, groups, strict=True) if g == group]
-        place = [float(cells.columns[c][own[0]]) for c in held if c != "lr"]
-        yield from _line(cells.columns[factor], own, [math.log2(v) for v in place if v > 0])
-
-
-def _of_aspect(cells: Configurations, members: Sequence[int], aspect: float) -> Iterator[Line]:
-    near = [i for i in members if abs(math.log(cells.columns["aspect"][i] / aspect)) <= math.log(SAME_ASPECT)]
-    for heads in ("n_head", "head_dim"):
-        held = {i: tuple(float(v) for v in np.nan_to_num([cells.columns[c][i] for c in (heads, *RECIPE)], nan=-1.0)) for i in near}
-        for group in dict.fromkeys(held.values()):
-            yield from _line(cells.columns[SIZE], [i for i in near if held[i] == group], [])
-
-
-def _line(values: Floats, members: Sequence[int], place: Sequence[float]) -> Iterator[Line]:
-    """One line, of the first member at each value."""
-    first: dict[float, int] = {}
-    for i in members:
-        first.setdefault(float(values[i]), i)
-    if len(first) > 1:
-        ordered = sorted(first)
-        yield Line(tuple(ordered), tuple(first[v] for v in ordered), tuple(place))
+    found: dict[frozenset[int], Line] = {}
+    for held in HELD[factor]:
+        for own in grouped(members, [filled(cells, name) for name in (*held, *recipe)]).values():
+            place = [] if by_size else [float(cells.columns[name][own[0]]) for name in held if name != "lr"]
+            at = {float(values[i]): i for i in reversed(own)}  # the first member at each value
+            if len(at) > 1:
+                line = Line(tuple(sorted(at)), tuple(at[v] for v in sorted(at)), tuple(math.log2(v) for v in place if v > 0))
+                found.setdefault(frozenset(line.members), line)
+    return sorted(found.values(), key=lambda line: (-len(line.members), line.place))

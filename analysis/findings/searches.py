@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,35 +20,42 @@ from analysis.estimate import SIZE, Code, Refusal
 from analysis.table.configurations import SHAPE, Noise, t_quantile
 from analysis.table.load import STALE_PREFIXES, Table
 from analysis.table.recipe import TUNED
+from models.config import Shape
 from study.search.learning_rate import Probe, bracket, noise_of, optimum
+from study.search.settings import ShapeSettings
+from study.sweeps import parse_sweep
+
+KEY = [*SHAPE, "n_tokens", SIZE]
+"""What the runs of one shape have in common."""
 
 COSTS = {"params": "parameters", "flops": "training FLOPs", "memory": "bytes of memory", "ms_per_token": "milliseconds per token"}
 """What shapes are searched against, in words."""
 
 
-def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any]:
-    """The best learning rate found per shape with its bracket, and slopes with and without tuning; or a refusal."""
+def learning_rates(table: Table, noise: Noise | Refusal) -> dict[str, Any] | Refusal:
+    """The best learning rate found per shape with its bracket, and slopes with and without tuning."""
     known = table.completed[table.completed["lr"].notna() & (table.completed["lr"] > 0)]
     if known.empty:
-        return Refusal(Code.MISSING, "no trial recorded its learning rate").to_dict()
-    given_up = _given_up(table.rows)
+        return Refusal(Code.MISSING, "no trial recorded its learning rate")
+    # runs that were stopped or diverged bracket, though they are never fitted
+    ended = table.rows["status"].isin(["STOPPED", "DIVERGED"]) & ~table.rows["exclusion"].str.startswith(STALE_PREFIXES)
+    given_up = table.rows[ended & table.rows["lr"].notna()]
     tried = []
-    for _, own in known.groupby([*SHAPE, "n_tokens", SIZE]):
-        names = {name: int(own[name].iloc[0]) for name in (*SHAPE, "n_tokens", SIZE)}
-        beside = given_up[(given_up[list(SHAPE)] == [names[name] for name in SHAPE]).all(axis=1)]
+    for _, own in known.groupby(KEY):
+        beside = given_up[(given_up[list(SHAPE)] == own[list(SHAPE)].iloc[0]).all(axis=1)]
         runs = pd.concat([own, beside]) if len(beside) else own
         if runs["lr"].nunique() > 2:  # a bracket needs three
-            tried.append((names, own, _paired_seeds(runs)))
+            tried.append((own, runs))
     chance = _chance(known, table.study, noise) if tried else None
-    rows = [row for shape in tried if (row := _of_shape(*shape, table.curves, chance))]
+    rows = [row for own, runs in tried if (row := _of_shape(own, runs, table.curves, chance))]
     if not rows:
-        return _untuned(known).to_dict()
+        return _untuned(known)
     return {"rows": rows, "slopes": tuning_effect(known[known["lr_status"] != "searched"], table.study)}
 
 
 def _chance(known: pd.DataFrame, study: Mapping[str, Any], noise: Noise | Refusal) -> float | None:
     """Difference of two losses that chance makes: as the search measured it, between replicates at the study's own rate, else overall."""
-    own = pd.concat([_at_own_rate(part, study) for _, part in known.groupby([*SHAPE, "n_tokens", SIZE])])
+    own = pd.concat([_at_own_rate(part, study) for _, part in known.groupby(KEY)])
     groups = own.groupby("config_id")["val_loss"].agg(["var", "size"])
     many = groups[groups["size"] > 1]
     if len(many):
@@ -70,10 +78,13 @@ def _untuned(known: pd.DataFrame) -> Refusal:
 # ---- one shape ----
 
 
-def _of_shape(
-    names: Mapping[str, int], own: pd.DataFrame, paired: pd.DataFrame, curves: pd.DataFrame, chance: float | None
-) -> dict[str, Any] | None:
-    """What was found for a shape, from its completed runs and those of the seeds that ran at most rates; None where none of these ended."""
+def _of_shape(own: pd.DataFrame, runs: pd.DataFrame, curves: pd.DataFrame, chance: float | None) -> dict[str, Any] | None:
+    """What was found for a shape from its completed runs, `own`, and those given up beside them; None where none of these ended.
+
+    Rates are compared on the seeds that ran at most of them: losses of other seeds differ by luck.
+    """
+    count = runs.groupby("seed")["lr"].nunique()
+    paired = runs[runs["seed"].isin(count.index[count == count.max()])]
     probes = [_probe(lr, part, curves) for lr, part in paired.groupby("lr")]
     done = [p for p in probes if p.status == "COMPLETED"]
     if not done:
@@ -84,10 +95,10 @@ def _of_shape(
     at_best = own[own["lr"] == best.lr]
     claimed = at_best[at_best["lr_status"] != "searched"]
     return {
-        **names,
+        **{name: int(own[name].iloc[0]) for name in KEY},
         "lr": best.lr,
-        "low": below.lr if below else None,
-        "high": above.lr if above else None,
+        "low": below and below.lr,
+        "high": above and above.lr,
         "optimum": optimum(probes),
         "status": str(chosen["lr_status"].iloc[0]) if len(chosen) else "tried",
         "loss": float((claimed if len(claimed) else at_best)["val_loss"].mean()),
@@ -95,18 +106,6 @@ def _of_shape(
         "n_runs": len(paired),
         "n_stopped": int((paired["status"] == "STOPPED").sum()),
     }
-
-
-def _given_up(rows: pd.DataFrame) -> pd.DataFrame:
-    """Runs that were stopped or diverged: they bracket, though they are never fitted."""
-    stale = rows["exclusion"].str.startswith(STALE_PREFIXES)
-    return rows[rows["status"].isin(["STOPPED", "DIVERGED"]) & rows["lr"].notna() & ~stale]
-
-
-def _paired_seeds(runs: pd.DataFrame) -> pd.DataFrame:
-    """Runs of the seeds that ran at most rates: losses of other seeds differ by luck."""
-    count = runs.groupby("seed")["lr"].nunique()
-    return runs[runs["seed"].isin(count.index[count == count.max()])]
 
 
 def _probe(lr: Any, part: pd.DataFrame, curves: pd.DataFrame) -> Probe:
@@ -122,16 +121,15 @@ def _probe(lr: Any, part: pd.DataFrame, curves: pd.DataFrame) -> Probe:
 # ---- what tuning changes ----
 
 
-def tuning_effect(trials: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, Any]:
+def tuning_effect(trials: pd.DataFrame, study: Mapping[str, Any]) -> dict[str, Any] | Refusal:
     """Slopes of ln L in depth, width and size over shapes that ran both tuned and at the study's own rate, and how they change."""
     pairs = [
         (key, float(tuned["val_loss"].mean()), float(own["val_loss"].mean()))
-        for key, part in trials.groupby([*SHAPE, "n_tokens", SIZE])
+        for key, part in trials.groupby(KEY)
         if len(tuned := part[part["lr_status"].isin(TUNED)]) and len(own := _at_own_rate(part, study))
     ]
     if len(pairs) < 3:
-        reason = f"slopes with and without tuning need three shapes that ran both ways, there are {len(pairs)}"
-        return Refusal(Code.TOO_FEW_SIZES, reason).to_dict()
+        return Refusal(Code.TOO_FEW_SIZES, f"slopes with and without tuning need three shapes that ran both ways, there are {len(pairs)}")
     shapes = np.array([key for key, *_ in pairs], dtype=float)
     log_tuned, log_own = np.log([pair[1] for pair in pairs]), np.log([pair[2] for pair in pairs])
     effect: dict[str, Any] = {}
@@ -168,14 +166,14 @@ def _at_own_rate(part: pd.DataFrame, study: Mapping[str, Any]) -> pd.DataFrame:
 
 def own_rate(study: Mapping[str, Any], size: float) -> float | None:
     """lr = train.lr (N / N_ref)^lr_exponent, as study.json states them; None where it does not."""
-    stated = study.get("study")
+    stated: Any = study.get("study")
     try:
-        train, model = stated["train"], stated["model"]  # type: ignore[index]
+        model = stated["model"]
         if model.get("module"):  # whose sizes only its own code can count
             return None
-        center = model["n_layer"] * (12 * model["n_embd"] ** 2 + 2 * model["n_embd"]) + model["n_embd"]
-        reference = float(stated.get("lr_reference") or center)  # type: ignore[union-attr]
-        return float(train["lr"]) * (size / reference) ** float(stated.get("lr_exponent") or 0.0)  # type: ignore[union-attr]
+        center = Shape(model["n_layer"], model["n_embd"], model["n_head"]).params_non_embedding
+        reference = float(stated.get("lr_reference") or center)
+        return float(stated["train"]["lr"]) * (size / reference) ** float(stated.get("lr_exponent") or 0.0)
     except (TypeError, KeyError, AttributeError, ValueError):
         return None
 
@@ -188,55 +186,37 @@ def fronts(table: Table) -> list[dict[str, Any]]:
     stated = table.study.get("study")
     found = []
     for line in stated.get("sweeps") or [] if isinstance(stated, Mapping) else []:
-        name, *parts = str(line).split(":")
-        given = dict(part.partition("=")[::2] for part in parts)
-        if given.get("kind") == "search" and given.get("against") in COSTS:
-            own = table.trials[[name in (sweeps if sweeps is not None else ()) for sweeps in table.trials["sweeps"]]]
-            limits = {key: _number(given[f"max_{key}"]) for key in COSTS if f"max_{key}" in given}
-            if len(own):
-                found.append(front(name, str(given["against"]), limits, own))
+        with suppress(ValueError):  # a line of another version
+            sweep = parse_sweep(str(line))
+            own = table.trials[[sweep.name in (names if names is not None else ()) for names in table.trials["sweeps"]]]
+            if isinstance(sweep.search, ShapeSettings) and len(own):
+                found.append({"name": sweep.name, "against": sweep.search.against, "rows": _front(sweep.search, own)})
     return found
 
 
-def _number(text: str) -> float:
-    scale = {"K": 1e3, "M": 1e6, "B": 1e9}.get(text[-1:].upper(), 1.0)
-    return float(text[:-1] if scale > 1 else text) * scale
-
-
-def costs(trials: pd.DataFrame) -> pd.DataFrame:
-    """The four costs of each trial, one column each; missing where they were not measured."""
-    return pd.DataFrame({
-        "params": trials[SIZE].astype(float),
-        "flops": trials["flops"].astype(float),
-        "memory": trials["peak_memory_bytes"].astype(float),
-        "ms_per_token": trials["ms_per_step"].astype(float) / (trials["batch_size"] * trials["block_size"]).astype(float),
-    })  # fmt: skip
-
-
-def front(name: str, against: str, limits: Mapping[str, float], trials: pd.DataFrame) -> dict[str, Any]:
-    """Trials by cost, each on the front, dominated, or beyond a limit."""
-    known = costs(trials)
-    cost, loss = known[against].to_numpy(dtype=float), trials["val_loss"].to_numpy(dtype=float)
-    within = np.ones(len(trials), dtype=bool)
-    for key, limit in limits.items():
-        within &= ~(known[key].to_numpy(dtype=float) > limit)
-    on_front = undominated(cost, np.where(within, loss, np.inf))
-    rows = [
+def _front(asked: ShapeSettings, trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """Trials by cost, each on the front, dominated, or beyond a limit; a cost that was not measured is missing."""
+    tokens = trials["batch_size"].astype(float) * trials["block_size"].astype(float)
+    columns = {"params": trials[SIZE], "flops": trials["flops"], "memory": trials["peak_memory_bytes"]}
+    columns["ms_per_token"] = trials["ms_per_step"].astype(float) / tokens
+    costs = {name: values.astype(float).to_numpy() for name, values in columns.items()}
+    cost, loss = costs[asked.against], trials["val_loss"].to_numpy(dtype=float)
+    beyond = np.any([costs[name] > limit for name, limit in asked.limits.items()], axis=0) | np.zeros(len(trials), dtype=bool)
+    on_front = undominated(cost, np.where(beyond, np.inf, loss))
+    return [
         {
             **{key: int(trials[key].iloc[i]) for key in (*SHAPE, SIZE)},
             "lr": float(trials["lr"].iloc[i]),
             "cost": float(cost[i]),
             "loss": float(loss[i]),
-            "verdict": "beyond a limit" if not within[i] else "on the front" if on_front[i] else "dominated",
+            "verdict": "beyond a limit" if beyond[i] else "on the front" if on_front[i] else "dominated",
         }
         for i in np.lexsort((loss, cost))
     ]
-    return {"name": name, "against": against, "rows": rows}
 
 
 def undominated(cost: Any, loss: Any) -> Any:
     """Points to which no other is at most as costly and at most as bad, and better in one; boolean, shape (points,)."""
-    cost, loss = np.asarray(cost, dtype=float), np.asarray(loss, dtype=float)
     no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
     better = (cost[:, None] < cost) | (loss[:, None] < loss)
     return np.isfinite(cost) & np.isfinite(loss) & ~(no_worse & better).any(axis=0)

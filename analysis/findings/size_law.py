@@ -101,14 +101,12 @@ def all_fits(cells: Configurations, delta: float | None = None) -> list[Fitted |
     for sweep in growing:
         own = cells.take(list(sweep.members))
         tried.append(fit_size_law(f"sweep:{sweep.name}", f"Sweep {sweep.name}", own, sweep=sweep.name, delta=delta))
-    return tried + (_fits_of_one_length(sized) if runs_shared(sized) else [])
-
-
-def _fits_of_one_length(cells: Configurations) -> list[Fitted | Refusal]:
-    """A fit of L(N) for each number of training tokens: branches of one run share it, but those of one length are runs of their own."""
-    lengths = [cells.take(at_length(cells, n)) for n in training_lengths(cells)]
-    known = [own for own in lengths if distinct_sizes(own.columns[SIZE]) > 2]
-    return [fit_size_law(f"{AT_LENGTH}{(n := int(own.columns['n_tokens'][0]))}", f"Trained on {n:,} tokens", own) for own in known]
+    # branches share their run, but those of one length have runs of their own
+    for n in training_lengths(sized) if runs_shared(sized) else []:
+        own = sized.take(at_length(sized, n))
+        if distinct_sizes(own.columns[SIZE]) > 2:
+            tried.append(fit_size_law(f"{AT_LENGTH}{n}", f"Trained on {n:,} tokens", own))
+    return tried
 
 
 def fit_size_law(
@@ -203,22 +201,18 @@ def leave_largest_out(fitted: Fitted) -> list[dict[str, Any]]:
     if not enough.any():
         return []
     batch = fits.fit_batch(fitted.result, cells.columns, cells.loss, keep[enough])
-    predicted = np.log(batch.predict(cells.columns))  # (targets, configurations)
-    return [
-        _foretold(cells.loss[groups == n], sizes[groups == n], own[groups == n], n)
-        for n, own in zip(targets[enough], predicted, strict=True)
-    ]
-
-
-def _foretold(loss: Any, sizes: Any, predicted: Any, from_sizes: int) -> dict[str, Any]:
-    """One size against its prediction; the error is that of log loss, in percent, positive where the loss is higher than predicted."""
-    return {
-        "size": float(np.exp(np.mean(np.log(sizes)))),
-        "observed": float(np.mean(loss)),
-        "predicted": float(np.exp(np.mean(predicted))),
-        "error_percent": 100 * math.expm1(float(np.mean(np.log(loss) - predicted))),
-        "from_sizes": int(from_sizes),
-    }
+    found = []
+    for n, log_loss in zip(targets[enough], np.log(batch.predict(cells.columns)), strict=True):
+        own = groups == n
+        error = float(np.mean(np.log(cells.loss[own]) - log_loss[own]))  # positive where the loss is higher than predicted
+        found.append({
+            "size": float(np.exp(np.mean(np.log(sizes[own])))),
+            "observed": float(np.mean(cells.loss[own])),
+            "predicted": float(np.exp(np.mean(log_loss[own]))),
+            "error_percent": 100 * math.expm1(error),
+            "from_sizes": int(n),
+        })  # fmt: skip
+    return found
 
 
 # ---- size and text together ----
@@ -235,12 +229,12 @@ def moving_together(cells: Configurations) -> Refusal | None:
     if abs(r := correlation(cells)) <= MAX_CORRELATION:
         return None
     both = _gain(POWER_FLOOR, cells, SIZE) if r > 0 else None
-    told = isinstance(both, Estimate) and both.low is not None
     reason = f"training tokens follow the parameters (correlation of logs {r:.2f}), so what either does alone is not told"
-    if isinstance(both, Estimate) and told:
-        reason += f"; a doubling of N, text with it, buys {both.value:.3g} nats [{both.low:.3g}, {both.high:.3g}]"
-    reason += "; train one size at several lengths"
-    return Refusal(Code.COLLINEAR, reason, {"both": both.to_dict()} if isinstance(both, Estimate) and told else None)
+    advice = "train one size at several lengths"
+    if not isinstance(both, Estimate) or both.low is None:
+        return Refusal(Code.COLLINEAR, f"{reason}; {advice}")
+    reason += f"; a doubling of N, text with it, buys {both.value:.3g} nats [{both.low:.3g}, {both.high:.3g}]"
+    return Refusal(Code.COLLINEAR, f"{reason}; {advice}", {"both": both.to_dict()})
 
 
 def gains(cells: Configurations) -> dict[str, Estimate | Refusal]:
@@ -249,18 +243,19 @@ def gains(cells: Configurations) -> dict[str, Estimate | Refusal]:
     Where text follows size (a ladder at 20 tokens per parameter, say) no law can tell them apart: then a doubling of both is all that the
     data say, and each alone is refused with that number in its bound.
     """
-    refused = moving_together(cells)
-    if len(np.unique(cells.columns[TOKENS])) == 1:
+    lengths, df = len(np.unique(cells.columns[TOKENS])), len(cells) - len(POWER_FLOOR_DATA.parameters)
+    if lengths == 1:
         of_text = Refusal(Code.FIXED_TOKENS, "all configurations saw as many tokens; train at several lengths")
         return {"params": _gain(POWER_FLOOR, cells, SIZE), "n_tokens": of_text}
-    if refused is None and len(np.unique(cells.columns[TOKENS])) < 3:
+    refused = moving_together(cells)
+    if refused is None and lengths < 3:
         refused = Refusal(Code.TOO_FEW_DF, "a law of size and text needs three training lengths; train at more")
-    if refused is None and (df := len(cells) - len(POWER_FLOOR_DATA.parameters)) < MIN_DF:
-        refused = Refusal(
-            Code.TOO_FEW_DF, f"{len(cells)} configurations leave {df} degrees of freedom for a law of size and text; add some"
-        )
-    law = POWER_FLOOR_DATA if refused else _law(cells)
-    return {factor: refused or _gain(law, cells, column) for factor, column in (("params", SIZE), ("n_tokens", TOKENS))}
+    if refused is None and df < MIN_DF:
+        reason = f"{len(cells)} configurations leave {df} degrees of freedom for a law of size and text; add some"
+        refused = Refusal(Code.TOO_FEW_DF, reason)
+    if refused:
+        return {"params": refused, "n_tokens": refused}
+    return {"params": _gain(law := _law(cells), cells, SIZE), "n_tokens": _gain(law, cells, TOKENS)}
 
 
 def _law(cells: Configurations) -> Law:
@@ -278,9 +273,8 @@ def _gain(law: Law, cells: Configurations, column: str) -> Estimate | Refusal:
     except FitError as error:
         return Refusal(Code.TOO_FEW_DF, str(error))
     if fitted.df < 1:
-        return Refusal(
-            Code.TOO_FEW_DF, f"as many configurations as {law.equation} has parameters leave no scatter to judge it by; add some"
-        )
+        reason = f"as many configurations as {law.equation} has parameters leave no scatter to judge it by; add some"
+        return Refusal(Code.TOO_FEW_DF, reason)
     center = {name: float(np.exp(np.mean(np.log(cells.columns[name])))) for name in law.columns}
     ends = [center | {column: center[column] * math.sqrt(2) ** side} for side in (1, -1)]
     found = estimated(intervals.interval_of(fitted, Gain(at=ends[0], other=ends[1])), PER_DOUBLING, told=True)

@@ -63,7 +63,7 @@ def find_sweeps(cells: Configurations, chosen: Collection[str] | None = None) ->
 def _without_trials(cells: Configurations, sweep: Sweep, chosen: Collection[str]) -> Sweep:
     """The sweep without the learning rates that were only tried, where its shapes repeat."""
     kept = [i for i in sweep.members if cells.config_id[i] in chosen]
-    given = [_filled(cells, c) for c in (*SHAPE, *RECIPE) if c != "lr"]
+    given = [filled(cells, c) for c in (*SHAPE, *RECIPE) if c != "lr"]
     shapes = {tuple(float(column[i]) for column in given) for i in sweep.members}
     return _sweep(cells, sweep.name, kept) if kept and len(shapes) < len(sweep.members) and sweep.factor in (*SHAPE, "size") else sweep
 
@@ -74,7 +74,7 @@ def _order(name: str) -> tuple[int, str]:
 
 
 def _sweep(cells: Configurations, name: str, members: list[int]) -> Sweep:
-    varying = [c for c in SHAPE + RECIPE if len(np.unique(_filled(cells, c)[members])) > 1]
+    varying = [c for c in SHAPE + RECIPE if len(np.unique(filled(cells, c)[members])) > 1]
     shapes = [c for c in varying if c in SHAPE]
     # Width sweeps may scale lr or heads with the size by rule: the factor is the shape column, and what follows it is no second factor.
     distinct = bool(shapes) and len(np.unique(cells.columns[shapes[0]][members])) == len(members)
@@ -84,19 +84,24 @@ def _sweep(cells: Configurations, name: str, members: list[int]) -> Sweep:
     return Sweep(name, factor, tuple(sorted(members, key=lambda i: (float(key[i]), i))))
 
 
-def _filled(cells: Configurations, column: str) -> Any:
+def filled(cells: Configurations, column: str) -> Floats:
+    """A column in which missing values are equal to each other."""
     return np.nan_to_num(cells.columns[column], nan=-1.0)
+
+
+def grouped(members: Sequence[int], columns: Sequence[Floats]) -> dict[tuple[float, ...], list[int]]:
+    """Configurations by their values in some columns."""
+    groups: dict[tuple[float, ...], list[int]] = {}
+    for i in members:
+        groups.setdefault(tuple(float(column[i]) for column in columns), []).append(i)
+    return groups
 
 
 def _one_factor(cells: Configurations, factor: str) -> Sweep | None:
     """The largest set of at least three configurations that differ in one shape column only."""
-    others = np.stack([_filled(cells, c) for c in (*SHAPE, *RECIPE) if c != factor])
-    group = np.unique(others, axis=1, return_inverse=True)[1].ravel()
-    groups = [np.flatnonzero(group == g) for g in np.unique(group)]
-    best = max(groups, key=lambda g: len(np.unique(cells.columns[factor][g])), default=np.array([], dtype=int))
-    if len(np.unique(cells.columns[factor][best])) < 3:
-        return None
-    return _sweep(cells, NAMES[factor], [int(i) for i in best])
+    groups = grouped(range(len(cells)), [filled(cells, c) for c in (*SHAPE, *RECIPE) if c != factor])
+    levels, best = max(((len(np.unique(cells.columns[factor][own])), own) for _, own in sorted(groups.items())), key=lambda found: found[0])
+    return _sweep(cells, NAMES[factor], best) if levels > 2 else None
 
 
 # ---- levels ----
@@ -176,7 +181,7 @@ def equal_sizes(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> 
     Returns:
         None where fewer than two sizes have several shapes, or where a field of the recipe varies beside the shapes (lr may follow them).
     """
-    varies = any(len(np.unique(_filled(cells, c)[list(sweep.members)])) > 1 for c in RECIPE if c != "lr")
+    varies = any(len(np.unique(filled(cells, c)[list(sweep.members)])) > 1 for c in RECIPE if c != "lr")
     if sweep.name == "other" or sweep.factor != "size" or varies:
         return None
     groups: list[list[int]] = []
@@ -238,9 +243,7 @@ def along_axis(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
 
 def _by_shape(cells: Configurations, members: Sequence[int]) -> list[list[int]]:
     """Members of each shape, smallest shape first."""
-    shapes: dict[tuple[float, ...], list[int]] = {}
-    for i in members:
-        shapes.setdefault(tuple(float(cells.columns[c][i]) for c in SHAPE), []).append(i)
+    shapes = grouped(members, [cells.columns[c] for c in SHAPE])
     return [shapes[key] for key in sorted(shapes, key=lambda key: (float(cells.columns[SIZE][shapes[key]].min()), key))]
 
 

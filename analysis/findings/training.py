@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from analysis.estimate import LEVEL, SIZE, Code, Refusal
-from analysis.findings.sweeps import Sweep, thinned
+from analysis.estimate import LEVEL, Code, Refusal
+from analysis.findings.sweeps import Sweep, ends, shape_of, thinned
 from analysis.fits import fit as fits
 from analysis.fits.laws import TIMING
-from analysis.table.configurations import SHAPE, Configurations, t_quantile, whole
+from analysis.table.configurations import SHAPE, Configurations, t_quantile
 from analysis.table.load import Table
 
 SHARED = "these trials shared their device or do not say that they had it alone; run them with exclusive timing to compare speeds"
@@ -46,14 +46,14 @@ def data_facts(table: Table) -> dict[str, Any]:
     held = table.study.get("data")
     stated: Mapping[str, Any] = held if isinstance(held, Mapping) else {}
 
-    def first(column: str) -> Any:
+    def first(column: str, otherwise: Any = None) -> Any:
         values = table.rows[column].dropna()
-        return None if values.empty else values.iloc[0]
+        return otherwise if values.empty else values.iloc[0]
 
     return {
         "name": first("data_name") or stated.get("name"),
         "sha256": first("data_sha256"),
-        "floor": first("loss_floor") if first("loss_floor") is not None else stated.get("floor"),
+        "floor": first("loss_floor", stated.get("floor")),
         "vocab_size": first("vocab_size"),
         "unique_tokens": first("unique_tokens"),
         "n_tokens": sorted({int(v) for v in table.trials["n_tokens"]}),
@@ -81,17 +81,10 @@ def provenance(table: Table) -> dict[str, Any]:
 
 def cost(rows: pd.DataFrame) -> dict[str, float | None]:
     """What all trials used, the failed ones included: trial hours, device-hours (a GPU counts by the fraction held), FLOP."""
-    wall = rows["wall_s"].astype(float)
-    if not wall.notna().any():
-        return {"wall_s": None, "device_hours": None, "flops": _total(rows["flops"])}
-    fraction = rows["gpu_fraction"].astype(float)
-    shared = fraction.where(fraction > 0, 1.0).fillna(1.0) / rows["bundle_size"].astype(float).where(rows["bundle_size"] > 0).fillna(1.0)
-    return {"wall_s": _total(wall), "device_hours": _total(wall * shared / 3600), "flops": _total(rows["flops"])}
-
-
-def _total(values: pd.Series) -> float | None:
-    numbers = values.astype(float).dropna()
-    return float(numbers.sum()) if len(numbers) else None
+    wall, fraction, bundle = (rows[name].astype(float) for name in ("wall_s", "gpu_fraction", "bundle_size"))
+    shared = fraction.where(fraction > 0, 1.0) / bundle.where(bundle > 0, 1.0)
+    used = {"wall_s": wall, "device_hours": wall * shared / 3600, "flops": rows["flops"].astype(float)}
+    return {name: float(values.dropna().sum()) if values.notna().any() else None for name, values in used.items()}
 
 
 def _values(rows: pd.DataFrame, column: str) -> Any:
@@ -103,19 +96,16 @@ def _values(rows: pd.DataFrame, column: str) -> Any:
 # ---- overfitting ----
 
 
-def overfitting(cells: Configurations) -> dict[str, Any]:
+def overfitting(cells: Configurations) -> dict[str, Any] | Refusal:
     """Validation less training loss at the last step: mean over configurations with its t interval, and the most epochs of any."""
     gap = cells.loss - cells.columns["train_loss"]
     known = np.isfinite(gap)
     if not known.any():
-        return Refusal(Code.MISSING, "no trial recorded train_loss, so the gap to validation loss is not known").to_dict()
+        return Refusal(Code.MISSING, "no trial recorded train_loss, so the gap to validation loss is not known")
     gap, epochs = gap[known], cells.columns["epochs"][known]
-    block: dict[str, Any] = {"gap": float(gap.mean()), "low": None, "high": None}
-    block["epochs"] = float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None
-    if len(gap) > 1:
-        half = t_quantile(len(gap) - 1) * float(gap.std(ddof=1)) / np.sqrt(len(gap))
-        block |= {"low": block["gap"] - half, "high": block["gap"] + half}
-    return block
+    mean, n = float(gap.mean()), len(gap)
+    half = t_quantile(n - 1) * float(gap.std(ddof=1)) / np.sqrt(n) if n > 1 else None
+    return {"gap": mean, **ends(mean, half), "epochs": float(np.nanmax(epochs)) if np.isfinite(epochs).any() else None}
 
 
 # ---- time per step ----
@@ -126,35 +116,35 @@ def timing(trials: pd.DataFrame, cells: Configurations, sweeps: Sequence[Sweep])
     alone = np.isfinite(cells.columns["ms_exclusive"])
     rows = [
         {
-            **{c: whole(cells.columns[c][i]) for c in (*SHAPE, SIZE)},
+            **shape_of(cells, i),
             "ms_per_step": cells.columns["ms_exclusive"][i] if alone[i] else cells.columns["ms_per_step"][i],
             "tokens_per_s": cells.columns["tokens_per_s"][i],
             "peak_memory_bytes": cells.columns["peak_memory_bytes"][i],
-            "exclusive": bool(alone[i]),
+            "exclusive": alone[i],
         }
         for i in thinned(len(cells))
         if np.isfinite(cells.columns["ms_per_step"][i])
     ]
     if not rows:
-        refusal = Refusal(Code.MISSING, "no trial recorded ms_per_step").to_dict()
+        refusal = Refusal(Code.MISSING, "no trial recorded ms_per_step")
         return {"rows": [], "fit": refusal, "heads_slowdown": refusal}
     heads = next((s for s in sweeps if s.factor == "n_head"), None)
     slowdown = heads_slowdown(trials, cells, heads) if heads else Refusal(Code.NO_VARIATION, "no sweep varies the number of heads")
-    return {"rows": rows, "fit": _fit(cells, alone), "heads_slowdown": slowdown.to_dict() if isinstance(slowdown, Refusal) else slowdown}
+    return {"rows": rows, "fit": _fit(cells, alone), "heads_slowdown": slowdown}
 
 
-def _fit(cells: Configurations, alone: Any) -> dict[str, Any]:
+def _fit(cells: Configurations, alone: Any) -> dict[str, Any] | Refusal:
     """The timing law on configurations timed alone, with its median relative error."""
     if not alone.any():
-        return Refusal(Code.SHARED_DEVICE, f"no law of time per step: {SHARED}").to_dict()
-    timed = cells.take(alone)
-    if any(len(np.unique(timed.columns[c])) < 3 for c in SHAPE) or len(timed) < len(TIMING.parameters) + 2:
-        reason = f"the timing law needs {len(TIMING.parameters) + 2} exclusive configurations with three depths, widths and head counts"
-        return Refusal(Code.TOO_FEW_DF, reason).to_dict()
+        return Refusal(Code.SHARED_DEVICE, f"no law of time per step: {SHARED}")
+    timed, needed = cells.take(alone), len(TIMING.parameters) + 2
+    if any(len(np.unique(timed.columns[c])) < 3 for c in SHAPE) or len(timed) < needed:
+        reason = f"the timing law needs {needed} exclusive configurations with three depths, widths and head counts"
+        return Refusal(Code.TOO_FEW_DF, reason)
     try:
         result = fits.fit(TIMING, timed.columns, timed.columns["ms_exclusive"])
     except fits.FitError as error:
-        return Refusal(Code.TOO_FEW_DF, str(error)).to_dict()
+        return Refusal(Code.TOO_FEW_DF, str(error))
     return {
         "equation": TIMING.equation,
         "source": TIMING.source,
@@ -168,16 +158,16 @@ def _fit(cells: Configurations, alone: Any) -> dict[str, Any]:
 
 def heads_slowdown(trials: pd.DataFrame, cells: Configurations, sweep: Sweep) -> dict[str, Any] | Refusal:
     """Time per step with the most heads over that with the fewest, all else equal, with a t interval of its log where trials repeat."""
-    ends = [sweep.members[0], sweep.members[-1]]
-    if not np.isfinite(cells.columns["ms_exclusive"][ends]).all():
+    outer = [sweep.members[0], sweep.members[-1]]
+    few, many = cells.columns["ms_exclusive"][outer]
+    if not np.isfinite([few, many]).all():
         return Refusal(Code.SHARED_DEVICE, f"no slow-down of heads: {SHARED}")
-    ratio = float(cells.columns["ms_exclusive"][ends[1]] / cells.columns["ms_exclusive"][ends[0]])
+    ratio = float(many / few)
     alone = trials[trials["exclusive_timing"].fillna(False).astype(bool)]
-    logs = [np.log(alone.loc[alone["config_id"].astype(str) == str(cells.config_id[i]), "ms_per_step"].to_numpy(float)) for i in ends]
-    block: dict[str, Any] = {"ratio": ratio, "low": None, "high": None}
-    if all(len(x) > 1 for x in logs):
-        df = sum(len(x) - 1 for x in logs)
-        pooled = sum(float(np.sum((x - x.mean()) ** 2)) for x in logs) / df
-        half = t_quantile(df) * float(np.sqrt(pooled * sum(1 / len(x) for x in logs)))
-        block |= {"low": ratio * np.exp(-half), "high": ratio * np.exp(half)}
-    return block
+    logs = [np.log(alone.loc[alone["config_id"].astype(str) == str(cells.config_id[i]), "ms_per_step"].to_numpy(float)) for i in outer]
+    if any(len(x) < 2 for x in logs):
+        return {"ratio": ratio, **ends(ratio, None)}
+    df = sum(len(x) - 1 for x in logs)
+    pooled = sum(float(np.sum((x - x.mean()) ** 2)) for x in logs) / df
+    half = t_quantile(df) * float(np.sqrt(pooled * sum(1 / len(x) for x in logs)))
+    return {"ratio": ratio, "low": ratio * np.exp(-half), "high": ratio * np.exp(half)}
