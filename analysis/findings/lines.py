@@ -139,12 +139,12 @@ def lines(cells: Configurations, members: Sequence[int], factor: str, aspect: fl
     if by_size:
         members = [i for i in members if abs(math.log(cells.columns["aspect"][i] / aspect)) <= math.log(SAME_ASPECT)]
     recipe = RECIPE[:-1] if factor == "n_tokens" else RECIPE  # longer training on fresh text needs more of it
-    found: dict[frozenset[int], Line] = {}
+    found = []
     for held in HELD[factor]:
         for own in grouped(members, [filled(cells, name) for name in (*held, *recipe)]).values():
             place = [] if by_size else [float(cells.columns[name][own[0]]) for name in held if name != "lr"]
             at = {float(values[i]): i for i in reversed(own)}  # the first member at each value
             if len(at) > 1:
-                line = Line(tuple(sorted(at)), tuple(at[v] for v in sorted(at)), tuple(math.log2(v) for v in place if v > 0))
-                found.setdefault(frozenset(line.members), line)
-    return sorted(found.values(), key=lambda line: (-len(line.members), line.place))
+                found.append(Line(tuple(sorted(at)), tuple(at[v] for v in sorted(at)), tuple(math.log2(v) for v in place if v > 0)))
+    unique = {frozenset(line.members): line for line in reversed(found)}
+    return sorted(unique.values(), key=lambda line: (-len(line.members), line.place))
