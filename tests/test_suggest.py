@@ -141,7 +141,7 @@ def test_candidates_are_unrun_trials_further_seeds_and_new_sizes_of_the_studys_s
     trials = [t for t in expand(STUDY) if t.shape.n_embd != 128 and (t.seed != 3 or t.shape.n_embd != 32)]
     table = tables.load(write_study(tmp_path, trials))
     cells = replicates.average(table.trials[one_recipe(table.trials)])
-    found = {c.label: c for c in candidates.find(STUDY, table.rows, cells)}
+    found = {c.label: c for c in candidates.find(STUDY, table, cells)}
     assert found["4x128h4"].kind == candidates.UNRUN
     assert [found["4x128h4"].seed(i) for i in range(4)] == [1, 2, 3, 4]
     assert (found["4x32h4"].kind, found["4x32h4"].seed(0), found["4x32h4"].seed(1)) == (candidates.SEED, 3, 4)

@@ -10,7 +10,6 @@ import pytest
 from analysis.table import evidence
 from analysis.text import diversity as text
 from analysis.text import findings as text_study
-from analysis.text import scores as text_scores
 from study import records
 from tests.conftest import synthetic_row, write_synthetic
 
@@ -58,7 +57,7 @@ def test_common_length_is_held_by_nine_texts_in_ten() -> None:
 
 def test_half_words_at_the_ends_of_a_sample_are_dropped() -> None:
     sample = {"prompt": "The lit", "text": "tle dog ran.<|endoftext|>A cat sa"}
-    assert text_scores.words_of_sample(sample) == ["dog", "ran", "a", "cat"]
+    assert text_study.words_of_sample(sample) == ["dog", "ran", "a", "cat"]
 
 
 # ---- intervals ----
@@ -68,14 +67,14 @@ def test_bootstrap_over_prompts_covers_the_true_mean() -> None:
     rng, covered = np.random.default_rng(3), 0
     for _ in range(300):
         effects = rng.normal(0.5, 0.1, 30)
-        found = text_study.bootstrap_mean({str(p): list(rng.normal(e, 0.05, 4)) for p, e in enumerate(effects)}, rng, 200)
+        found = text_study.bootstrap_mean([float(rng.normal(e, 0.05, 4).mean()) for e in effects], rng, 200)
         covered += found["low"] <= 0.5 <= found["high"]
     assert 0.88 <= covered / 300 <= 0.98  # percentile intervals of 30 prompts are a little short of 95 %
 
 
 def test_equal_seeds_give_equal_intervals() -> None:
-    values = {str(i): [float(i)] for i in range(8)}
-    assert text_study.bootstrap_mean(values, np.random.default_rng(5)) == text_study.bootstrap_mean(values, np.random.default_rng(5))
+    first, again = (text_study.bootstrap_mean(range(8), np.random.default_rng(5)) for _ in range(2))
+    assert first == again
 
 
 def test_spearman_interval_covers_and_refuses() -> None:
@@ -109,7 +108,7 @@ def test_words_that_the_training_text_lacks_are_counted(tmp_path: Path, cached_c
     from study.stories import generator as stories
 
     results, corpus = tmp_path / "results", cached_corpus["corpus"]
-    recited = corpus.tokenizer.decode(corpus.train[:8_000].tolist()).split(text_scores.END)[:6]
+    recited = corpus.tokenizer.decode(corpus.train[:8_000].tolist()).split(text_study.END)[:6]
     fresh = stories.build(2_000, seed=99, val_chars=8_000).val[:6]
     rng = np.random.default_rng(0)
     rows = [synthetic_row((2, width, 4), 0, rng) for width in (32, 64)]

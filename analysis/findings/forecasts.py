@@ -202,6 +202,10 @@ def tokens_refusal(fitted: Fitted, target: Target) -> Refusal | None:
 # ---- the file ----
 
 
+def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    write_json(path, {"schema_version": SCHEMA_VERSION, "forecasts": list(rows)})
+
+
 def read(path: Path) -> list[dict[str, Any]]:
     """Forecasts on record; none where there is no file.
 
@@ -217,10 +221,6 @@ def read(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} cannot be read as forecasts ({str(error)[:80]}); set it aside or restore it") from error
 
 
-def _write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    write_json(path, {"schema_version": SCHEMA_VERSION, "forecasts": list(rows)})
-
-
 def add(path: Path, forecast: Mapping[str, Any], cells: Configurations) -> None:
     """Put a forecast on record. One for the same configuration that has no outcome yet is replaced.
 
@@ -232,7 +232,7 @@ def add(path: Path, forecast: Mapping[str, Any], cells: Configurations) -> None:
     if len(_matches(cells, wanted)) or any(row["configuration"] == wanted and row["outcome"] for row in rows):
         shape = f"{wanted['n_layer']}x{wanted['n_embd']}h{wanted['n_head']}"
         raise ValueError(f"{shape} has run already, so it can no longer be forecast; forecast a configuration that has no result")
-    _write(path, [row for row in rows if row["configuration"] != wanted] + [dict(forecast)])
+    _write(path, [*(row for row in rows if row["configuration"] != wanted), forecast])
 
 
 def _matches(cells: Configurations, wanted: Mapping[str, Any]) -> Any:

@@ -218,15 +218,11 @@ def leave_largest_out(fitted: Fitted) -> list[dict[str, Any]]:
 # ---- size and text together ----
 
 
-def correlation(cells: Configurations) -> float:
-    """Of ln N and ln D over the configurations; 0 where either does not vary."""
-    n, d = np.log(cells.columns[SIZE]), np.log(cells.columns[TOKENS])
-    return float(np.corrcoef(n, d)[0, 1]) if len(cells) > 2 and np.ptp(n) > 1e-9 and np.ptp(d) > 1e-9 else 0.0
-
-
 def moving_together(cells: Configurations) -> Refusal | None:
     """The refusal of everything that size alone or text alone would do, where they were varied together."""
-    if abs(r := correlation(cells)) <= MAX_CORRELATION:
+    n, d = np.log(cells.columns[SIZE]), np.log(cells.columns[TOKENS])
+    r = float(np.corrcoef(n, d)[0, 1]) if len(cells) > 2 and np.ptp(n) > 1e-9 and np.ptp(d) > 1e-9 else 0.0
+    if abs(r) <= MAX_CORRELATION:
         return None
     both = _gain(POWER_FLOOR, cells, SIZE) if r > 0 else None
     reason = f"training tokens follow the parameters (correlation of logs {r:.2f}), so what either does alone is not told"

@@ -52,8 +52,9 @@ def find_sweeps(cells: Configurations, chosen: Collection[str] | None = None) ->
     Args:
         chosen: configurations of the joint fit; where a shape was trained at several learning rates, a sweep over shapes shows only these.
     """
-    names = list(dict.fromkeys(name for sweeps in cells.sweeps for name in sweeps))
-    found = [_sweep(cells, name, [i for i, own in enumerate(cells.sweeps) if name in own]) for name in sorted(names, key=_order)]
+    usual = list(NAMES.values())
+    names = sorted({n for own in cells.sweeps for n in own}, key=lambda n: (usual.index(n) if n in usual else len(usual), n))
+    found = [_sweep(cells, name, [i for i, own in enumerate(cells.sweeps) if name in own]) for name in names]
     found = found or [s for factor in SHAPE if (s := _one_factor(cells, factor))]
     found = [_without_trials(cells, sweep, chosen or ()) for sweep in found]
     rest = sorted(set(range(len(cells))) - {i for sweep in found for i in sweep.members})
@@ -63,14 +64,8 @@ def find_sweeps(cells: Configurations, chosen: Collection[str] | None = None) ->
 def _without_trials(cells: Configurations, sweep: Sweep, chosen: Collection[str]) -> Sweep:
     """The sweep without the learning rates that were only tried, where its shapes repeat."""
     kept = [i for i in sweep.members if cells.config_id[i] in chosen]
-    given = [filled(cells, c) for c in (*SHAPE, *RECIPE) if c != "lr"]
-    shapes = {tuple(float(column[i]) for column in given) for i in sweep.members}
+    shapes = grouped(sweep.members, [filled(cells, c) for c in (*SHAPE, *RECIPE) if c != "lr"])
     return _sweep(cells, sweep.name, kept) if kept and len(shapes) < len(sweep.members) and sweep.factor in (*SHAPE, "size") else sweep
-
-
-def _order(name: str) -> tuple[int, str]:
-    usual = list(NAMES.values())
-    return (usual.index(name) if name in usual else len(usual), name)
 
 
 def _sweep(cells: Configurations, name: str, members: list[int]) -> Sweep:
@@ -220,7 +215,8 @@ def along_axis(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
     Returns:
         None where no field of the recipe varies at a fixed shape.
     """
-    shapes = _by_shape(cells, sweep.members) if sweep.name != "other" else []
+    groups = grouped(sweep.members if sweep.name != "other" else [], [cells.columns[c] for c in SHAPE])
+    shapes = [groups[key] for key in sorted(groups, key=lambda key: (float(cells.columns[SIZE][groups[key]].min()), key))]
     column = next((c for c in AXES if any(len(np.unique(cells.columns[c][own])) > 1 for own in shapes)), None)
     if column is None:
         return None
@@ -239,12 +235,6 @@ def along_axis(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
         for own in table
     ]
     return {"column": column, "word": AXES[column], "values": values, "steps": steps, "cells": rows}
-
-
-def _by_shape(cells: Configurations, members: Sequence[int]) -> list[list[int]]:
-    """Members of each shape, smallest shape first."""
-    shapes = grouped(members, [cells.columns[c] for c in SHAPE])
-    return [shapes[key] for key in sorted(shapes, key=lambda key: (float(cells.columns[SIZE][shapes[key]].min()), key))]
 
 
 def _step(cells: Configurations, table: Sequence[dict[float, int]], before: float, after: float) -> dict[str, Any] | None:

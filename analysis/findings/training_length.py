@@ -157,8 +157,9 @@ def longer(cells: Configurations) -> Longer | Refusal:
 
 def _over_text(cells: Configurations) -> list[Line]:
     """Lines of shapes that were trained at several lengths, each within one epoch of its text."""
-    fresh = [i for n in np.unique(cells.columns["n_tokens"]) for i in at_length(cells, n) if _epochs(cells, i) <= 1]
-    return lines(cells, fresh, "n_tokens") if fresh else []
+    n_tokens, unique = cells.columns["n_tokens"], cells.columns["unique_tokens"]
+    repeated = (unique > 0) & (n_tokens > unique)
+    return lines(cells, [i for n in np.unique(n_tokens) for i in at_length(cells, n) if not repeated[i]], "n_tokens")
 
 
 def block_of(cells: Configurations) -> Block | Refusal:
@@ -169,7 +170,8 @@ def block_of(cells: Configurations) -> Block | Refusal:
     most = max(len(line.members) for line in found)
     whole = [line for line in found if 2 * len(line.members) > most]
     common = set.intersection(*(set(line.values) for line in whole))
-    of = {n: set.intersection(*(_seeds(cells, line.members[line.values.index(n)]) for line in whole)) for n in common}
+    seeds_at = {n: [cells.cell_seed[cells.cell_config == line.members[line.values.index(n)]] for line in whole] for n in common}
+    of = {n: set.intersection(*(set(own.tolist()) for own in seeds)) for n, seeds in seeds_at.items()}
     shared = sorted(n for n in common if len(of[n]) > 1)  # a length that is under way waits for its seeds
     members = np.array([[line.members[line.values.index(n)] for n in shared] for line in whole])
     seeds = set.intersection(*(of[n] for n in shared)) if len(shared) > 1 else set()
@@ -184,16 +186,6 @@ def block_of(cells: Configurations) -> Block | Refusal:
     df = (losses.shape[0] - 1) * (losses.shape[1] - 1)
     covariance = np.einsum("csi,csj->ij", residual, residual) / df
     return Block(members, np.array(shared), losses.mean(1), covariance, df, losses.shape[1])
-
-
-def _seeds(cells: Configurations, i: int) -> set[int]:
-    return {int(seed) for seed in cells.cell_seed[cells.cell_config == i]}
-
-
-def _epochs(cells: Configurations, i: int) -> float:
-    """How often a configuration saw its text; 1 where the rows do not say."""
-    unique = float(cells.columns["unique_tokens"][i])
-    return float(cells.columns["n_tokens"][i]) / unique if unique > 0 else 1.0
 
 
 # ---- levers ----

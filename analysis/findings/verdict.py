@@ -19,13 +19,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.estimate import PER_DOUBLING, SIZE, Code, Estimate, Refusal, Verdict, judged
-from analysis.findings.contrast import Family, Pair
+from analysis.findings.contrast import Family
 from analysis.findings.levers import Lever, Study, best
 from analysis.findings.lines import at_length
 from analysis.findings.sweeps import ends, mean_ends, shape_of
 from analysis.fits.shape_law import ShapeFit
 from analysis.table.configurations import Configurations, Noise, t_quantile
 from analysis.table.load import SAME_SIZE, Table
+from analysis.table.recipe import TUNED
 from study import records
 
 NEARLY = 0.15
@@ -126,34 +127,21 @@ def equal_size(study: Study, n_tokens: int, levers: Sequence[Lever]) -> EqualSiz
     members = at_length(cells, n_tokens)
     if not np.isfinite(cells.columns["aspect"][members]).any():
         return Refusal(Code.MISSING, "the runs have no n_layer and n_embd, so no shapes were compared at equal size; give the columns")
-    group = next((g for near in (SAME_SIZE, NEARLY) if (g := _largest_group(cells, members, near))), None)
+    size, logs = cells.columns[SIZE], np.log(cells.columns["aspect"])
+    falling = sorted(members, key=lambda i: -float(size[i]))
+    groups = ([i for i in members if size[top] / (1 + near) <= size[i] <= size[top]] for near in (SAME_SIZE, NEARLY) for top in falling)
+    group = next((group for group in groups if len(np.unique(logs[group])) > 1), None)
     if not group:
         return Refusal(Code.UNMATCHED, "no two shapes of nearly equal size were trained; `matched` trains several shapes of each size")
     winner = best(cells, group)
-    logs = np.log(cells.columns["aspect"])
     loser = max(group, key=lambda i: abs(float(logs[i] - logs[winner])))
-    pair: Pair = (loser, winner)
-    found = Family.of(cells, [(i, winner) for i in group if i != winner]) if len(group) > 2 else _family(study, members)
-    difference = found.contrast([pair])
+    pairs = [(i, winner) for i in group if i != winner]
+    if len(pairs) == 1:  # alone its seeds say little: its scatter is that of all neighbours in size at this length
+        pairs = list(pairwise(sorted(members, key=lambda i: float(size[i]))))
+    difference = Family.of(cells, pairs).contrast([(loser, winner)])
     ratio = None if isinstance(study.noise, Refusal) else abs(difference.value) / study.noise.detectable
     worth = _worth(difference, _doubling(study, loser, n_tokens, levers, difference.value))
     return EqualSize(named(cells, winner), named(cells, loser), n_tokens, difference, ratio, worth)
-
-
-def _family(study: Study, members: Sequence[int]) -> Family:
-    """Of one pair alone the seeds say little: its scatter is that of all neighbours in size at this length."""
-    ordered = sorted(members, key=lambda i: float(study.cells.columns[SIZE][i]))
-    return Family.of(study.cells, list(pairwise(ordered)))
-
-
-def _largest_group(cells: Configurations, members: Sequence[int], near: float) -> list[int] | None:
-    """The largest size of which several depths and widths were trained: indices, within a factor of 1 + near."""
-    size, aspect = cells.columns[SIZE], cells.columns["aspect"]
-    for top in sorted(members, key=lambda i: -float(size[i])):
-        group = [i for i in members if size[top] / (1 + near) <= size[i] <= size[top]]
-        if len(np.unique(aspect[group])) > 1:
-            return group
-    return None
 
 
 def _doubling(study: Study, i: int, n_tokens: int, levers: Sequence[Lever], difference: float) -> Estimate | Refusal:
@@ -215,7 +203,7 @@ def trust(table: Table, trials: pd.DataFrame, study: Study, levers: Sequence[Lev
 
 def lr_rule(trials: pd.DataFrame) -> str:
     """one, by_size, mup, completep, or searched (any shape has a rate that a search found)."""
-    if trials["lr_status"].isin(["tuned", "transferred", "at_edge"]).any():
+    if trials["lr_status"].isin(TUNED).any():
         return "searched"
     for column, rule in (("base_depth", "completep"), ("base_width", "mup")):
         if column in trials and (trials[column].fillna(0) > 0).any():

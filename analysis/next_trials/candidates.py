@@ -1,6 +1,6 @@
 """What could be trained next: trials of the study that have not run, further seeds, and new sizes of the study's own sweeps.
 
-    study = study_of(table.study["study"], path); found = find(study, table.rows, cells)
+    study = study_of(table.study["study"], path); found = find(study, table, cells)
 
 Uses `study.spec` for what a trial is (pure values; no torch, no ray). Reads no file.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.table.configurations import Configurations
-from analysis.table.load import STALE_PREFIXES
+from analysis.table.load import STALE_PREFIXES, Table
 from models.config import ModelConfig, Shape
 from study.spec import Study, TrainConfig, changed
 from study.sweeps import Sweep
@@ -73,58 +74,46 @@ class Candidate:
         return next(itertools.islice(itertools.chain(planned, beyond), number, None))
 
 
-def find(study: Study, rows: pd.DataFrame, cells: Configurations, cpus_per_trial: float = 1.0) -> list[Candidate]:
-    """All candidates: the study's configurations and those of grown sweeps, each once.
+def find(study: Study, table: Table, cells: Configurations) -> list[Candidate]:
+    """All candidates: the study's configurations and those of grown sweeps, each once; levels that no shape has are left out.
 
     Args:
-        rows: every row of the `trials` table, for the seeds that have run and for what steps took.
+        table: its rows say which seeds have run and what steps took.
         cells: configurations that have run; `Candidate.cell` points into them.
-        cpus_per_trial: what a trial reserved where it ran on no GPU.
 
     Raises:
         ValueError: no row says how long a step takes.
     """
-    ran = _by_key(rows)
-    place = {str(config): i for i, config in enumerate(cells.config_id)}
-    clock = Clock.of(rows, cpus_per_trial)
+    sweeps = [sweep for sweep in study.parsed_sweeps if sweep.kind in ("one_factor", "grid", "matched")]
+    listed = [(change, sweep, True) for sweep in sweeps or [Sweep(name="single")] for change in sweep.changes()]
+    grown = [(change, sweep, False) for sweep in sweeps for change in _grown(sweep, study)]
+    made: dict[tuple[Shape, TrainConfig], tuple[dict[str, Any], list[str], bool]] = {}
+    for change, sweep, planned in listed + grown:
+        with suppress(ValueError):
+            _, names, first = made.setdefault(changed(study, change, sweep.name), (change, [], planned))
+            if sweep.name not in names and first == planned:
+                names.append(sweep.name)
+    ran, place, clock = _seeds_run(table.rows), {str(config): i for i, config in enumerate(cells.config_id)}, Clock.of(table)
     found = []
-    for shape, train, change, sweeps, planned in _configurations(study):
-        own = ran.get(_key(shape, train))
-        used = frozenset() if own is None else frozenset(int(s) for s in own["seed"])
-        cell = None if own is None else place.get(str(own["config_id"].iloc[0]))
-        kind = NEW if not planned else UNRUN if not used else SEED
-        found.append(Candidate(change, shape, train, sweeps, kind, cell, used, study.seeds, clock.hours(shape, train)))
+    for (shape, train), (change, names, planned) in made.items():
+        facts = {**vars(shape), **vars(train), "n_tokens": train.n_steps * train.batch_size * shape.block_size}
+        config, used = ran.get(_key(facts), ("", set()))
+        kind = NEW if not planned else SEED if used else UNRUN
+        hours = clock.hours(shape, train)
+        found.append(Candidate(change, shape, train, tuple(names), kind, place.get(config), frozenset(used), study.seeds, hours))
     return found
 
 
 # ---- configurations ----
 
 
-def _configurations(study: Study) -> Iterator[tuple[Shape, TrainConfig, dict[str, Any], tuple[str, ...], bool]]:
-    """(shape, recipe, change, sweeps, whether the study lists it) of each distinct configuration; ambiguous ones are left out."""
-    found: dict[tuple[Shape, TrainConfig], tuple[dict[str, Any], list[str], bool]] = {}
-    sweeps = [sweep for sweep in study.parsed_sweeps if sweep.kind in ("one_factor", "grid", "matched")]
-    planned = [(change, sweep, True) for sweep in sweeps or [Sweep(name="single")] for change in sweep.changes()]
-    grown = [(change, sweep, False) for sweep in sweeps for change in _grown(sweep, study)]
-    for change, sweep, is_planned in planned + grown:
-        try:
-            made = changed(study, change, sweep.name)
-        except ValueError:  # a new level that no shape has
-            continue
-        entry = found.setdefault(made, (change, [], is_planned))
-        if sweep.name not in entry[1] and entry[2] == is_planned:
-            entry[1].append(sweep.name)
-    for (shape, train), (change, names, is_planned) in found.items():
-        yield shape, train, change, tuple(names), is_planned
-
-
 def _grown(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
     """Changes of a sweep at levels that it does not have: half the way (in logarithm) between levels and a step beyond its ends."""
-    if sweep.kind == "matched":
-        targets = new_levels(sweep.params)
-        return [change for target in targets for change in _reachable(replace(sweep, params=(target,)), study)]
-    changes = []
-    for name in GROWN:
+    changes: list[dict[str, Any]] = []
+    for target in new_levels(sweep.params):
+        with suppress(ValueError):  # no integer shape is near this target
+            changes += replace(sweep, params=(target,)).changes()
+    for name in GROWN if sweep.kind != "matched" else ():
         levels = [v for v in sweep.factors.get(name, ()) if isinstance(v, (int, float))]
         heads = [int(v) for v in sweep.factors.get("n_head", (study.model.n_head,)) if isinstance(v, (int, float))]
         unit = math.lcm(*heads) if name == "n_embd" else 1
@@ -133,13 +122,6 @@ def _grown(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
         for level in sorted(fresh):
             changes += [{name: level, **dict(zip(others, values, strict=True))} for values in itertools.product(*others.values())]
     return changes
-
-
-def _reachable(sweep: Sweep, study: Study) -> list[dict[str, Any]]:
-    try:
-        return sweep.changes()
-    except ValueError:  # no integer shape is near this target
-        return []
 
 
 def new_levels(levels: Sequence[float], most: float = math.inf) -> list[float]:
@@ -153,43 +135,25 @@ def new_levels(levels: Sequence[float], most: float = math.inf) -> list[float]:
 
 # ---- rows ----
 
-
-def _key(shape: Shape, train: TrainConfig) -> tuple[Any, ...]:
-    """What a row of `trials` tells of a configuration."""
-    tokens = train.n_steps * train.batch_size * shape.block_size
-    numbers = (train.lr, train.weight_decay, train.dropout)
-    part = train.unique_tokens or None
-    return (
-        shape.n_layer,
-        shape.n_embd,
-        shape.n_head,
-        shape.block_size,
-        train.batch_size,
-        tokens,
-        part,
-        train.schedule,
-        *map(_short, numbers),
-    )
+COUNTS = ("n_layer", "n_embd", "n_head", "block_size", "batch_size", "n_tokens")
+RATES = ("lr", "weight_decay", "dropout")
 
 
-def _short(number: float) -> str:
-    return f"{number:.6g}"
+def _key(facts: Mapping[Any, Any]) -> tuple[Any, ...]:
+    """What a row of `trials` tells of a configuration; 0 unique tokens are all there are."""
+    return *(int(facts[c]) for c in (*COUNTS, "unique_tokens")), str(facts["schedule"]), *(f"{float(facts[c]):.6g}" for c in RATES)
 
 
-def _by_key(rows: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """Rows that need not run again, by what they tell of their configuration."""
+def _seeds_run(rows: pd.DataFrame) -> dict[tuple[Any, ...], tuple[str, set[int]]]:
+    """Of each configuration the id and the seeds that need not run again."""
     final = rows[rows["status"].isin(["COMPLETED", "DIVERGED"]) & ~rows["exclusion"].str.startswith(STALE_PREFIXES)]
-    shape = ["n_layer", "n_embd", "n_head", "block_size", "batch_size", "n_tokens"]
-    recipe = ["lr", "weight_decay", "dropout"]
-    final = final.dropna(subset=[*shape, *recipe, "schedule", "seed", "config_id"])
-    whole = final["unique_tokens"].max()
-    groups: dict[tuple[Any, ...], pd.DataFrame] = {}
-    for _, own in final.groupby("config_id", sort=False):
-        first = own.iloc[0]
-        part = None if pd.isna(first["unique_tokens"]) or first["unique_tokens"] == whole else int(first["unique_tokens"])
-        key = (*(int(first[c]) for c in shape), part, str(first["schedule"]), *(_short(float(first[c])) for c in recipe))
-        groups[key] = own if key not in groups else pd.concat([groups[key], own])
-    return groups
+    final = final.dropna(subset=[*COUNTS, *RATES, "schedule", "seed", "config_id"])
+    unique = final["unique_tokens"]
+    final = final.assign(unique_tokens=unique.where(unique != unique.max()).fillna(0))
+    found: dict[tuple[Any, ...], tuple[str, set[int]]] = {}
+    for row in final[[*COUNTS, *RATES, "unique_tokens", "schedule", "seed", "config_id"]].to_dict("records"):
+        found.setdefault(_key(row), (str(row["config_id"]), set()))[1].add(int(row["seed"]))
+    return found
 
 
 # ---- cost ----
@@ -205,7 +169,10 @@ class Clock:
     vocab_size: int
 
     @staticmethod
-    def of(rows: pd.DataFrame, cpus_per_trial: float) -> Clock:
+    def of(table: Table) -> Clock:
+        """Of the trials of a study, which say what they reserved on a GPU; study.json says it of processors."""
+        rows, options = table.rows, table.study.get("options")
+        cpus = float(options.get("cpus_per_trial") or 1.0) if isinstance(options, Mapping) else 1.0
         if "module" in rows and rows["module"].notna().any():
             raise ValueError("what is suggested has sizes of the built-in model; with a model of your own list more shapes in its sweeps")
         timed = rows.dropna(subset=["ms_per_step", "n_tokens", "n_steps", "flops_per_token", "vocab_size"])
@@ -216,7 +183,7 @@ class Clock:
         means = timed.assign(step=step, ms_per_step=timed["ms_per_step"].astype(float)).groupby("step")["ms_per_step"].mean()
         gpu = float(timed["gpu_fraction"].fillna(0.0).astype(float).mean())
         bundle = float(timed["bundle_size"].fillna(1).astype(float).clip(lower=1).mean())
-        share = (gpu if gpu > 0 else cpus_per_trial) / bundle
+        share = (gpu if gpu > 0 else cpus) / bundle
         return Clock(means.index.to_numpy(dtype=float), means.to_numpy(dtype=float), share, int(timed["vocab_size"].iloc[0]))
 
     def hours(self, shape: Shape, train: TrainConfig) -> float:

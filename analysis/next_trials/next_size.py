@@ -6,20 +6,18 @@ made = next_size(table.load(results)); suggest.write(results / "report", made)  
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from analysis.estimate import Refusal
-from analysis.findings.conclude import clean
 from analysis.findings.levers import Study as Asked
 from analysis.findings.verdict import EqualSize, equal_size
 from analysis.next_trials.candidates import Clock
-from analysis.next_trials.suggest import SCHEMA_VERSION
+from analysis.next_trials.suggest import suggestion
 from analysis.table import configurations as replicates
 from analysis.table.load import Table
-from study.plan.suggestion import KIND, study_of
+from study.plan.suggestion import study_of
 from study.spec import Study, changed
 from study.sweeps import nearest_shape
 
@@ -38,25 +36,17 @@ def next_size(table: Table) -> dict[str, Any]:
         raise ValueError(f"{table.path} holds no study with usable trials that could be continued; give the folder of a run")
     study = study_of(table.study["study"], table.path / "study.json")
     cells = replicates.average(table.trials)
-    found = _longest(Asked(cells, replicates.measure_noise(cells)))
+    asked = Asked(cells, replicates.measure_noise(cells))
+    compared = [equal_size(asked, n, []) for n in reversed(asked.lengths())]  # the longest length that has a comparison
+    found = next((own for own in compared if isinstance(own, EqualSize)), compared[0])
     if isinstance(found, Refusal):
         raise ValueError(found.reason)
     sizes = np.unique(cells.columns["params_non_embedding"])
     below = sizes[sizes < 0.9 * found.winner["params_non_embedding"]]
     factor = float(np.clip(found.winner["params_non_embedding"] / below[-1] if len(below) else LEAST, LEAST, MOST))
-    held = table.study.get("options")
-    clock = Clock.of(table.rows, float(held.get("cpus_per_trial") or 1.0) if isinstance(held, Mapping) else 1.0)
+    clock = Clock.of(table)
     trials = [_trial(study, clock, found, shape, factor, seed) for shape in (found.winner, found.loser) for seed in study.seeds]
-    hours = sum(trial["device_hours"] for trial in trials)
-    head = {"schema_version": SCHEMA_VERSION, "kind": KIND, "name": table.name, "question": study.question, "device_hours": hours}
-    made: dict[str, Any] = clean({**head, "trials": trials, "study": asdict(study)})
-    return made
-
-
-def _longest(asked: Asked) -> EqualSize | Refusal:
-    """The comparison of the longest length that has one."""
-    found = [equal_size(asked, n, []) for n in reversed(asked.lengths())]
-    return next((own for own in found if isinstance(own, EqualSize)), found[0])
+    return suggestion(table, study, trials, device_hours=sum(trial["device_hours"] for trial in trials))
 
 
 def _trial(study: Study, clock: Clock, found: EqualSize, shape: Mapping[str, Any], factor: float, seed: int) -> dict[str, Any]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +27,6 @@ SMALLEST_GAIN = 1e-4
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
-
-
-class Aim(Protocol):
-    """A quantity whose interval is to shrink; `seeds` are the numbers of trials at each point, shape (points,)."""
-
-    def half_width(self, seeds: Counts) -> float:
-        """Expected half-width of the interval; infinite where the design does not determine the quantity."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +80,10 @@ class ContrastAim:
             return math.inf
         more = int(np.sum(np.maximum(seeds - 1, 0) - np.maximum(self.before - 1, 0)))
         return t_quantile(self.df + more) * self.sd * math.sqrt(sum(1 / seeds[i] for i in self.ends))
+
+
+Aim = CurveAim | ContrastAim
+"""A quantity whose interval is to shrink: its half-width with so many trials at each point, infinite where these do not determine it."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from analysis.table.configurations import Configurations
 from analysis.table.load import Table
 from analysis.table.recipe import one_recipe
 from study.plan.suggestion import FILE, KIND, study_of
+from study.spec import Study
 
 SCHEMA_VERSION = "1.0"
 FORMS = "slope, alpha, E, loss@2M (the loss at 2,000,000 parameters), each also of one sweep (slope:width), or contrast:depth"
@@ -80,13 +81,12 @@ def curve_aim(fitted: Fitted, asked: Asked, points: Sequence[Candidate], inside:
     Raises:
         ValueError: the law has no such parameter.
     """
-    law, result = fitted.result.law, fitted.result
-    own = fitted.jacobian({name: fitted.cells.columns[name] for name in law.columns})
-    named = [_columns(c) for c in points]
-    new = fitted.jacobian({name: np.array([float(c[name]) for c in named]) for name in law.columns}) if points else own[:0]
+    columns, result = fitted.result.law.columns, fitted.result
+    own = fitted.jacobian({name: fitted.cells.columns[name] for name in columns})
+    facts = {name: np.array([float(getattr(c if name == "n_tokens" else c.shape, name)) for c in points]) for name in columns}
+    new = fitted.jacobian(facts) if points else own[:0]
     new[~np.asarray(inside, dtype=bool)] = np.nan
-    quantity = quantity_of(fitted, asked)
-    direction = read(quantity, result.design).evaluate(result.theta[:, None])[1][:, 0]
+    direction = read(quantity_of(fitted, asked), result.design).evaluate(result.theta[:, None])[1][:, 0]
     return CurveAim(np.concatenate([own, new]), direction, *scatter(fitted, own))
 
 
@@ -101,12 +101,6 @@ def quantity_of(fitted: Fitted, asked: Asked) -> Quantity:
     return Parameter(asked.kind)
 
 
-def _columns(candidate: Candidate) -> dict[str, float]:
-    shape = candidate.shape
-    counts = ("n_layer", "n_embd", "n_head", "params_non_embedding", "params_blocks", "aspect", "head_dim")
-    return {name: float(getattr(shape, name)) for name in counts} | {"n_tokens": float(candidate.n_tokens)}
-
-
 # ---- a study ----
 
 
@@ -119,13 +113,8 @@ class Setting:
     seeds: Counts
     now: dict[str, Any]
 
-    @property
-    def hours(self) -> list[float]:
-        """Device-hours at each point; infinite where nothing can be trained."""
-        return [c.hours if c else math.inf for c in self.options]
 
-
-def setting(table: Table, asked: Asked, found: Sequence[Candidate], cells: Configurations) -> Setting:
+def setting(asked: Asked, found: Sequence[Candidate], cells: Configurations) -> Setting:
     """The aim of a quantity for a study.
 
     Args:
@@ -134,8 +123,9 @@ def setting(table: Table, asked: Asked, found: Sequence[Candidate], cells: Confi
     Raises:
         ValueError: the study does not have what the quantity needs.
     """
+    at = {str(cells.config_id[c.cell]): c for c in found if c.cell is not None}
     if asked.kind == "contrast":
-        return _contrast_setting(asked, found, cells)
+        return _contrast_setting(asked, [at.get(str(config)) for config in cells.config_id], cells)
     wanted = f"sweep:{asked.sweep}" if asked.sweep else "joint"
     fits = {f.fit_id: f for f in all_fits(cells) if isinstance(f, Fitted)}
     if wanted not in fits:
@@ -151,18 +141,12 @@ def setting(table: Table, asked: Asked, found: Sequence[Candidate], cells: Confi
         need = len(fitted.result.params) + 1
         reason = f"{len(fitted.cells)} configurations for {len(fitted.result.params)} parameters give no interval that could shrink"
         raise ValueError(f"{asked.text}: {reason}; run trials of the study until {need} configurations are there")
-    place = {str(config): i for i, config in enumerate(fitted.cells.config_id)}
     fresh = [c for c in found if c.cell is None]
-    options: list[Candidate | None] = [None] * len(fitted.cells)
-    for candidate in found:
-        here = None if candidate.cell is None else place.get(str(cells.config_id[candidate.cell]))
-        if here is not None:
-            options[here] = candidate
     aim = curve_aim(fitted, asked, fresh, [_joins(c, fitted, found) for c in fresh])
     seeds = np.concatenate([fitted.cells.n_seeds, np.zeros(len(fresh), dtype=np.int64)]).astype(np.int64)
-    found_now = intervals.profile(observations(fitted), quantity_of(fitted, asked))
-    now = {"low": found_now.low, "high": found_now.high, "point": found_now.point, "status": found_now.status, "fit": fitted.title}
-    return Setting(aim, [*options, *fresh], seeds, now)
+    now = intervals.profile(observations(fitted), quantity_of(fitted, asked))
+    facts = {"low": now.low, "high": now.high, "point": now.point, "status": now.status, "fit": fitted.title}
+    return Setting(aim, [*(at.get(str(config)) for config in fitted.cells.config_id), *fresh], seeds, facts)
 
 
 def _joins(candidate: Candidate, fitted: Fitted, found: Sequence[Candidate]) -> bool:
@@ -178,23 +162,18 @@ def _joins(candidate: Candidate, fitted: Fitted, found: Sequence[Candidate]) -> 
     )
 
 
-def _contrast_setting(asked: Asked, found: Sequence[Candidate], cells: Configurations) -> Setting:
+def _contrast_setting(asked: Asked, options: list[Candidate | None], cells: Configurations) -> Setting:
     noise = replicates.measure_noise(cells)
     if isinstance(noise, Refusal):
         raise ValueError(f"{asked.text} has no interval that could shrink: {noise.reason}")
-    named = {sweep.name: sweep for sweep in find_sweeps(cells)}
-    if asked.sweep not in named or len(named[asked.sweep].members) < 2:
+    named = {sweep.name: sweep.members for sweep in find_sweeps(cells)}
+    members = named.get(asked.sweep, ())
+    if len(members) < 2:
         raise ValueError(f"there is no sweep {asked.sweep!r} of two or more levels to contrast; there are {', '.join(named)}")
-    members = named[asked.sweep].members
-    ends = (members[0], members[-1])
-    options: list[Candidate | None] = [None] * len(cells)
-    for candidate in found:
-        if candidate.cell is not None:
-            options[candidate.cell] = candidate
-    aim = ContrastAim(ends, noise.difference_sd, noise.difference_df, cells.n_seeds)
-    point = float(cells.loss[ends[1]] - cells.loss[ends[0]])
-    half = aim.half_width(cells.n_seeds)
-    title = f"mean loss of {' less that of '.join(_label(cells, i) for i in reversed(ends))}"
+    first, last = members[0], members[-1]
+    aim = ContrastAim((first, last), noise.difference_sd, noise.difference_df, cells.n_seeds)
+    point, half = float(cells.loss[last] - cells.loss[first]), aim.half_width(cells.n_seeds)
+    title = f"mean loss of {_label(cells, last)} less that of {_label(cells, first)}"
     now = {"low": point - half, "high": point + half, "point": point, "status": "closed", "fit": title}
     return Setting(aim, options, cells.n_seeds.astype(np.int64), now)
 
@@ -221,12 +200,10 @@ def suggest(table: Table, wanted: str, n: int) -> dict[str, Any]:
         raise ValueError(f"{table.path} holds no usable trial to suggest from; run some of the study first")
     study = study_of(table.study["study"], table.path / "study.json")
     cells = replicates.average(table.trials[one_recipe(table.trials)])
-    held = table.study.get("options")
-    cpus = float(held.get("cpus_per_trial") or 1.0) if isinstance(held, Mapping) else 1.0
-    place = setting(table, asked, candidates.find(study, table.rows, cells, cpus), cells)
-    seeds = place.seeds.copy()
-    trials = []
-    for chosen in choose(place.aim, place.seeds, place.hours, n):
+    place = setting(asked, candidates.find(study, table, cells), cells)
+    seeds, trials = place.seeds.copy(), []
+    hours = [c.hours if c else math.inf for c in place.options]
+    for chosen in choose(place.aim, place.seeds, hours, n):
         candidate = place.options[chosen.point]
         assert candidate is not None
         trials.append(_entry(candidate, int(seeds[chosen.point] - place.seeds[chosen.point]), chosen))
@@ -234,7 +211,12 @@ def suggest(table: Table, wanted: str, n: int) -> dict[str, Any]:
     if not trials:
         raise ValueError(f"no trial of this study would shrink the interval of {wanted}; add a sweep over sizes to the study")
     before, after = place.aim.half_width(place.seeds), place.aim.half_width(seeds)
-    facts = {"quantity": asked.text, "interval": place.now, "expected_width_ratio": after / before if math.isfinite(before) else None}
+    ratio = after / before if math.isfinite(before) else None
+    return suggestion(table, study, trials, quantity=asked.text, interval=place.now, expected_width_ratio=ratio)
+
+
+def suggestion(table: Table, study: Study, trials: Sequence[Mapping[str, Any]], **facts: Any) -> dict[str, Any]:
+    """The contents of suggestion.json."""
     head = {"schema_version": SCHEMA_VERSION, "kind": KIND, "name": table.name, "question": study.question}
     made: dict[str, Any] = conclusions.clean({**head, **facts, "trials": trials, "study": asdict(study)})
     return made

@@ -23,9 +23,7 @@ def words_of(text: str) -> list[str]:
 def common_length(texts: Sequence[Sequence[str]], share: float = 0.9, least: int = 20) -> int:
     """The largest number of words that at least `share` of the texts have; 0 where that is fewer than `least`."""
     lengths = sorted((len(words) for words in texts), reverse=True)
-    if not lengths:
-        return 0
-    length = lengths[min(len(lengths) - 1, int(np.ceil(share * len(lengths))) - 1)]
+    length = lengths[int(np.ceil(share * len(lengths))) - 1]
     return length if length >= least else 0
 
 

@@ -1,28 +1,47 @@
 """What a study's generated texts say: every measure per configuration, with intervals over prompts, and its relation to loss.
 
-Reads an `Evidence`; writes nothing.
+Reads an `Evidence` and, where the data cache holds it, the training text; writes nothing. A sample begins where its prompt broke off and
+ends where its length ran out, so half words at both ends are dropped.
 
     conclude(evidence)["measures"]["type_token_ratio"]["spearman"]   # {'value': -0.1, 'low': -0.7, 'high': 0.6, ...}
 """
 
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtri
 
+from analysis.estimate import LEVEL
 from analysis.table.evidence import Evidence
-from analysis.text import diversity, scores
-from analysis.text.scores import Reference, Sample
+from analysis.text import diversity
+from study.data import corpus as data
+from study.spec import DataConfig
 
-LEVEL = 0.95
 RESAMPLES = 1000
 MOST_TRIALS = 240
 """With more trials, one seed of each configuration is measured."""
+TRAINING_CHARS, HELD_OUT_CHARS = 6_000_000, 1_000_000
+"""Characters of either text that are read at most."""
+MOST_HELD_OUT = 300
+"""Held-out texts that are measured at most."""
+END = "<|endoftext|>"
 
-Values = Mapping[str, Sequence[float]]
-"""Prompt -> one value per text that continues it."""
+Sample = Mapping[str, Any]
+Scores = dict[int, float]
+"""Number of a text in its list -> score."""
+
+PER_TEXT: dict[str, Callable[[Sequence[str]], float]] = {
+    "type_token_ratio": diversity.type_token_ratio,
+    "mattr": diversity.mattr,
+    "distinct_2": lambda words: diversity.distinct_n([words], 2),
+    "loops": lambda words: float(diversity.loops(words)),
+}
 
 
 def conclude(evidence: Evidence, seed: int = 0) -> dict[str, Any]:
@@ -34,93 +53,133 @@ def conclude(evidence: Evidence, seed: int = 0) -> dict[str, Any]:
     samples = final_samples(evidence)
     if not samples:
         return _refusal("no_samples", "no generated text was recorded")
-    words = [scores.words_of_sample(s) for s in samples]
+    words = [words_of_sample(s) for s in samples]
     length = diversity.common_length(words)
     if not length:
         return _refusal("too_short", "the generated texts do not have 20 words in common; generate longer ones")
     cut = {key: own[:length] for key, own in enumerate(words) if len(own) >= length}
-    reference = scores.reference_text(evidence.results)
-    builder = _Builder(evidence, samples, np.random.default_rng(seed))
-    measures = {name: builder.measure(values) for name, values in scores.score(cut, reference).items()}
+    trials = {t["trial_id"]: t for t in evidence.trials}
+    texts = pd.DataFrame(samples)[["trial_id", "temperature", "prompt"]]
+    texts["config_id"] = [trials[trial]["config_id"] for trial in texts["trial_id"]]
+    reference, cold, rng = reference_text(evidence.results), main_temperature(samples), np.random.default_rng(seed)
+    measures = {
+        name: _measure(texts.assign(value=pd.Series(values, dtype=float)), trials, cold, rng)
+        for name, values in score(cut, reference).items()
+    }
     if isinstance(reference, Reference):
-        for name, value in scores.baseline(reference, length).items():
-            measures[name]["held_out"] = value
+        held = dict(enumerate([own[:length] for own in reference.held_out if len(own) >= length][:MOST_HELD_OUT]))
+        for name, values in score(held, reference).items() if held else ():
+            measures[name]["held_out"] = float(np.mean(list(values.values())))
     else:
         measures["unseen_words"] = _refusal("no_training_text", reference)
-    facts = {"n_words": length, "n_texts": len(cut), "n_too_short": len(samples) - len(cut), "temperature": builder.cold}
-    return {"measures": measures, **facts}
+    return {"measures": measures, "n_words": length, "n_texts": len(cut), "n_too_short": len(samples) - len(cut), "temperature": cold}
 
 
 def final_samples(evidence: Evidence) -> list[Sample]:
     """Texts of the last step of each used trial; one seed per configuration where there are very many trials."""
-    trials = {t["trial_id"]: t for t in evidence.trials}
-    if len(trials) > MOST_TRIALS:
-        first: dict[str, Any] = {}
-        for t in sorted(trials.values(), key=lambda t: (t["config_id"], t["seed"])):
-            first.setdefault(t["config_id"], t["trial_id"])
-        trials = {trial: trials[trial] for trial in first.values()}
+    used = {t["trial_id"] for t in evidence.trials}
+    if len(used) > MOST_TRIALS:
+        ordered = sorted(evidence.trials, key=lambda t: (t["config_id"], t["seed"]), reverse=True)
+        used = set({t["config_id"]: t["trial_id"] for t in ordered}.values())
     last: dict[str, int] = {}
     for s in evidence.samples:
         last[s["trial_id"]] = max(last.get(s["trial_id"], 0), s["step"] or 0)
-    return [s for s in evidence.samples if s["trial_id"] in trials and (s["step"] or 0) == last[s["trial_id"]]]
+    return [s for s in evidence.samples if s["trial_id"] in used and (s["step"] or 0) == last[s["trial_id"]]]
 
 
 def main_temperature(samples: Sequence[Sample]) -> float:
     """The temperature of most texts, the lowest of them where several have as many."""
-    counts: dict[float, int] = {}
-    for s in samples:
-        counts[s["temperature"]] = counts.get(s["temperature"], 0) + 1
+    counts = Counter(float(s["temperature"]) for s in samples)
     return min(counts, key=lambda t: (-counts[t], t))
+
+
+# ---- scores of texts ----
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The words that the models were trained on, and those of texts held out from them, text by text."""
+
+    known: frozenset[str]
+    held_out: Sequence[Sequence[str]]
+
+
+def words_of_sample(sample: Sample) -> list[str]:
+    """Words that the model wrote whole, end-of-text tokens left out."""
+    body = str(sample["text"])
+    begun = str(sample["prompt"])[-1:].isalpha() and body[:1].isalpha()
+    words = diversity.words_of(body.replace(END, "\n"))
+    return words[int(begun) : len(words) - int(body[-1:].isalpha())]
+
+
+def score(cut: Mapping[int, Sequence[str]], reference: Reference | str) -> dict[str, Scores]:
+    """Every measure that can be taken: name -> score of each text.
+
+    Args:
+        cut: number of a text -> its words, all of one length.
+        reference: training and held-out text, or why there is none.
+    """
+    scores = {name: {key: of(words) for key, words in cut.items()} for name, of in PER_TEXT.items()}
+    if isinstance(reference, Reference):
+        scores["unseen_words"] = {key: diversity.unseen_share(words, reference.known) for key, words in cut.items()}
+    return scores
+
+
+def reference_text(results: Path) -> Reference | str:
+    """Training and held-out text from the data cache, or why there is none. Nothing is made and nothing downloaded."""
+    try:
+        facts = json.loads((results / "study.json").read_text(encoding="utf-8"))
+        config = facts["study"]["data"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "study.json does not name the training data"
+    try:
+        corpus = data.find(DataConfig(**config))
+    except (ValueError, TypeError, OSError) as error:
+        return f"the training data cannot be found ({error})"
+    if corpus is None:
+        return "the training text is not in this machine's data cache"
+    if facts.get("data_sha256") not in (None, corpus.sha256):
+        return "the training text in this machine's data cache is not the one that the study used"
+    parts = corpus.train[:TRAINING_CHARS], corpus.val[:HELD_OUT_CHARS]
+    train, held_out = (corpus.tokenizer.decode(tokens.tolist()) for tokens in parts)
+    return Reference(frozenset(diversity.words_of(train)), [own for text in held_out.split(END) if (own := diversity.words_of(text))])
 
 
 # ---- intervals ----
 
 
-class _Builder:
-    """Turns scores of texts into measures per configuration; holds what all measures share."""
-
-    def __init__(self, evidence: Evidence, samples: Sequence[Sample], rng: np.random.Generator) -> None:
-        self.trials = {t["trial_id"]: t for t in evidence.trials}
-        self.samples, self.rng = samples, rng
-        self.groups: dict[tuple[str, float], list[int]] = {}
-        for key, s in enumerate(samples):
-            self.groups.setdefault((self.trials[s["trial_id"]]["config_id"], s["temperature"]), []).append(key)
-        self.temperatures = sorted({t for _, t in self.groups})
-        self.cold = main_temperature(samples)
-
-    def measure(self, scores: Mapping[int, float]) -> dict[str, Any]:
-        """One measure at the main temperature by configuration, its ends, its relation to loss, and its mean at each temperature."""
-        rows = [self._row(config, keys, scores) for (config, t), keys in self.groups.items() if t == self.cold]
-        rows = sorted((r for r in rows if r), key=lambda r: (r["params_non_embedding"], r["config_id"]))
-        if not rows:
-            return _refusal("no_texts", "no text can be judged by this measure")
-        relation = spearman([r["value"] for r in rows], [r["val_loss"] for r in rows])
-        ends = {"smallest": _cell(rows[0]), "largest": _cell(rows[-1])}
-        heat = {
-            f"{t:g}": self._mean([k for (_, u), keys in self.groups.items() if u == t for k in keys], scores) for t in self.temperatures
-        }
-        return {**ends, "spearman": relation, "by_temperature": heat, "configurations": rows}
-
-    def _row(self, config: str, keys: Sequence[int], scores: Mapping[int, float]) -> dict[str, Any]:
-        mean = self._mean(keys, scores)
-        own = [self.trials[t] for t in sorted({self.samples[key]["trial_id"] for key in keys})]
-        facts = {"config_id": config, "params_non_embedding": own[0]["params_non_embedding"]}
-        return {} if "refused" in mean else {**facts, "val_loss": float(np.mean([t["val_loss"] for t in own])), **mean}
-
-    def _mean(self, keys: Sequence[int], scores: Mapping[int, float]) -> dict[str, Any]:
-        prompts: dict[str, list[float]] = {}
-        for key in keys:
-            if np.isfinite(scores.get(key, np.nan)):
-                prompts.setdefault(self.samples[key]["prompt"], []).append(scores[key])
-        return bootstrap_mean(prompts, self.rng)
+def _measure(texts: pd.DataFrame, trials: Mapping[str, Any], cold: float, rng: np.random.Generator) -> dict[str, Any]:
+    """One measure at the main temperature by configuration, its ends, its relation to loss, and its mean at each temperature."""
+    rows = []
+    for config, own in texts[texts["temperature"] == cold].groupby("config_id", sort=False):
+        mean, of = bootstrap_mean(_by_prompt(own), rng), [trials[t] for t in sorted(own["trial_id"].unique())]
+        if "refused" not in mean:
+            facts = {"config_id": config, "params_non_embedding": of[0]["params_non_embedding"]}
+            rows.append({**facts, "val_loss": float(np.mean([t["val_loss"] for t in of])), **mean})
+    if not rows:
+        return _refusal("no_texts", "no text can be judged by this measure")
+    rows.sort(key=lambda row: (row["params_non_embedding"], row["config_id"]))
+    smallest, largest = ({key: row[key] for key in ("value", "low", "high", "level", "method")} for row in (rows[0], rows[-1]))
+    relation = spearman([row["value"] for row in rows], [row["val_loss"] for row in rows])
+    heat = {f"{t:g}": bootstrap_mean(_by_prompt(own), rng) for t, own in texts.groupby("temperature")}
+    return {"smallest": smallest, "largest": largest, "spearman": relation, "by_temperature": heat, "configurations": rows}
 
 
-def bootstrap_mean(values: Values, rng: np.random.Generator, resamples: int = RESAMPLES) -> dict[str, Any]:
-    """Mean over prompts of the mean over their texts, with a percentile interval from resampling prompts.
+def _by_prompt(texts: pd.DataFrame) -> list[float]:
+    """Mean over the texts of each prompt that can be judged."""
+    prompts: dict[str, list[float]] = {}
+    for prompt, value in zip(texts["prompt"], texts["value"], strict=True):
+        if np.isfinite(value):
+            prompts.setdefault(prompt, []).append(value)
+    return [float(np.mean(own)) for own in prompts.values()]
 
-    Prompts are what a reader would vary; texts of one prompt are not independent. With one prompt there is no interval.
+
+def bootstrap_mean(values: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES) -> dict[str, Any]:
+    """Mean over prompts, of one value each, with a percentile interval from resampling them; with one prompt there is no interval.
+
+    Prompts are what a reader would vary; texts of one prompt are not independent.
     """
-    means = np.array([float(np.mean(v)) for v in values.values()])
+    means = np.array(values)
     if not len(means):
         return _refusal("no_texts", "no text was long enough")
     facts = {"value": float(means.mean()), "level": LEVEL, "method": "bootstrap over prompts", "n_prompts": len(means)}
@@ -142,10 +201,6 @@ def spearman(x: Sequence[float], y: Sequence[float]) -> dict[str, Any]:
     z, width = np.arctanh(np.clip(r, -0.9999, 0.9999)), float(ndtri((1 + LEVEL) / 2)) * np.sqrt((1 + r * r / 2) / (len(x) - 3))
     facts = {"level": LEVEL, "method": "Fisher z, Bonett and Wright 2000", "n": len(x)}
     return {"value": r, "low": float(np.tanh(z - width)), "high": float(np.tanh(z + width)), **facts}
-
-
-def _cell(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: row[key] for key in ("value", "low", "high", "level", "method", "refused") if key in row}
 
 
 def _refusal(code: str, reason: str) -> dict[str, Any]:
