@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from analysis.__main__ import main
@@ -21,32 +22,31 @@ from tests.conftest import BATCH, BLOCK, N_STEPS, synthetic_row
 SHAPES = [(2, 16, 2), (2, 32, 4), (2, 64, 4), (2, 96, 4), (2, 128, 4), (2, 160, 4)]
 TARGET = (2, 256, 4)
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
+DATA_LENGTH = N_STEPS * BATCH * BLOCK
 
 
-def write(results: Path, shapes: list[tuple[int, int, int]], finished: datetime = NOW + timedelta(hours=1)) -> None:
+def write(results: Path, shapes: list[tuple[int, int, int]], finished: datetime = NOW + timedelta(hours=1)) -> tuple[Any, Any]:
+    """Three seeds of each shape; returns their configurations and trials."""
     rng = np.random.default_rng(1)
     rows = [{**synthetic_row(shape, seed, rng), "finished_at": finished} for shape in shapes for seed in range(3)]
     records.write(results / "trials.parquet", "trials", rows)
+    return loaded(results)
 
 
-def fitted_to(results: Path) -> tuple[Fitted, Any, Any]:
+def loaded(results: Path) -> tuple[Any, Any]:
     trials = table.load(results).trials
-    cells = replicates.average(trials)
+    return replicates.average(trials), trials
+
+
+def made(cells: Any, text: str = "2x256h4", now: datetime = NOW) -> Any:
+    """A forecast from the law of size, or its refusal."""
     fitted = fit_size_law("joint", "all", cells)
     assert isinstance(fitted, Fitted)
-    return fitted, cells, trials
-
-
-def made(results: Path, text: str = "2x256h4", now: datetime = NOW) -> dict[str, Any]:
-    fitted, cells, _ = fitted_to(results)
-    forecast = forecasts.make(fitted, forecasts.parse(text, cells), forecasts.Source("abc", now))
-    assert isinstance(forecast, dict)
-    return forecast
+    return forecasts.make(fitted, forecasts.parse(text, cells), forecasts.Source("abc", now, "synthetic"))
 
 
 def test_a_forecast_states_point_interval_law_data_time_and_commit(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
-    forecast = made(tmp_path)
+    forecast = made(write(tmp_path, SHAPES)[0])
     assert forecast["low"] < forecast["point"] < forecast["high"]
     assert (forecast["law"], forecast["git_commit"], forecast["made_at"]) == ("M1", "abc", NOW.isoformat())
     assert forecast["configuration"]["params_non_embedding"] == 2 * (12 * 256**2 + 512) + 256
@@ -59,16 +59,13 @@ GRID = [(depth, width, 4) for depth in (1, 2, 4, 8) for width in (16, 32, 64)]
 
 
 def test_where_shapes_vary_the_law_of_fixed_exponents_forecasts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write(tmp_path, GRID)
-    cells = replicates.average(table.load(tmp_path).trials)
+    cells, _ = write(tmp_path, GRID)
     forecast = forecasts.by_shape(cells, forecasts.parse("4x96h4", cells), forecasts.Source("abc", NOW))
     assert isinstance(forecast, dict)
     assert (forecast["law"], len(forecast["data"]["config_ids"])) == ("F", 12)
     assert main([str(tmp_path), "--forecast", "4x96h4", "--no-report", "--bootstrap", "0"]) == 0
     assert "C * N^-0.34, on record" in capsys.readouterr().out
-    write(tmp_path, [*GRID, (4, 96, 4)])
-    cells = replicates.average(table.load(tmp_path).trials)
-    (scored,) = forecasts.scored([forecast], cells, table.load(tmp_path).trials)
+    (scored,) = forecasts.scored([forecast], *write(tmp_path, [*GRID, (4, 96, 4)]))
     assert scored["outcome"]["covered"] in ((None,) if forecast["interval_refused"] else (True, False))
     assert abs(scored["outcome"]["error_percent"]) < 10
 
@@ -81,101 +78,70 @@ def test_a_shape_that_ran_shorter_lengths_is_forecast_by_the_law_of_length(tmp_p
     forecast = forecasts.read(tmp_path / "forecasts.json")[0]
     assert forecast["interval_refused"]  # no length was forecast from three shorter ones yet
     records.write(tmp_path / "trials.parquet", "trials", rows)
-    trials = table.load(tmp_path).trials
-    (scored,) = forecasts.scored([forecast], replicates.average(trials), trials)
+    (scored,) = forecasts.scored([forecast], *loaded(tmp_path))
     assert abs(scored["outcome"]["error_percent"]) < 10
 
 
-def test_a_forecast_is_scored_once_its_trial_has_run_and_keeps_what_it_said(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
+@pytest.mark.parametrize(("made_at", "counted"), [(NOW, True), (NOW + timedelta(days=1), False)], ids=["in time", "after the trial ended"])
+def test_a_forecast_is_scored_once_its_trial_has_run_on_its_text_and_keeps_what_it_said(
+    tmp_path: Path, made_at: datetime, counted: bool
+) -> None:
     path = tmp_path / "forecasts.json"
-    forecast = made(tmp_path)
-    _, cells, trials = fitted_to(tmp_path)
+    cells, trials = write(tmp_path, SHAPES)
+    forecast = made(cells, now=made_at)
     forecasts.add(path, forecast, cells)
     assert forecasts.scored(forecasts.read(path), cells, trials)[0]["outcome"] is None
-    write(tmp_path, [*SHAPES, TARGET])
-    _, cells, trials = fitted_to(tmp_path)
+    cells, trials = write(tmp_path, [*SHAPES, TARGET])
+    assert forecasts.scored([forecast], cells, trials.assign(data_sha256="another"))[0]["outcome"] is None
     (scored,) = forecasts.scored(forecasts.read(path), cells, trials)
     assert {**scored, "outcome": None} == forecast
-    assert scored["outcome"]["counted"]
-    assert scored["outcome"]["covered"]
+    assert (scored["outcome"]["counted"], scored["outcome"]["covered"]) == (counted, True)
     assert abs(scored["outcome"]["error_percent"]) < 3
     assert forecasts.read(path) == [forecast]
     forecasts.record_outcomes(path, [scored])
     assert forecasts.read(path) == [scored]
 
 
-def test_a_forecast_made_after_its_trial_ended_is_not_counted(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
-    path = tmp_path / "forecasts.json"
-    _, cells, _ = fitted_to(tmp_path)
-    forecasts.add(path, made(tmp_path, now=NOW + timedelta(days=1)), cells)
-    write(tmp_path, [*SHAPES, TARGET])
-    _, cells, trials = fitted_to(tmp_path)
-    assert not forecasts.scored(forecasts.read(path), cells, trials)[0]["outcome"]["counted"]
-
-
-def test_a_run_on_another_text_is_no_outcome(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
-    fitted, cells, _ = fitted_to(tmp_path)
-    forecast = forecasts.make(fitted, forecasts.parse("2x256h4", cells), forecasts.Source(None, NOW, "synthetic"))
-    assert isinstance(forecast, dict)
-    write(tmp_path, [*SHAPES, TARGET])
-    _, cells, trials = fitted_to(tmp_path)
-    assert forecasts.scored([forecast], cells, trials.assign(data_sha256="another"))[0]["outcome"] is None
-    assert forecasts.scored([forecast], cells, trials)[0]["outcome"] is not None
-
-
 def test_a_forecast_that_has_not_been_tested_may_be_replaced(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
-    _, cells, _ = fitted_to(tmp_path)
+    cells, _ = write(tmp_path, SHAPES)
     for now in (NOW, NOW + timedelta(hours=2)):
-        forecasts.add(tmp_path / "forecasts.json", made(tmp_path, now=now), cells)
+        forecasts.add(tmp_path / "forecasts.json", made(cells, now=now), cells)
     rows = forecasts.read(tmp_path / "forecasts.json")
     assert [row["made_at"] for row in rows] == [(NOW + timedelta(hours=2)).isoformat()]
 
 
 @pytest.mark.parametrize(
-    ("text", "code"),
-    [("48x1024h8", Code.EXTRAPOLATION), ("2x256h4@5", Code.FIXED_TOKENS), (f"2x256h4@{N_STEPS * BATCH * BLOCK}", None)],
-    ids=["beyond one observed log range", "another length", "the length of the data"],
+    ("text", "lengths", "code"),
+    [
+        ("48x1024h8", 1, Code.EXTRAPOLATION),  # beyond one observed log range
+        ("2x256h4@5", 1, Code.FIXED_TOKENS),  # another length
+        (f"2x256h4@{DATA_LENGTH}", 1, None),
+        ("2x256h4@4000000", 3, None),
+        ("2x256h4@400000000", 3, Code.EXTRAPOLATION),
+        ("2x256h4@1000", 3, Code.EXTRAPOLATION),
+    ],
 )
-def test_of_what_the_law_says_nothing_a_forecast_is_refused(tmp_path: Path, text: str, code: Code | None) -> None:
-    write(tmp_path, SHAPES)
-    fitted, cells, _ = fitted_to(tmp_path)
-    found = forecasts.make(fitted, forecasts.parse(text, cells), forecasts.Source(None, NOW))
+def test_of_what_the_law_says_nothing_a_forecast_is_refused(tmp_path: Path, text: str, lengths: int, code: Code | None) -> None:
+    _, trials = write(tmp_path, SHAPES)
+    longer = []
+    for tokens in (DATA_LENGTH, 1_000_000, 4_000_000)[:lengths]:
+        loss = trials["val_loss"] + 0.3 * (tokens / 1e6) ** -0.4
+        longer.append(trials.assign(config_id=trials["config_id"] + f"@{tokens}", n_tokens=tokens, val_loss=loss))
+    found = made(replicates.average(pd.concat(longer)), text)
     assert (found.code if isinstance(found, Refusal) else None) == code
-
-
-@pytest.mark.parametrize(("tokens", "allowed"), [(4_000_000, True), (400_000_000, False), (1000, False)])
-def test_training_tokens_far_beyond_the_data_are_refused(tmp_path: Path, tokens: int, allowed: bool) -> None:
-    rng = np.random.default_rng(2)
-    rows = []
-    for shape in SHAPES:
-        for budget in (250_000, 1_000_000, 4_000_000):
-            row = synthetic_row(shape, 0, rng)
-            loss = row["val_loss"] + 0.3 * (budget / 1e6) ** -0.4
-            rows.append({**row, "trial_id": f"{shape}{budget}", "config_id": f"{shape}{budget}", "n_tokens": budget, "val_loss": loss})
-    records.write(tmp_path / "trials.parquet", "trials", rows)
-    fitted, cells, _ = fitted_to(tmp_path)
-    made_or_not = forecasts.make(fitted, forecasts.parse(f"2x256h4@{tokens}", cells), forecasts.Source(None, NOW))
-    assert isinstance(made_or_not, dict if allowed else Refusal)
-    if isinstance(made_or_not, Refusal):
-        assert made_or_not.code == Code.EXTRAPOLATION
 
 
 @pytest.mark.parametrize(("text", "words"), [("8x256", "not of the form"), ("8x250h8", "not divisible"), ("axbhc", "not of the form")])
 def test_a_malformed_shape_is_explained(tmp_path: Path, text: str, words: str) -> None:
-    write(tmp_path, SHAPES)
     with pytest.raises(ValueError, match=words):
-        forecasts.parse(text, fitted_to(tmp_path)[1])
+        forecasts.parse(text, write(tmp_path, SHAPES)[0])
 
 
 def test_a_foreign_file_of_forecasts_is_not_overwritten(tmp_path: Path) -> None:
-    write(tmp_path, SHAPES)
+    cells, _ = write(tmp_path, SHAPES)
     (tmp_path / "forecasts.json").write_text('{"mine": 1}')
     with pytest.raises(ValueError, match="cannot be read as forecasts"):
-        forecasts.add(tmp_path / "forecasts.json", made(tmp_path), fitted_to(tmp_path)[1])
+        forecasts.add(tmp_path / "forecasts.json", made(cells), cells)
     assert (tmp_path / "forecasts.json").read_text() == '{"mine": 1}'
 
 

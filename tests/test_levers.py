@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from analysis.compare.paired_differences import Outcome, Paired
+from analysis.compare.paired_differences import Paired
 from analysis.estimate import Code, Estimate, Refusal, Verdict
 from analysis.findings import conclude as conclusions
 from analysis.findings import verdict
@@ -183,29 +183,22 @@ def test_what_lengths_of_one_run_share_cancels() -> None:
 # ---- shape at equal size ----
 
 
-@pytest.mark.parametrize(("exponents", "said"), [((0.05, 0.6), "wide"), ((0.4, 0.1), "deep")])
-def test_shape_is_called_from_kappa(exponents: tuple[float, float], said: str) -> None:
-    a, b = exponents
-    known = study(trials(lengths=[SHORT], loss=lambda d, w, h, t: 0.4 + (d / 2) ** -a * (w / 32) ** -b, sd=0.003))
-    found = verdict.shape(known, levers(known))
-    assert found["verdict"] == said
+@pytest.mark.parametrize(("a", "b", "said"), [(0.05, 0.6, "wide"), (0.4, 0.1, "deep")])
+def test_shape_is_called_from_kappa(a: float, b: float, said: str) -> None:
+    found = shape_of_one_length(GRID, lambda d, w, h, t: 0.4 + (d / 2) ** -a * (w / 32) ** -b, 0.003)
     equal = found["equal_size"]
-    winner, loser = equal.winner, equal.loser
-    wider = winner["n_embd"] / winner["n_layer"] > loser["n_embd"] / loser["n_layer"]
-    assert wider == (said == "wide")
-    assert winner["params_non_embedding"] == pytest.approx(loser["params_non_embedding"], rel=0.05)
+    assert found["verdict"] == said
+    assert (equal.winner["n_layer"], equal.winner["n_embd"]) == {"wide": (2, 64), "deep": (8, 32)}[said]
+    assert (equal.loser["n_layer"], equal.loser["n_embd"]) == {"wide": (8, 32), "deep": (2, 64)}[said]  # the largest size of several shapes
     assert equal.difference.verdict is Verdict.GAIN
 
 
 def test_a_clear_verdict_at_a_shorter_length_says_nothing_of_the_longest() -> None:
-    balanced = (0.25, 0.5)  # kappa is 0 at the long length, where the noise hides more
-
     def loss(depth: int, width: int, head: int, tokens: int) -> float:
-        a, b = (0.05, 0.6) if tokens == SHORT else balanced
+        a, b = (0.05, 0.6) if tokens == SHORT else (0.25, 0.5)  # kappa is 0 at the long length, where the noise hides more
         return 0.4 + (depth / 2) ** -a * (width / 32) ** -b
 
-    rows = pd.concat([trials(lengths=[SHORT], loss=loss, sd=0.003), trials(lengths=[LONG], loss=loss, sd=0.04)])
-    known = study(rows)
+    known = study(pd.concat([trials(lengths=[n], loss=loss, sd=sd) for n, sd in ((SHORT, 0.003), (LONG, 0.04))]))
     found = verdict.shape(known, levers(known))
     assert (found["n_tokens"], found["verdict"]) == (LONG, "not_told")
     assert [row["verdict"] for row in found["by_length"]] == ["wide", "not_told"]
@@ -219,23 +212,25 @@ def test_the_rule_of_learning_rates_is_named(columns: dict[str, Any], rule: str)
     assert verdict.lr_rule(trials(**columns)) == rule
 
 
+def shape_of_one_length(shapes: Sequence[Shape], loss: Loss, sd: float) -> dict[str, Any]:
+    known = study(trials(shapes, [SHORT], loss=loss, sd=sd))
+    return verdict.shape(known, levers(known))
+
+
 def test_only_size_matters_is_said_where_all_that_the_interval_allows_is_within_the_noise() -> None:
     shapes = [(depth, width, 4) for depth in (1, 2, 3, 4, 6, 8) for width in (16, 24, 32, 48, 64, 96)]
-    known = study(trials(shapes, [SHORT], loss=lambda d, w, h, t: 0.4 + (d * w**2 / 2048) ** -0.2, sd=0.006))
-    assert verdict.shape(known, levers(known))["verdict"] == "size_only"
+    assert shape_of_one_length(shapes, lambda d, w, h, t: 0.4 + (d * w**2 / 2048) ** -0.2, 0.006)["verdict"] == "size_only"
 
 
 def test_the_worth_of_a_shape_is_the_factor_of_parameters_that_buys_as_much() -> None:
-    known = study(trials(lengths=[SHORT], loss=lambda d, w, h, t: 0.4 + 2 * (d * w**2 / 2048) ** -0.2 * (w / d / 16) ** -0.05, sd=0.002))
-    worth = verdict.shape(known, levers(known))["equal_size"].worth_in_parameters
+    found = shape_of_one_length(GRID, lambda d, w, h, t: 0.4 + 2 * (d * w**2 / 2048) ** -0.2 * (w / d / 16) ** -0.05, 0.002)
     # 2x64 against 8x32: aspect 8 times as large, 8**(0.05 / 0.2) times the parameters
-    assert worth.low < 8 ** (0.05 / 0.2) < worth.high
+    low, high = ends(found["equal_size"].worth_in_parameters)
+    assert low < 8 ** (0.05 / 0.2) < high
 
 
 def test_without_shapes_of_equal_size_the_next_step_is_to_train_some() -> None:
-    known = study(trials([(2, 16, 4), (2, 32, 4), (2, 64, 4)], [SHORT], sd=0.01))
-    found = verdict.shape(known, levers(known))
-    assert found["equal_size"].code is Code.UNMATCHED
+    assert shape_of_one_length([(2, 16, 4), (2, 32, 4), (2, 64, 4)], planted, 0.01)["equal_size"].code is Code.UNMATCHED
 
 
 # ---- one study against another ----
@@ -251,8 +246,6 @@ def test_a_change_is_judged_by_pairs_of_equal_shape_and_length_where_there_is_on
 def test_too_little_in_common_cannot_be_told() -> None:
     base, other = trials(GRID[:2], [SHORT], seeds=1), trials(GRID[1:3], [SHORT], seeds=1)
     assert isinstance(Paired.of(base, other).overall(), Refusal)
-    assert isinstance(Paired.of(base, trials(GRID[4:], [SHORT])).overall(), Refusal)
-    assert [int(o) for o in Outcome] == [0, 3, 4, 5]
 
 
 def test_false_alarms_of_a_judgement_are_one_in_twenty() -> None:
@@ -262,11 +255,6 @@ def test_false_alarms_of_a_judgement_are_one_in_twenty() -> None:
         assert isinstance(found, Estimate)
         alarms += found.verdict is not Verdict.WITHIN_NOISE
     assert alarms <= 14  # 6 expected; more than 14 of 120 has a chance of 0.1 %
-
-
-def test_the_comparison_at_equal_size_is_that_of_the_largest_size(grid: tuple[Study, list[Lever]]) -> None:
-    equal = verdict.shape(*grid)["equal_size"]
-    assert {(side["n_layer"], side["n_embd"]) for side in (equal.winner, equal.loser)} == {(2, 64), (8, 32)}
 
 
 # ---- no two verdicts of a report disagree ----

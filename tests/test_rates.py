@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from analysis.findings import searches
+from analysis.findings.conclude import clean
 from analysis.report import sections
 from analysis.report.document import at
-from analysis.table import configurations as replicates
+from analysis.table.configurations import average, measure_noise
 from analysis.table.evidence import Evidence
 from analysis.table.load import Table, load
 from study import records
@@ -68,7 +69,7 @@ def stored(folder: Path, rows: list[dict[str, Any]]) -> Table:
 def concluded(folder: Path, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What is concluded about learning rates."""
     table = stored(folder, rows)
-    found = searches.learning_rates(table, replicates.measure_noise(replicates.average(table.trials)))
+    found: dict[str, Any] = clean(searches.learning_rates(table, measure_noise(average(table.trials))))
     return found
 
 
@@ -141,8 +142,7 @@ def test_the_studys_own_rate_is_the_one_that_its_trials_have() -> None:
 
 
 def test_a_study_at_one_rate_is_told_how_to_tune(tmp_path: Path) -> None:
-    table = stored(tmp_path, [row for row in searched_rows() if row["lr"] == COMMON])
-    found = searches.learning_rates(table, replicates.measure_noise(replicates.average(table.trials)))
+    found = concluded(tmp_path, [row for row in searched_rows() if row["lr"] == COMMON])
     assert "kind=search" in found["refused"]["reason"]
 
 

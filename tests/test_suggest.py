@@ -10,14 +10,15 @@ import pytest
 
 from analysis import __main__ as command
 from analysis.estimate import SIZE
+from analysis.findings.size_law import Fitted, all_fits
+from analysis.fits.fit import fit
 from analysis.fits.laws import POWER_FLOOR
 from analysis.fits.profile_likelihood import SeedNoise
-from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
+from analysis.fits.quantities import Loss, Parameter, Quantity, Slope, read
 from analysis.next_trials import candidates, suggest
 from analysis.next_trials import optimal_design as optimal
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
-from analysis.table.recipe import one_recipe
 from benchmarks.coverage import profile_batch
 from study import records
 from study.plan import suggestion
@@ -35,14 +36,11 @@ def write_study(results: Path, trials: list[Trial], study: Study = STUDY) -> Pat
     own = {trial.config_id: rng.normal(0, TAU) for trial in trials}
     rows = []
     for trial in trials:
-        s = trial.shape
-        row = synthetic_row((s.n_layer, s.n_embd, s.n_head), trial.seed, rng)
-        tokens = trial.n_tokens
+        row = synthetic_row((trial.shape.n_layer, trial.shape.n_embd, trial.shape.n_head), trial.seed, rng)
+        recipe = {name: value for name, value in vars(trial.train).items() if name in row}
+        identity = {name: getattr(trial, name) for name in ("trial_id", "config_id", "sweeps", "n_tokens")}
         loss = truth(row[SIZE]) * np.exp(own[trial.config_id] + rng.normal(0, SEED_SD))
-        names = ("n_steps", "batch_size", "lr", "weight_decay", "dropout", "schedule")
-        recipe = {name: getattr(trial.train, name) for name in names}
-        identity = {"trial_id": trial.trial_id, "config_id": trial.config_id, "sweeps": list(trial.sweeps), "n_tokens": tokens}
-        rows.append({**row, **identity, **recipe, "val_loss": float(loss), "loss_floor": None})
+        rows.append({**row, **recipe, **identity, "unique_tokens": None, "val_loss": float(loss), "loss_floor": None})
     records.write_table(results / "trials.parquet", records.to_table("trials", rows))
     facts = {"name": "known", "study": asdict(study), "options": {}, "trial_ids": [t.trial_id for t in expand(study)]}
     (results / "study.json").write_text(json.dumps(facts))
@@ -77,13 +75,10 @@ def simulated_widths(sizes: np.ndarray, counts: np.ndarray, quantity: Quantity, 
 
 def aim_at_truth(sizes: np.ndarray, counts: np.ndarray, quantity: Quantity) -> optimal.CurveAim:
     """The aim with everything known: the law at its truth over all points, those without trials included."""
-    from analysis.findings.size_law import Fitted
-    from analysis.fits.fit import fit
-
     used = counts > 0
     result = fit(POWER_FLOOR, {SIZE: sizes[used]}, truth(sizes[used]))
     fitted = Fitted("joint", "known", result, None, SIZE)  # type: ignore[arg-type]
-    direction = suggest.read(quantity, result.design).evaluate(result.theta[:, None])[1][:, 0]
+    direction = read(quantity, result.design).evaluate(result.theta[:, None])[1][:, 0]
     return optimal.CurveAim(fitted.jacobian({SIZE: sizes}), direction, TAU**2, SEED_SD**2)
 
 
@@ -119,7 +114,7 @@ def test_a_contrast_shrinks_as_its_standard_error_and_only_by_seeds_of_its_ends(
 def test_noise_is_split_into_lack_of_fit_and_seeds_as_it_was_made(tmp_path: Path) -> None:
     study = Study(sweeps=("width:n_embd=" + ",".join(str(16 * i) for i in range(1, 41)),), seeds=(1, 2, 3, 4))
     table = tables.load(write_study(tmp_path, expand(study), study))
-    fitted = next(f for f in suggest.all_fits(replicates.average(table.trials)) if isinstance(f, suggest.Fitted))
+    fitted = next(f for f in all_fits(replicates.average(table.trials)) if isinstance(f, Fitted))
     rows = fitted.jacobian({name: fitted.cells.columns[name] for name in fitted.result.law.columns})
     lack, seeds = optimal.scatter(fitted, rows)
     assert np.sqrt(seeds) == pytest.approx(SEED_SD, rel=0.15)
@@ -137,20 +132,24 @@ def test_a_point_that_the_design_cannot_see_leaves_the_interval_unbounded() -> N
 # ---- candidates ----
 
 
+def found_in(folder: Path, trials: list[Trial], study: Study = STUDY) -> tuple[list[candidates.Candidate], Any]:
+    """Candidates of a study of which these trials have run, and its rows."""
+    table = tables.load(write_study(folder, trials, study))
+    return candidates.find(study, table, replicates.average(table.trials)), table.rows
+
+
 def test_candidates_are_unrun_trials_further_seeds_and_new_sizes_of_the_studys_sweeps(tmp_path: Path) -> None:
-    trials = [t for t in expand(STUDY) if t.shape.n_embd != 128 and (t.seed != 3 or t.shape.n_embd != 32)]
-    table = tables.load(write_study(tmp_path, trials))
-    cells = replicates.average(table.trials[one_recipe(table.trials)])
-    found = {c.label: c for c in candidates.find(STUDY, table, cells)}
+    known, rows = found_in(tmp_path, [t for t in expand(STUDY) if t.shape.n_embd != 128 and (t.seed != 3 or t.shape.n_embd != 32)])
+    found = {c.label: c for c in known}
     assert found["4x128h4"].kind == candidates.UNRUN
     assert [found["4x128h4"].seed(i) for i in range(4)] == [1, 2, 3, 4]
     assert (found["4x32h4"].kind, found["4x32h4"].seed(0), found["4x32h4"].seed(1)) == (candidates.SEED, 3, 4)
-    assert {c.shape.n_embd for c in found.values() if c.kind == candidates.NEW} == {8, 24, 44, 92, 156, 288}
+    assert {c.shape.n_embd for c in known if c.kind == candidates.NEW} == {8, 24, 44, 92, 156, 288}
     assert found["4x64h2"].sweeps == ("heads",)
-    assert all(c.shape.n_embd % c.shape.n_head == 0 for c in found.values())
+    assert all(c.shape.n_embd % c.shape.n_head == 0 for c in known)
     hours = [found[f"4x{w}h4"].hours for w in (16, 64, 192, 288)]
     assert hours == sorted(hours)
-    ms = table.rows.loc[(table.rows["n_embd"] == 64) & (table.rows["n_head"] == 4), "ms_per_step"].mean()
+    ms = rows.loc[(rows["n_embd"] == 64) & (rows["n_head"] == 4), "ms_per_step"].mean()
     assert found["4x64h4"].hours == pytest.approx(ms * STUDY.train.n_steps / 3.6e6, rel=0.35)  # head counts share a number of FLOPs
 
 
@@ -160,11 +159,10 @@ def test_new_levels_lie_between_and_one_step_beyond() -> None:
     assert candidates.new_levels([4]) == []
 
 
-def test_matched_sweeps_grow_by_targets_with_their_own_aspects() -> None:
+def test_matched_sweeps_grow_by_targets_with_their_own_aspects(tmp_path: Path) -> None:
     study = Study(sweeps=("shape:kind=matched:params=50K,200K,800K:aspects=8,32:head_dims=8",), seeds=(1,))
-    new = {(s.n_layer, s.n_embd): s for s, _, _, _, planned in candidates._configurations(study) if not planned}
-    assert min(s.params_non_embedding for s in new.values()) == pytest.approx(12_500, rel=0.05)
-    assert max(s.params_non_embedding for s in new.values()) == pytest.approx(3_200_000, rel=0.05)
+    new = [c.shape.params_non_embedding for c in found_in(tmp_path, expand(study), study)[0] if c.kind == candidates.NEW]
+    assert (min(new), max(new)) == pytest.approx((12_500, 3_200_000), rel=0.05)
 
 
 def test_branches_of_shared_runs_are_suggested_to_by_the_fit_of_one_length(tmp_path: Path) -> None:
@@ -255,8 +253,9 @@ def test_a_missing_or_foreign_suggestion_is_refused_in_words(tmp_path: Path, bod
         suggestion.read(file)
 
 
-def test_impossible_suggested_trials_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="not divisible"):
-        suggestion.accepted(STUDY, [{"change": {"n_head": 7}, "seed": 1, "sweeps": []}])
-    with pytest.raises(ValueError, match="suggested seed -1 must lie"):
-        suggestion.accepted(STUDY, [{"change": {}, "seed": -1, "sweeps": []}])
+@pytest.mark.parametrize(
+    ("change", "seed", "words"), [({"n_head": 7}, 1, "not divisible"), ({}, -1, "suggested seed -1 must lie")], ids=["shape", "seed"]
+)
+def test_impossible_suggested_trials_are_refused(change: dict[str, int], seed: int, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        suggestion.accepted(STUDY, [{"change": change, "seed": seed, "sweeps": []}])

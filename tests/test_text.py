@@ -1,7 +1,7 @@
 """Measures of generated text against hand-worked examples and published definitions."""
 
 import json
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,10 @@ from analysis.table import evidence
 from analysis.text import diversity as text
 from analysis.text import findings as text_study
 from study import records
-from tests.conftest import synthetic_row, write_synthetic
+from study.data import corpus as data
+from study.spec import DataConfig
+from study.stories import generator as stories
+from tests.conftest import synthetic_row
 
 
 def test_type_token_ratio_and_mattr_equal_hand_worked_examples() -> None:
@@ -23,10 +26,8 @@ def test_type_token_ratio_and_mattr_equal_hand_worked_examples() -> None:
     assert text.mattr(words[:2], window=3) == 1.0
 
 
-def test_distinct_n_equals_a_hand_worked_example() -> None:
-    texts = [["a", "b", "a", "b"], ["a", "b", "c"]]
-    assert text.distinct_n(texts, 1) == 3 / 7
-    assert text.distinct_n(texts, 2) == 3 / 5  # ab ba ab | ab bc
+def test_distinct_pairs_equal_a_hand_worked_example() -> None:
+    assert text.distinct_2(["a", "b", "a", "b"]) == 2 / 3  # ab ba ab
 
 
 def test_words_keep_apostrophes_and_drop_digits() -> None:
@@ -67,7 +68,7 @@ def test_bootstrap_over_prompts_covers_the_true_mean() -> None:
     rng, covered = np.random.default_rng(3), 0
     for _ in range(300):
         effects = rng.normal(0.5, 0.1, 30)
-        found = text_study.bootstrap_mean([float(rng.normal(e, 0.05, 4).mean()) for e in effects], rng, 200)
+        found = text_study.bootstrap_mean([float(rng.normal(e, 0.05, 4).mean()) for e in effects], rng)
         covered += found["low"] <= 0.5 <= found["high"]
     assert 0.88 <= covered / 300 <= 0.98  # percentile intervals of 30 prompts are a little short of 95 %
 
@@ -92,22 +93,10 @@ def test_spearman_interval_covers_and_refuses() -> None:
 # ---- a whole study ----
 
 
-@pytest.fixture
-def cached_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
-    """A small corpus of stories in a cache of its own, and the study.json facts that name it."""
-    from study.data import corpus as data
-    from study.spec import DataConfig
-
+def test_words_that_the_training_text_lacks_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path / "cache"))
     config = {"name": "stories", "train_chars": 60_000, "seed": 3}
-    corpus = data.prepare(DataConfig(**config))
-    return {"corpus": corpus, "study": {"study": {"data": config}, "data_sha256": corpus.sha256}}
-
-
-def test_words_that_the_training_text_lacks_are_counted(tmp_path: Path, cached_corpus: dict) -> None:
-    from study.stories import generator as stories
-
-    results, corpus = tmp_path / "results", cached_corpus["corpus"]
+    results, corpus = tmp_path / "results", data.prepare(DataConfig(**config))
     recited = corpus.tokenizer.decode(corpus.train[:8_000].tolist()).split(text_study.END)[:6]
     fresh = stories.build(2_000, seed=99, val_chars=8_000).val[:6]
     rng = np.random.default_rng(0)
@@ -117,7 +106,7 @@ def test_words_that_the_training_text_lacks_are_counted(tmp_path: Path, cached_c
         samples = [{**common, "prompt": s[:10], "text": s[10:600], "n_tokens": 590} for s in told]
         records.write(results / "trials" / f"{row['trial_id']}.parquet", "trials", [row])
         records.write(results / "samples" / f"{row['trial_id']}.parquet", "samples", samples)
-    (results / "study.json").write_text(json.dumps(cached_corpus["study"]))
+    (results / "study.json").write_text(json.dumps({"study": {"data": config}, "data_sha256": corpus.sha256}))
     found = text_study.conclude(evidence.load(results, {"data": {"name": "stories"}}))["measures"]
     assert found["unseen_words"]["largest"]["value"] == 0.0
     assert 0 < found["unseen_words"]["smallest"]["value"] < 0.2
@@ -125,16 +114,11 @@ def test_words_that_the_training_text_lacks_are_counted(tmp_path: Path, cached_c
     assert found["type_token_ratio"]["held_out"] > 0.4
 
 
-def test_without_training_text_the_measures_that_need_it_are_refused(synthetic_results: Path) -> None:
-    found = text_study.conclude(evidence.load(synthetic_results, {"data": {"name": "text"}}))
+def test_without_training_text_the_measures_that_need_it_are_refused_and_without_samples_all_are(synthetic_results: Path) -> None:
+    known = evidence.load(synthetic_results, {"data": {"name": "text"}})
+    found = text_study.conclude(known)
     assert found["measures"]["unseen_words"]["refused"]["reason"] == "study.json does not name the training data"
     assert found["measures"]["type_token_ratio"]["spearman"]["n"] == 10
     assert set(found["measures"]["mattr"]["by_temperature"]) == {"0.5", "0.8"}
     json.dumps(found, allow_nan=False)
-
-
-def test_a_study_without_samples_is_refused(tmp_path: Path) -> None:
-    write_synthetic(tmp_path / "r", seeds=1, sweeps=("heads",), compacted=False)
-    for file in (tmp_path / "r" / "samples").iterdir():
-        file.unlink()
-    assert text_study.conclude(evidence.load(tmp_path / "r", {}))["refused"]["code"] == "no_samples"
+    assert text_study.conclude(replace(known, samples=[]))["refused"]["code"] == "no_samples"

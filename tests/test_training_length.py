@@ -3,6 +3,7 @@
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,10 @@ from analysis.findings.training_length import Longer, longer, over_length
 from analysis.fits.length_law import fit_length_law
 from analysis.report.answer import recommendation, trust
 from analysis.report.tables import twice_listing
-from analysis.table.configurations import Noise, average, measure_noise, t_quantile
+from analysis.table.configurations import SHAPE, Configurations, Noise, average, measure_noise, t_quantile
 from analysis.table.load import load
 from analysis.wording import text_length
-from tests.test_levers import trials
+from tests.test_levers import Loss, trials
 
 HORIZON = Path(__file__).parents[1] / "benchmarks/results/study_horizon.parquet"
 LENGTHS = tuple(768_000 * 2**k for k in range(5))
@@ -35,62 +36,57 @@ def loss(depth: int, width: int, head: int, tokens: int) -> float:
     return 2.0 - depth_pays(tokens) * math.log2(depth) - 0.25 * math.log2(width / 16) - 0.2 * math.log2(tokens / LENGTHS[0])
 
 
-def detectable(seeds: int) -> float:
-    """Smallest difference of two configurations that is larger than noise, of the planted scatter."""
-    return t_quantile((12 * len(LENGTHS) - 1) * (seeds - 1)) * math.hypot(SD, SHARED) * math.sqrt(2 / seeds)
+def planted(sd: float = 0.0, shared: float = 0.0, loss: Loss = loss, unique_tokens: int = 13_000_000, **how: Any) -> Configurations:
+    return average(trials(lengths=LENGTHS, loss=loss, sd=sd or 1e-6, shared=shared, seeds=2, unique_tokens=unique_tokens, **how))
 
 
-def depth_course(rng: np.random.Generator | None, seeds: int = 2) -> dict:
-    sd, shared = (SD, SHARED) if rng else (1e-6, 0.0)
-    cells = average(trials(lengths=LENGTHS, loss=loss, sd=sd, shared=shared, seeds=seeds, rng=rng, unique_tokens=13_000_000))
-    found = clean(over_length(cells, measure_noise(cells)))
+def over(cells: Configurations, noise: Noise | None = None) -> dict[str, Any]:
+    """What fits.json holds of it."""
+    found: dict[str, Any] = clean(over_length(cells, noise or measure_noise(cells)))
+    return found
+
+
+def depth_course(found: dict[str, Any]) -> dict[str, Any]:
     return next(course for course in found["courses"] if course["factor"] == "n_layer")
 
 
-def test_the_gain_at_each_length_and_its_growth_are_those_planted() -> None:
-    course = depth_course(None)
+def test_the_gain_at_each_length_and_its_growth_are_those_planted_and_the_best_shape_of_each_size_is_named() -> None:
+    found = over(planted())
+    course = depth_course(found)
     assert [row["gain"]["value"] for row in course["gains"]] == pytest.approx([depth_pays(n) for n in LENGTHS], abs=1e-5)
     assert course["per_doubling_of_text"]["value"] == pytest.approx(0.025, abs=1e-5)
+    assert {(row["best"]["n_layer"], row["best"]["n_embd"]) for row in found["best_shapes"]} <= {(1, 32), (2, 32), (1, 64), (2, 64)}
 
 
 @pytest.mark.parametrize("studies", [40, pytest.param(200, marks=pytest.mark.slow)])
 def test_the_length_from_which_depth_pays_lies_in_its_interval(studies: int) -> None:
-    truth = LENGTHS[0] * 2 ** ((detectable(2) + 0.005) / 0.025)
+    detectable = t_quantile(12 * len(LENGTHS) - 1) * math.hypot(SD, SHARED)  # of two configurations, beyond the planted scatter
+    truth = LENGTHS[0] * 2 ** ((detectable + 0.005) / 0.025)
     rng, hits = np.random.default_rng(5), 0
     for _ in range(studies):
-        crossing = depth_course(rng)["crossing"]
+        crossing = depth_course(over(planted(SD, SHARED, rng=rng)))["crossing"]
         assert "refused" not in crossing
         hits += (crossing["low"] or 0) <= truth <= (crossing["high"] or math.inf)
     assert hits / studies >= 0.95 - 2.6 * math.sqrt(0.95 * 0.05 / studies)
     assert studies < 200 or hits / studies <= 0.99
 
 
-def test_where_it_pays_at_all_lengths_or_at_none_the_crossing_is_refused_with_what_is_known() -> None:
+@pytest.mark.parametrize(("shift", "bound"), [(-0.3, {"upper": float(LENGTHS[0])}), (0.3, {"lower": float(LENGTHS[-1])})])
+def test_where_it_pays_at_all_lengths_or_at_none_the_crossing_is_refused_with_what_is_known(shift: float, bound: dict[str, float]) -> None:
     noise = Noise(0.02, 20, 0.01, 0.03, 0.02, 20, True, 2, 0.04, None, None)
-    for shift, bound in ((-0.3, {"upper": float(LENGTHS[0])}), (0.3, {"lower": float(LENGTHS[-1])})):
-        rows = trials(lengths=LENGTHS, loss=lambda d, w, h, n, s=shift: loss(d, w, h, n) + s * math.log2(d), sd=1e-6, seeds=2)
-        cells = average(rows.assign(unique_tokens=13_000_000))
-        crossing = next(c for c in clean(over_length(cells, noise))["courses"] if c["factor"] == "n_layer")["crossing"]
-        assert crossing["refused"]["code"] == "beyond_one_log_range"
-        assert crossing["bound"] == pytest.approx(bound)
-
-
-def test_at_equal_size_the_best_shape_of_each_length_is_named() -> None:
-    cells = average(trials(lengths=LENGTHS, loss=loss, sd=1e-6, seeds=2, unique_tokens=13_000_000))
-    found = clean(over_length(cells, measure_noise(cells)))
-    assert {(row["best"]["n_layer"], row["best"]["n_embd"]) for row in found["best_shapes"]} <= {(1, 32), (2, 32), (1, 64), (2, 64)}
+    crossing = depth_course(over(planted(loss=lambda d, w, h, n: loss(d, w, h, n) + shift * math.log2(d)), noise))["crossing"]
+    assert crossing["refused"]["code"] == "beyond_one_log_range"
+    assert crossing["bound"] == pytest.approx(bound)
 
 
 def test_text_seen_more_than_once_is_left_out() -> None:
-    cells = average(trials(lengths=LENGTHS, loss=loss, sd=0.01, seeds=2, unique_tokens=4_000_000))
-    found = clean(over_length(cells, measure_noise(cells)))
-    assert found["lengths"] == [n for n in LENGTHS if n <= 4_000_000]
+    assert over(planted(0.01, unique_tokens=4_000_000))["lengths"] == [n for n in LENGTHS if n <= 4_000_000]
 
 
 def test_a_length_whose_seeds_are_still_under_way_takes_nothing_from_the_others() -> None:
     rows = trials(lengths=LENGTHS, loss=loss, sd=0.01, seeds=2, unique_tokens=13_000_000)
     cells = average(rows[~((rows["n_tokens"] == LENGTHS[-1]) & (rows["seed"] == 1) & (rows["n_embd"] == 16))])
-    assert clean(over_length(cells, measure_noise(cells)))["lengths"] == list(LENGTHS[:-1])
+    assert over(cells)["lengths"] == list(LENGTHS[:-1])
 
 
 # ---- longer than was trained ----
@@ -101,35 +97,30 @@ def flattening(depth: int, width: int, head: int, tokens: int) -> float:
     return 0.4 + 8 / width + (0.6 + 0.2 * math.log2(depth)) * (tokens / LENGTHS[0]) ** -0.6
 
 
-def test_the_law_of_length_recovers_what_was_planted_and_foretells_it() -> None:
-    cells = average(trials(lengths=LENGTHS, loss=flattening, sd=1e-9, seeds=2, unique_tokens=13_000_000))
+def law_of(cells: Configurations) -> Longer:
     found = longer(cells)
     assert isinstance(found, Longer)
+    return found
+
+
+def test_the_law_of_length_recovers_what_was_planted_and_foretells_it_no_further_than_it_was_tested() -> None:
+    found = law_of(planted(1e-9, loss=flattening))
     assert found.law.beta == pytest.approx(0.6, rel=0.01)  # the step between the exponents that are tried
     for row in clean(found)["twice"]:
         truth = flattening(row["n_layer"], row["n_embd"], 4, row["n_tokens"])
         assert row["n_tokens"] == 2 * LENGTHS[-1]
         assert row["forecast"]["low"] <= truth <= row["forecast"]["high"]
         assert row["forecast"]["value"] == pytest.approx(truth, rel=1e-3)
+    assert found.law.predict(0, 4 * LENGTHS[-1]).low is None
 
 
 def test_its_interval_holds_the_next_length_of_most_shapes() -> None:
     rng, inside = np.random.default_rng(6), []
     for _ in range(40):
-        held = average(trials(lengths=LENGTHS, loss=flattening, sd=SD, shared=SHARED, seeds=2, rng=rng, unique_tokens=13_000_000))
-        known = longer(held)
-        assert isinstance(known, Longer)
-        rows = clean(known)["twice"]
+        rows = clean(law_of(planted(SD, SHARED, flattening, rng=rng)))["twice"]
         truth = [flattening(row["n_layer"], row["n_embd"], 4, row["n_tokens"]) for row in rows]
         inside.append(np.mean([row["forecast"]["low"] <= t <= row["forecast"]["high"] for row, t in zip(rows, truth, strict=True)]))
     assert np.mean(inside) >= 0.9
-
-
-def test_a_step_longer_than_any_that_was_tested_has_no_interval() -> None:
-    known = longer(average(trials(lengths=LENGTHS, loss=flattening, sd=1e-9, seeds=2, unique_tokens=13_000_000)))
-    assert isinstance(known, Longer)
-    assert known.law.predict(0, 2 * LENGTHS[-1]).low is not None
-    assert known.law.predict(0, 4 * LENGTHS[-1]).low is None
 
 
 @pytest.mark.parametrize(
@@ -159,12 +150,10 @@ def test_on_horizon_it_errs_less_than_half_as_much_as_the_additive_law() -> None
     cells = average(load(HORIZON).trials)
     early = cells.take(cells.columns["n_tokens"] < 6_000_000)
     late = cells.take(cells.columns["n_tokens"] == 6_144_000)
-    known, additive = longer(early), fit_size_law("joint", "", early)
-    assert isinstance(known, Longer)
+    known, additive = law_of(early), fit_size_law("joint", "", early)
     assert isinstance(additive, Fitted)
-    shapes = zip(*(late.columns[name] for name in ("n_layer", "n_embd", "n_head")), strict=True)
-    wanted = [known.find(shape) for shape in shapes]
-    own = np.array([known.law.predict(int(shape), 6_144_000).value for shape in wanted if shape is not None])
+    wanted = [known.find(shape) for shape in zip(*(late.columns[name] for name in SHAPE), strict=True)]
+    own = np.array([known.law.predict(shape, 6_144_000).value for shape in wanted if shape is not None])
     errors = [float(np.median(np.abs(values / late.loss - 1))) for values in (own, additive.result.predict(late.columns))]
     assert errors[0] < 0.02
     assert errors[1] > 2 * errors[0]

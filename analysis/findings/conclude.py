@@ -25,7 +25,7 @@ from analysis.findings.size_law import Fitted, all_fits, leave_largest_out
 from analysis.findings.sweeps import describe, find_sweeps
 from analysis.findings.training_length import longer, over_length
 from analysis.fits.forecast_law import fit_forecast_law
-from analysis.fits.shape_law import ShapeFit, fit_shape_law
+from analysis.fits.shape_law import fit_shape_law
 from analysis.table import evidence
 from analysis.table import load as tables
 from analysis.table.configurations import Configurations, average, measure_noise
@@ -86,7 +86,8 @@ def _findings(table: Table, joint: Configurations, tried: Sequence[Fitted | Refu
     fits = [f for f in tried if isinstance(f, Fitted)]
     primary = next((f for f in fits if f.fit_id == "joint"), None)
     unfit = next((f for f in tried if isinstance(f, Refusal)), Refusal(Code.MISSING, "no fit of all configurations"))
-    return _answer(table, Study(joint, noise, _laws(joint)), primary) | {
+    laws = {n: fit_shape_law(joint.take(without_head_sweep(joint, at_length(joint, n)))) for n in training_lengths(joint)}
+    return _answer(table, Study(joint, noise, laws), primary) | {
         "noise": noise,
         "fits": {f.fit_id: build(f, noise, options) for f in fits},
         "primary_fit": primary and primary.fit_id,
@@ -98,11 +99,6 @@ def _findings(table: Table, joint: Configurations, tried: Sequence[Fitted | Refu
         "learning_rates": searches.learning_rates(table, noise),
         "fronts": searches.fronts(table),
     }
-
-
-def _laws(cells: Configurations) -> dict[int, ShapeFit | Refusal]:
-    """The law in depth and width of each training length."""
-    return {n: fit_shape_law(cells.take(without_head_sweep(cells, at_length(cells, n)))) for n in training_lengths(cells)}
 
 
 def _answer(table: Table, study: Study, primary: Fitted | None) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Family:
             means.append(weight * mean)
             parts.append((None if variance is None else weight**2 * variance, df))
             parts += [(2 * weight**2 * misfit**2, df_misfit)] if misfit else []
-        value, n = float(sum(means)), sum(self._n(pair) for pair in pairs)
+        value, n = float(sum(means)), sum(int(np.isfinite(self.losses[list(pair)]).all(axis=0).sum()) or 1 for pair in pairs)
         if any(variance is None for variance, _ in parts) and wide and len(pairs) >= FEWEST:
             return _among(np.array(means) * len(pairs), n)
         if any(variance is None for variance, _ in parts):
@@ -90,9 +90,6 @@ class Family:
         method = "contrast" + (", lack of fit in its error" if misfit else "")
         unclear = Verdict.NOT_TOLD if wide else Verdict.WITHIN_NOISE
         return Estimate(value, value - half, value + half, NATS, n, method, judged(value - half, value + half, unclear))
-
-    def _n(self, pair: Pair) -> int:
-        return int(np.isfinite(self.losses[list(pair)]).all(axis=0).sum()) or 1
 
     def _mean(self, pair: Pair) -> tuple[float, float | None, float]:
         """Mean difference of a pair, the variance of that mean, and its degrees of freedom."""

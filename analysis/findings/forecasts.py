@@ -92,8 +92,16 @@ class Source:
 
 def make(fitted: Fitted, target: Target, source: Source) -> dict[str, Any] | Refusal:
     """Forecast the mean loss of a configuration from a law in size: point and prediction interval (F-calibrated profile)."""
-    size, law = size_of(target, fitted.cells, fitted.column), fitted.result.law
-    refused = size_refusal(size, fitted.cells.columns[fitted.column]) or tokens_refusal(fitted, target)
+    size, law, seen = size_of(target, fitted.cells, fitted.column), fitted.result.law, fitted.cells.columns["n_tokens"]
+    refused = _size_beyond(size, fitted.cells.columns[fitted.column])
+    if not refused and "n_tokens" in law.columns:
+        refused = _beyond(f"{target.n_tokens:,} training tokens lie", target.n_tokens, seen, "train longer")
+    elif not refused and not seen.min() == seen.max() == target.n_tokens:
+        reason = (
+            f"the law {law.equation} does not say what training tokens do, and {target.n_tokens:,} are not the {seen.min():,.0f} of "
+            "the data; forecast that number, or train at three or more numbers of tokens"
+        )
+        refused = Refusal(Code.FIXED_TOKENS, reason)
     if refused:
         return refused
     at = {name: float(values[0]) for name, values in fitted.at(size, n_tokens=float(target.n_tokens)).items()}
@@ -134,7 +142,7 @@ def by_shape(cells: Configurations, target: Target, source: Source) -> dict[str,
     if isinstance(found, Refusal):
         return found
     size = size_of(target, own, SIZE)
-    if refused := size_refusal(size, own.columns[SIZE]):
+    if refused := _size_beyond(size, own.columns[SIZE]):
         return refused
     told, law = found.predict(target.n_layer, target.n_embd, size), found.to_dict()
     known = {"equation": law["equation"], "parameters": law["params"], "reference": law["reference"]}
@@ -166,37 +174,17 @@ def _record(
     }
 
 
-def _reach(seen: Any) -> tuple[float, float]:
-    """The ends of the data, one observed log-range further."""
+def _beyond(what: str, value: float, seen: Any, advice: str) -> Refusal | None:
+    """A refusal of what lies more than one observed log-range beyond the data."""
     low, high = float(seen.min()), float(seen.max())
-    return low * low / high, high * high / low
-
-
-def size_refusal(size: float, sizes: Any) -> Refusal | None:
-    """A refusal of sizes that lie more than one observed log-range beyond the data."""
-    low, high = _reach(sizes)
-    if low <= size <= high:
+    if low * low / high <= value <= high * high / low:
         return None
-    reason = f"N={size:,.0f} lies more than one observed log-range beyond the data ({sizes.min():,.0f} to {sizes.max():,.0f})"
-    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low:,.0f} to {high:,.0f}, or add sizes")
+    reason = f"{what} more than one observed log-range beyond the data ({low:,.0f} to {high:,.0f})"
+    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low * low / high:,.0f} to {high * high / low:,.0f}, or {advice}")
 
 
-def tokens_refusal(fitted: Fitted, target: Target) -> Refusal | None:
-    """A refusal where the law says nothing about the training tokens of a target: none are in it, or they lie too far from the data's."""
-    law, seen, wanted = fitted.result.law, fitted.cells.columns["n_tokens"], target.n_tokens
-    low, high = _reach(seen)
-    if "n_tokens" not in law.columns:
-        if seen.min() == seen.max() == wanted:
-            return None
-        reason = (
-            f"the law {law.equation} does not say what training tokens do, and {wanted:,} are not the {seen.min():,.0f} of "
-            "the data; forecast that number, or train at three or more numbers of tokens"
-        )
-        return Refusal(Code.FIXED_TOKENS, reason)
-    if low <= wanted <= high:
-        return None
-    reason = f"{wanted:,} training tokens lie more than one observed log-range beyond the data ({seen.min():,.0f} to {seen.max():,.0f})"
-    return Refusal(Code.EXTRAPOLATION, f"{reason}; forecast {low:,.0f} to {high:,.0f}, or train longer")
+def _size_beyond(size: float, seen: Any) -> Refusal | None:
+    return _beyond(f"N={size:,.0f} lies", size, seen, "add sizes")
 
 
 # ---- the file ----

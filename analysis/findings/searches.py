@@ -202,7 +202,10 @@ def _front(asked: ShapeSettings, trials: pd.DataFrame) -> list[dict[str, Any]]:
     costs = {name: values.astype(float).to_numpy() for name, values in columns.items()}
     cost, loss = costs[asked.against], trials["val_loss"].to_numpy(dtype=float)
     beyond = np.any([costs[name] > limit for name, limit in asked.limits.items()], axis=0) | np.zeros(len(trials), dtype=bool)
-    on_front = undominated(cost, np.where(beyond, np.inf, loss))
+    told = np.where(beyond, np.inf, loss)
+    no_worse = (cost[:, None] <= cost) & (told[:, None] <= told)
+    better = (cost[:, None] < cost) | (told[:, None] < told)
+    on_front = np.isfinite(cost) & np.isfinite(told) & ~(no_worse & better).any(axis=0)  # undominated
     return [
         {
             **{key: int(trials[key].iloc[i]) for key in (*SHAPE, SIZE)},
@@ -213,10 +216,3 @@ def _front(asked: ShapeSettings, trials: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for i in np.lexsort((loss, cost))
     ]
-
-
-def undominated(cost: Any, loss: Any) -> Any:
-    """Points to which no other is at most as costly and at most as bad, and better in one; boolean, shape (points,)."""
-    no_worse = (cost[:, None] <= cost) & (loss[:, None] <= loss)
-    better = (cost[:, None] < cost) | (loss[:, None] < loss)
-    return np.isfinite(cost) & np.isfinite(loss) & ~(no_worse & better).any(axis=0)

@@ -119,20 +119,15 @@ def fit_size_law(
         )
     if refused := moving_together(cells):
         return refused
-    chosen = choose_size_law(cells, column).on(**{SIZE: column})
+    law = POWER_FLOOR if distinct_sizes(cells.columns[column]) >= 4 else POWER  # with a floor, for the entropy of text is not zero
+    if len(np.unique(cells.columns["n_tokens"])) >= 3 and len(cells) > len(POWER_FLOOR_DATA.parameters):
+        law = POWER_FLOOR_DATA
     try:
         n_starts = fits.N_STARTS if fit_id == "joint" else BESIDE_STARTS
-        result = fits.fit(chosen, cells.columns, cells.loss, delta=delta, n_starts=n_starts)
+        result = fits.fit(law.on(**{SIZE: column}), cells.columns, cells.loss, delta=delta, n_starts=n_starts)
     except FitError as error:
         return Refusal(Code.TOO_FEW_SIZES, f"{title}: {error}")
     return Fitted(fit_id, title, result, cells, column, sweep)
-
-
-def choose_size_law(cells: Configurations, column: str = SIZE) -> Law:
-    """M2 where the training tokens vary too, M1 from four sizes on, else M0: a floor is in the law, for the entropy of text is not zero."""
-    if len(np.unique(cells.columns["n_tokens"])) >= 3 and len(cells) > len(POWER_FLOOR_DATA.parameters):
-        return POWER_FLOOR_DATA
-    return POWER_FLOOR if distinct_sizes(cells.columns[column]) >= 4 else POWER
 
 
 # ---- what intervals rest on ----

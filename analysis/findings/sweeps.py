@@ -179,20 +179,20 @@ def equal_sizes(cells: Configurations, sweep: Sweep, noise: Noise | Refusal) -> 
     varies = any(len(np.unique(filled(cells, c)[list(sweep.members)])) > 1 for c in RECIPE if c != "lr")
     if sweep.name == "other" or sweep.factor != "size" or varies:
         return None
+    size, aspect, head_dim = (cells.columns[name] for name in (SIZE, "aspect", "head_dim"))
     groups: list[list[int]] = []
-    for i in sorted(sweep.members, key=lambda i: float(cells.columns[SIZE][i])):
-        near = groups and cells.columns[SIZE][i] <= cells.columns[SIZE][groups[-1][0]] * (1 + SAME_SIZE)
+    for i in sorted(sweep.members, key=lambda i: float(size[i])):
+        near = groups and size[i] <= size[groups[-1][0]] * (1 + SAME_SIZE)
         groups[-1].append(i) if near else groups.append([i])
     if sum(len(group) > 1 for group in groups) < 2 or len(sweep.members) < 2 * len(groups):
         return None
-    return {"sizes": [_one_size(cells, group, noise) for group in groups]}
-
-
-def _one_size(cells: Configurations, group: list[int], noise: Noise | Refusal) -> dict[str, Any]:
-    best = min(group, key=lambda i: float(cells.loss[i]))
-    by_aspect = sorted(group, key=lambda i: (-float(cells.columns["aspect"][i]), float(cells.columns["head_dim"][i])))
-    middle = math.exp(float(np.mean(np.log(cells.columns[SIZE][by_aspect]))))
-    return {"params_non_embedding": round(middle), "shapes": [_shape(cells, i, best, noise) for i in by_aspect]}
+    sizes = []
+    for group in groups:
+        best = min(group, key=lambda i: float(cells.loss[i]))
+        group.sort(key=lambda i: (-float(aspect[i]), float(head_dim[i])))
+        middle = math.exp(float(np.mean(np.log(size[group]))))
+        sizes.append({"params_non_embedding": round(middle), "shapes": [_shape(cells, i, best, noise) for i in group]})
+    return {"sizes": sizes}
 
 
 def _shape(cells: Configurations, i: int, best: int, noise: Noise | Refusal) -> dict[str, Any]:

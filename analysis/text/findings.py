@@ -39,8 +39,8 @@ Scores = dict[int, float]
 PER_TEXT: dict[str, Callable[[Sequence[str]], float]] = {
     "type_token_ratio": diversity.type_token_ratio,
     "mattr": diversity.mattr,
-    "distinct_2": lambda words: diversity.distinct_n([words], 2),
-    "loops": lambda words: float(diversity.loops(words)),
+    "distinct_2": diversity.distinct_2,
+    "loops": diversity.loops,
 }
 
 
@@ -174,7 +174,7 @@ def _by_prompt(texts: pd.DataFrame) -> list[float]:
     return [float(np.mean(own)) for own in prompts.values()]
 
 
-def bootstrap_mean(values: Sequence[float], rng: np.random.Generator, resamples: int = RESAMPLES) -> dict[str, Any]:
+def bootstrap_mean(values: Sequence[float], rng: np.random.Generator) -> dict[str, Any]:
     """Mean over prompts, of one value each, with a percentile interval from resampling them; with one prompt there is no interval.
 
     Prompts are what a reader would vary; texts of one prompt are not independent.
@@ -185,7 +185,7 @@ def bootstrap_mean(values: Sequence[float], rng: np.random.Generator, resamples:
     facts = {"value": float(means.mean()), "level": LEVEL, "method": "bootstrap over prompts", "n_prompts": len(means)}
     if len(means) < 2:
         return {**facts, "low": None, "high": None}
-    drawn = means[rng.integers(0, len(means), (resamples, len(means)))].mean(1)
+    drawn = means[rng.integers(0, len(means), (RESAMPLES, len(means)))].mean(1)
     low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {**facts, "low": float(low), "high": float(high)}
 
