@@ -17,6 +17,7 @@ import numpy as np
 from scipy import special
 
 from analysis.estimate import NATS, Estimate, Verdict, judged
+from analysis.findings.sweeps import by_seed
 from analysis.table.configurations import Configurations, Floats, t_quantile
 
 Pair = tuple[int, int]
@@ -46,9 +47,7 @@ class Family:
     @staticmethod
     def of(cells: Configurations, pairs: Sequence[Pair]) -> Family:
         """The family of these pairs."""
-        seeds, column = np.unique(cells.cell_seed, return_inverse=True)
-        losses = np.full((len(cells), len(seeds)), np.nan)
-        losses[cells.cell_config, column] = cells.cell_loss
+        losses = by_seed(cells)
         chosen = [pairs[int(i)] for i in np.unique(np.linspace(0, len(pairs) - 1, min(MANY, len(pairs))).round())] if pairs else []
         own = [found for pair in chosen if (found := _spread(losses, pair))[1] > 0]
         if not own or not any(v > 0 for v, _ in own):
@@ -56,7 +55,7 @@ class Family:
         variances, df = (np.array(column, dtype=float) for column in zip(*own, strict=True))
         members = {i for pair in chosen for i in pair}
         free = sum(int(cells.n_seeds[i]) - 1 for i in members) - (
-            len(seeds) - 1 if len(members) > 2 else int(cells.n_seeds[list(members)].min()) - 1
+            losses.shape[1] - 1 if len(members) > 2 else int(cells.n_seeds[list(members)].min()) - 1
         )
         prior_df = _prior_df(variances, df)
         return Family(losses, _typical(variances, df, prior_df), prior_df, float(max(1, min(free, df.sum()))))

@@ -84,6 +84,14 @@ def filled(cells: Configurations, column: str) -> Floats:
     return np.nan_to_num(cells.columns[column], nan=-1.0)
 
 
+def by_seed(cells: Configurations) -> Floats:
+    """Losses in nats, shape (configurations, seeds), seeds ascending; NaN where a configuration lacks a seed."""
+    seeds, column = np.unique(cells.cell_seed, return_inverse=True)
+    losses = np.full((len(cells), len(seeds)), np.nan)
+    losses[cells.cell_config, column] = cells.cell_loss
+    return losses
+
+
 def grouped(members: Sequence[int], columns: Sequence[Floats]) -> dict[tuple[float, ...], list[int]]:
     """Configurations by their values in some columns."""
     groups: dict[tuple[float, ...], list[int]] = {}
@@ -224,7 +232,8 @@ def along_axis(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
     values = sorted({value for own in table for value in own})
     # Repetition is told as a cost against the freshest text, the rest as a gain of each step.
     pairs = [(values[-1], v) for v in values[-2::-1]] if column == "unique_tokens" else list(pairwise(values))
-    steps = [found for a, b in pairs if (found := _step(cells, table, a, b))]
+    losses = by_seed(cells)
+    steps = [found for a, b in pairs if (found := _step(losses, table, a, b))]
     if not steps:
         return None
     epochs = {float(cells.columns["unique_tokens"][i]): float(cells.columns["epochs"][i]) for i in sweep.members}
@@ -237,9 +246,10 @@ def along_axis(cells: Configurations, sweep: Sweep) -> dict[str, Any] | None:
     return {"column": column, "word": AXES[column], "values": values, "steps": steps, "cells": rows}
 
 
-def _step(cells: Configurations, table: Sequence[dict[float, int]], before: float, after: float) -> dict[str, Any] | None:
+def _step(losses: Floats, table: Sequence[dict[float, int]], before: float, after: float) -> dict[str, Any] | None:
     """Mean gain over the shapes that have both values, with its t interval; the variance of the pairs is pooled within shapes."""
-    groups = [gap for own in table if before in own and after in own and len(gap := _differences(cells, own[before], own[after]))]
+    gaps = [losses[own[before]] - losses[own[after]] for own in table if before in own and after in own]
+    groups = [gap[known] for gap in gaps if (known := np.isfinite(gap)).any()]
     if not groups:
         return None
     value, df = float(np.mean([g.mean() for g in groups])), sum(len(g) - 1 for g in groups)
@@ -249,10 +259,3 @@ def _step(cells: Configurations, table: Sequence[dict[float, int]], before: floa
         return found | ends(value, None) | {"verdict": Verdict.NOT_TOLD}
     error = math.sqrt(scatter / df * sum(1 / len(g) for g in groups)) / len(groups)
     return found | ends(value, t_quantile(df) * error) | {"verdict": _verdict(value, t_p_value(value / error, df))}
-
-
-def _differences(cells: Configurations, *pair: int) -> Floats:
-    """Loss of the first configuration less that of the second, over the seeds that both ran."""
-    masks = [cells.cell_config == i for i in pair]
-    first, second = (dict(zip(cells.cell_seed[own].tolist(), cells.cell_loss[own].tolist(), strict=True)) for own in masks)
-    return np.array([first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())])

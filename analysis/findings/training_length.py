@@ -18,7 +18,7 @@ import numpy as np
 
 from analysis.estimate import SIZE, Code, Estimate, Refusal, Verdict, judged
 from analysis.findings.lines import FACTORS, Line, at_length, lines
-from analysis.findings.sweeps import shape_of
+from analysis.findings.sweeps import by_seed, shape_of
 from analysis.fits.length_law import MIN_LENGTHS, LengthFit, fit_length_law
 from analysis.table.configurations import SHAPE, Configurations, Floats, Noise, t_quantile
 from analysis.table.load import size_labels
@@ -168,20 +168,18 @@ def block_of(cells: Configurations) -> Block | Refusal:
     if not found:
         return Refusal(Code.FIXED_TOKENS, "no shape was trained at two lengths within one epoch of its text; train several lengths of each")
     most = max(len(line.members) for line in found)
-    whole = [line for line in found if 2 * len(line.members) > most]
-    common = set.intersection(*(set(line.values) for line in whole))
-    seeds_at = {n: [cells.cell_seed[cells.cell_config == line.members[line.values.index(n)]] for line in whole] for n in common}
-    of = {n: set.intersection(*(set(own.tolist()) for own in seeds)) for n, seeds in seeds_at.items()}
-    shared = sorted(n for n in common if len(of[n]) > 1)  # a length that is under way waits for its seeds
-    members = np.array([[line.members[line.values.index(n)] for n in shared] for line in whole])
-    seeds = set.intersection(*(of[n] for n in shared)) if len(shared) > 1 else set()
-    if len(seeds) < 2 or len(members) < 2:
+    at = [dict(zip(line.values, line.members, strict=True)) for line in found if 2 * len(line.members) > most]
+    by_config = by_seed(cells)
+    ran = {n: np.isfinite(by_config[[own[n] for own in at]]).all(axis=0) for n in set.intersection(*map(set, at))}
+    shared = sorted(n for n, seeds in ran.items() if seeds.sum() > 1)  # a length that is under way waits for its seeds
+    seeds = np.all([ran[n] for n in shared], axis=0)
+    if len(shared) < 2 or seeds.sum() < 2 or len(at) < 2:
         reason = (
             "no two shapes share two lengths and two seeds, so that what a length changes is not told from luck; add a seed or a length"
         )
         return Refusal(Code.ONE_SEED, reason)
-    lookup = {(int(c), int(s)): float(v) for c, s, v in zip(cells.cell_config, cells.cell_seed, cells.cell_loss, strict=True)}
-    losses = np.array([[[lookup[int(i), int(s)] for i in row] for s in sorted(seeds)] for row in members])  # (shapes, seeds, lengths)
+    members = np.array([[own[n] for n in shared] for own in at])
+    losses = np.ascontiguousarray(by_config[members][:, :, seeds].transpose(0, 2, 1))  # (shapes, seeds, lengths)
     residual = losses - losses.mean(1, keepdims=True) - losses.mean(0, keepdims=True) + losses.mean((0, 1), keepdims=True)
     df = (losses.shape[0] - 1) * (losses.shape[1] - 1)
     covariance = np.einsum("csi,csj->ij", residual, residual) / df
