@@ -140,6 +140,8 @@ def reference_text(results: Path) -> Reference | str:
         return "the training text is not in this machine's data cache"
     if facts.get("data_sha256") not in (None, corpus.sha256):
         return "the training text in this machine's data cache is not the one that the study used"
+    if corpus.tokenizer is None:
+        return "the training data are token ids without a tokenizer"
     parts = corpus.train[:TRAINING_CHARS], corpus.val[:HELD_OUT_CHARS]
     train, held_out = (corpus.tokenizer.decode(tokens.tolist()) for tokens in parts)
     return Reference(frozenset(diversity.words_of(train)), [own for text in held_out.split(END) if (own := diversity.words_of(text))])
