@@ -27,7 +27,6 @@ from study.display.terminal import distinctions, printable, trial_name
 from study.files import read_json, write_json
 from study.options import Options
 from study.plan import exclusive_timing, suggested_trials
-from study.plan.cautions import cautions
 from study.plan.machine import processors
 from study.plan.memory import check_memory
 from study.plan.probe import ProbeError
@@ -160,7 +159,7 @@ def _prepare(
     if options.timing == "exclusive":
         found = exclusive_timing.with_timing(found, about.trials)
     found, quoted, lines = suggested_trials.within_budget(command, about, found, _quote(command, found, vocab_size, searches, meanwhile))
-    lines = [*cautions(about.trials, corpus, command.out), *searches.lines(), *lines]
+    lines = [*overview.cautions(about.trials, corpus, command.out), *searches.lines(), *lines]
     if quoted and options.timing == "exclusive":
         quoted, said = exclusive_timing.quote_timing(quoted, found, about.trials)
         lines.append(said)

@@ -182,6 +182,10 @@ class Trial:
         """Training tokens seen at the last step."""
         return self.train.n_steps * self.train.batch_size * self.shape.block_size
 
+    def flops(self, vocab_size: int) -> float:
+        """Expected training FLOPs, evaluation excluded."""
+        return float(self.model(vocab_size).flops_per_token) * self.n_tokens
+
     @property
     def bundle_key(self) -> tuple[Any, ...]:
         """Trials may share a bundle where this is equal: one shape, one batch, one length, one evaluation rhythm.

@@ -16,7 +16,7 @@ import torch
 from models.config import Shape
 from models.tokenizer import Tokenizer
 from study.command import parse
-from study.display.overview import flops, flops_to_train
+from study.display.overview import flops_to_train
 from study.options import Options
 from study.plan.packing import Machine, Speeds, make_plan
 from study.plan.quote import Quote
@@ -254,7 +254,7 @@ def test_own_costs_add_up_to_what_the_family_trains_and_a_lone_trial_costs_what_
 
 def test_the_work_to_do_counts_a_shared_trunk_once() -> None:
     trials = [*family(32, 64, 128), *family(32, 64, schedule="cosine")]
-    per_step = flops(trials[0], len(CHARACTERS)) / 32
+    per_step = trials[0].flops(len(CHARACTERS)) / 32
     assert flops_to_train(trials, len(CHARACTERS)) == pytest.approx(per_step * (152 + 32 + 64))
     quoted = make_plan(trials, len(CHARACTERS), Machine(), speeds(trials[0]), Options())
     sharing = next(bundle for bundle in quoted.bundles if len(bundle.trials) == 3)

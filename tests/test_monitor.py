@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from study import records
 from study.command import parse
-from study.display.tensorboard import Board, add_figures, hparams, run_name, story_markdown
+from study.display.tensorboard import Board, hparams, publish, run_name, story_markdown
 from study.display.terminal import Plain, Screen, Tally, distinctions, duration, printable, trial_name
 from study.files import retried
 from study.results.trial_writer import Recorder, Where
@@ -29,9 +29,13 @@ def trials() -> list[Trial]:
     return expand(parse(["smoke"]).study)
 
 
+def named(trials: list[Trial]) -> dict[str, Trial]:
+    return {trial.trial_id: trial for trial in trials}
+
+
 def tally(trials: list[Trial]) -> Tally:
     """A tally with equal costs."""
-    return Tally({t.trial_id: t for t in trials}, {t.trial_id: 1.0 for t in trials}, done_before=2)
+    return Tally(named(trials), dict.fromkeys(named(trials), 1.0), done_before=2)
 
 
 def evaluation(trial: Trial, step: int, loss: float = 3.0) -> dict[str, Any]:
@@ -46,7 +50,7 @@ def evaluation(trial: Trial, step: int, loss: float = 3.0) -> dict[str, Any]:
 
 def recorder(out: Path, trials: list[Trial]) -> Recorder:
     """A recorder as a run makes it."""
-    return Recorder(out, "smoke", "abc", {"data_name": "stories", "unique_tokens": 1000}, {t.trial_id: t for t in trials}, 64)
+    return Recorder(out, "smoke", "abc", {"data_name": "stories", "unique_tokens": 1000}, named(trials), 64)
 
 
 # ---- live view ----
@@ -57,7 +61,7 @@ def test_progress_is_weighted_by_flops_not_by_trials(trials: list[Trial]) -> Non
     view.flops = {trials[0].trial_id: 6.0, trials[1].trial_id: 3.0, trials[2].trial_id: 1.0}
     view.began = time.monotonic() - 10
     plain = Plain(view, say=lambda text: None)
-    plain.progress(trials[0].trial_id, [evaluation(trials[0], trials[0].train.n_steps // 2)])
+    plain.progress(evaluation(trials[0], trials[0].train.n_steps // 2))
     failed = {"trial_id": trials[2].trial_id, "status": "FAILED", "reason": "x", "seed": 1, "config_id": "x"}
     plain.ended({**failed, **asdict(trials[2].shape)}, [])
     assert view.share() == pytest.approx(0.4)
@@ -74,7 +78,7 @@ def test_nothing_is_promised_before_anything_is_known(trials: list[Trial]) -> No
 def test_a_terminal_shows_running_and_finished_configurations(trials: list[Trial], tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
     screen = Screen(tally(trials), console)
-    screen.progress(trials[0].trial_id, [evaluation(trials[0], 50, 2.5)])
+    screen.progress(evaluation(trials[0], 50, 2.5))
     write = recorder(tmp_path, trials)
     for trial, loss in ((trials[1], 2.0), (trials[8], 2.2)):
         outcome = {"row": {"trial_id": trial.trial_id, "status": "COMPLETED", "val_loss": loss, "n_tokens": 10, "n_steps": 2}}
@@ -138,27 +142,29 @@ def read_run(folder: Path) -> EventAccumulator:
 
 def test_a_run_is_continued_without_repeating_or_contradicting_points(trials: list[Trial], tmp_path: Path) -> None:
     trial, folder = trials[0], tmp_path / run_name(trials[0])
-    first = Board(tmp_path, trials, 64)
-    first.progress(trial.trial_id, [evaluation(trial, step, 4.0) for step in (0, 50, 100)])
-    first.progress(trial.trial_id, [evaluation(trial, 50, 9.9)])  # a retry reports again
+    first = Board(tmp_path, named(trials), 64)
+    for step in (0, 50, 100):
+        first.progress(evaluation(trial, step, 4.0))
+    first.progress(evaluation(trial, 50, 9.9))  # a retry reports again
     first.close()
     time.sleep(1.1)  # event files are ordered by the second in their names
-    second = Board(tmp_path, trials, 64)  # another run, from the checkpoint at step 50
-    second.progress(trial.trial_id, [evaluation(trial, step, 3.0) for step in (100, 150)])
+    second = Board(tmp_path, named(trials), 64)  # another run, from the checkpoint at step 50
+    for step in (100, 150):
+        second.progress(evaluation(trial, step, 3.0))
     second.close()
     scalars = read_run(folder).Scalars("loss/val")
     step_tokens = trial.train.batch_size * trial.shape.block_size
     assert [(event.step // step_tokens, event.value) for event in scalars] == [(0, 4.0), (50, 4.0), (100, 3.0), (150, 3.0)]
-    third = Board(tmp_path, trials, 64)  # from the start again: what was there is void
-    third.progress(trial.trial_id, [evaluation(trial, 0, 2.0)])
+    third = Board(tmp_path, named(trials), 64)  # from the start again: what was there is void
+    third.progress(evaluation(trial, 0, 2.0))
     third.close()
     assert [event.value for event in read_run(folder).Scalars("loss/val")] == [2.0]
 
 
 def test_stories_are_code_blocks_whatever_they_contain(trials: list[Trial], tmp_path: Path) -> None:
     sample = {"prompt": "Once", "text": HOSTILE, "temperature": 0.8, "index": 0, "step": 200, "n_tokens": 9}
-    board = Board(tmp_path, trials, 64)
-    board.progress(trials[0].trial_id, [evaluation(trials[0], 0)])
+    board = Board(tmp_path, named(trials), 64)
+    board.progress(evaluation(trials[0], 0))
     row = {"trial_id": trials[0].trial_id, "status": "COMPLETED", "batch_size": 8, "block_size": 32}
     board.ended(row, [sample])
     (event,) = read_run(tmp_path / run_name(trials[0])).Tensors("stories")
@@ -187,16 +193,18 @@ def test_what_tells_trials_of_one_shape_apart_is_part_of_their_name(trials: list
     assert set(distinctions(trials).values()) == {""}
     assert list(distinctions([first, longer]).values()) == [", 51.2K tokens", ", 102K tokens"]
     assert list(distinctions([first, longer, faster]).values())[2] == ", 51.2K tokens, lr 0.5"
-    plain = Plain(tally([first, longer]), say=lambda text: None)
+    known = named([first, longer])
+    plain = Plain(Tally(known, dict.fromkeys(known, 1.0)), say=lambda text: None)
     assert plain.tally.name({**asdict(longer.shape), "config_id": longer.config_id}) == "1 layer x 32, 4 heads, 102K tokens"
-    plain.expect([faster], {faster.trial_id: 1.0})
+    known[faster.trial_id] = faster
+    plain.expect({faster.trial_id: 1.0})
     assert trial_name(faster, plain.tally.distinctions) == "1 layer x 32, 4 heads, 51.2K tokens, lr 0.5, seed 1"
 
 
 def test_the_link_opens_the_learning_curves_without_smoothing(trials: list[Trial], tmp_path: Path) -> None:
     from urllib.parse import parse_qs, urlparse
 
-    line = Board(tmp_path / "a folder", trials, 64).how_to_open()
+    line = Board(tmp_path / "a folder", named(trials), 64).how_to_open()
     assert "--logdir '" in line
     link = parse_qs(urlparse(line.split()[-1]).query)
     assert link["smoothing"] == ["0"]
@@ -209,12 +217,12 @@ def test_the_link_opens_the_learning_curves_without_smoothing(trials: list[Trial
 
 def test_a_large_board_says_that_its_runs_must_be_ticked(trials: list[Trial], tmp_path: Path) -> None:
     many = [replace(trials[0], seed=seed) for seed in range(40)]
-    assert Board(tmp_path, many, 64).how_to_open().endswith("tick the box beside Run: of so many, none is drawn at first)")
-    assert "tick" not in Board(tmp_path, many[:39], 64).how_to_open()
+    assert Board(tmp_path, named(many), 64).how_to_open().endswith("tick the box beside Run: of so many, none is drawn at first)")
+    assert "tick" not in Board(tmp_path, named(many[:39]), 64).how_to_open()
 
 
 def test_the_figure_that_answers_the_question_is_the_first_image(tmp_path: Path) -> None:
     png = b"\x89PNG\r\n\x1a\n" + bytes(8) + (7).to_bytes(4, "big") + (5).to_bytes(4, "big")
-    add_figures(tmp_path, {"gap": png, "loss": png, "contrasts": png}, 10)
-    events = EventAccumulator(str(tmp_path / "_study"), size_guidance={"images": 0}).Reload()
+    publish(tmp_path, {"gap": png, "loss": png, "contrasts": png})
+    events = EventAccumulator(str(tmp_path / "tensorboard" / "_study"), size_guidance={"images": 0}).Reload()
     assert min(events.Tags()["images"]) == "plots/0_loss"

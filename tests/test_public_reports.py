@@ -28,11 +28,11 @@ import time
 from study.command import parse
 from study.display.terminal import open_view
 from study.spec import expand
-trials = expand(parse(["smoke"]).study)
-view = open_view(trials, {t.trial_id: 1.0 for t in trials}, 0)
+trials = {t.trial_id: t for t in expand(parse(["smoke"]).study)}
+view = open_view(trials, 64, 0)
 view.say("board: " + "x" * 300)
 for step in range(20):
-    view.progress(trials[0].trial_id, [{"step": step, "val_loss": 1.0, "tokens_per_s": 1.0}])
+    view.progress({"trial_id": next(iter(trials)), "step": step, "val_loss": 1.0, "tokens_per_s": 1.0})
     time.sleep(0.03)
     view.said_at = -1e9
     view.tick()

@@ -19,8 +19,8 @@ from analysis.__main__ import main as analysis
 from study import records, run
 from study.command import parse
 from study.data import corpus as data
+from study.display.overview import cautions
 from study.files import read_json, write_json
-from study.plan.cautions import cautions
 from study.results import folder
 from study.results.object_store import Store
 from study.results.store_sync import Mirror

@@ -45,9 +45,9 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def evaluation(step: int) -> dict[str, Any]:
+def evaluation(step: int, trial: Trial) -> dict[str, Any]:
     values = {column: 1.0 + step / 100 + index for index, column in enumerate(SCALARS.values())}
-    return {"step": step, "tokens": step * 512, **values}
+    return {"trial_id": trial.trial_id, "step": step, "tokens": step * 512, **values}
 
 
 def wandb_history(folder: Path) -> list[tuple[str, int, dict[str, float]]]:
@@ -102,13 +102,13 @@ def history(name: str, folder: Path, project: str) -> dict[tuple[str, int], dict
 def given_up(name: str, out: Path, trial: Trial) -> str:
     """The one sentence that a tracker costs that cannot begin, while its run goes on."""
     said: list[str] = []
-    view = tracker.Tracker(name, out, [trial], 63, said.append)
-    view.progress(trial.trial_id, [evaluation(0)])
+    view = tracker.Tracker(name, out, {trial.trial_id: trial}, 63, said.append)
+    view.progress(evaluation(0, trial))
     end = time.monotonic() + 120
     while not said and time.monotonic() < end:
         view.tick()
         time.sleep(0.05)
-    view.progress(trial.trial_id, [evaluation(1)])
+    view.progress(evaluation(1, trial))
     view.close()
     assert len(said) == 1
     return said[0]
@@ -121,12 +121,13 @@ def test_a_tracker_holds_the_curves_and_the_last_row_also_of_a_run_that_went_on(
     out, said = offline / "out", list[str]()
     (out / "report" / "figures" / "loss.png").write_bytes(PNG)
     row = {"trial_id": trial.trial_id, "status": "INTERRUPTED", "n_tokens": 512, "val_loss": 2.5, "val_loss_se": None}
-    first = tracker.Tracker(name, out, [trial], 63, said.append)
-    first.progress(trial.trial_id, [evaluation(0), evaluation(1)])
+    first = tracker.Tracker(name, out, {trial.trial_id: trial}, 63, said.append)
+    first.progress(evaluation(0, trial))
+    first.progress(evaluation(1, trial))
     first.ended(row, [])
     first.close()
-    second = tracker.Tracker(name, out, [trial], 63, said.append)
-    second.progress(trial.trial_id, [evaluation(2)])
+    second = tracker.Tracker(name, out, {trial.trial_id: trial}, 63, said.append)
+    second.progress(evaluation(2, trial))
     second.tick()
     second.ended(row | {"status": "COMPLETED", "n_tokens": 1024, "val_loss": 2.25}, [])
     second.close()
@@ -136,7 +137,7 @@ def test_a_tracker_holds_the_curves_and_the_last_row_also_of_a_run_that_went_on(
     held = history(name, offline, "out")
     assert {key[0] for key in held} == {run_name(trial), "_study"}
     for step in (0, 1, 2):
-        expected = {tag: evaluation(step)[column] for tag, column in SCALARS.items()}
+        expected = {tag: evaluation(step, trial)[column] for tag, column in SCALARS.items()}
         assert held[run_name(trial), step * 512].items() >= expected.items()
     assert held[run_name(trial), 1024]["final/val_loss"] == 2.25
     assert any(tag.startswith("plots/loss") for key, values in held.items() for tag in values if key[0] == "_study")
@@ -177,10 +178,10 @@ def test_a_tracker_that_hangs_holds_nothing_up(offline: Path, trial: Trial, monk
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         monkeypatch.setenv("TRACKIO_SERVER_URL", f"http://127.0.0.1:{deaf.getsockname()[1]}")
         monkeypatch.setenv("TRACKIO_WRITE_TOKEN", "any")
-        view = tracker.Tracker("trackio", offline / "out", [trial], 63, said.append)
+        view = tracker.Tracker("trackio", offline / "out", {trial.trial_id: trial}, 63, said.append)
         began = time.monotonic()
         for step in range(5000):  # more than a pipe holds
-            view.progress(trial.trial_id, [evaluation(step)])
+            view.progress(evaluation(step, trial))
             view.tick()
         assert time.monotonic() - began < 30
         deaf.settimeout(120)

@@ -1,29 +1,30 @@
-"""What a study is about to run, in plain text: trials by configuration, what is done, stale or missing.
+"""What a person is told before a run: trials by configuration, what is done, stale or missing, and what is allowed and rarely meant.
 
-print(overview(command.study_name, study, trials, survey, corpus))
+print(overview(command.study_name, study, trials, survey, corpus), *cautions(trials, corpus, out), sep="\\n")
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from study.data.corpus import Corpus
 from study.display.terminal import compact
+from study.files import read_json
 from study.plan.quote import Quote, duration
 from study.results.folder import Survey
 from study.spec import Study, Trial
 from study.train.branches import families, own_costs
 
 MOST_ROWS = 40
-
-
-def flops(trial: Trial, vocab_size: int) -> float:
-    """Expected training FLOPs of a trial, evaluation excluded."""
-    return float(trial.model(vocab_size).flops_per_token) * trial.n_tokens
+MOST_EPOCHS = 40
+"""Repeated text is worth ever less: up to 4 epochs as much as new text, from about 40 on nothing (Muennighoff et al. 2023)."""
+MOST_LR = 0.1
+"""AdamW's peak rates for transformers lie between about 1e-4 and 3e-2 (Hoffmann et al. 2022; Yang et al. 2022; this program's searches)."""
 
 
 def flops_to_train(trials: Sequence[Trial], vocab_size: int) -> float:
     """Expected training FLOPs of trials together: a trunk that several lengths share counts once."""
     steps = {trial_id: own.steps for family in families(trials) for trial_id, own in own_costs(family).items()}
-    return sum(flops(trial, vocab_size) * steps[trial.trial_id] / trial.train.n_steps for trial in trials)
+    return sum(trial.flops(vocab_size) * steps[trial.trial_id] / trial.train.n_steps for trial in trials)
 
 
 def overview(
@@ -81,9 +82,30 @@ def configuration_table(trials: Sequence[Trial], found: Survey, vocab_size: int,
         counts = (compact(model.params_total), compact(model.params_non_embedding), f"{first.train.n_steps:,}", compact(first.n_tokens))
         shape = (str(model.n_layer), str(model.n_embd), str(model.n_head))
         time_each = duration(expected[first.config_id]) if first.config_id in expected else "-"
-        cost = (f"{first.train.lr:g}", compact(flops(first, vocab_size)), time_each, f"{n_missing} of {len(group)}")
+        cost = (f"{first.train.lr:g}", compact(first.flops(vocab_size)), time_each, f"{n_missing} of {len(group)}")
         rows.append((*shape, *counts, *cost, ", ".join(first.sweeps)))
     shown = rows[: MOST_ROWS + 1]
     widths = [max(len(row[column]) for row in shown) for column in range(len(rows[0]) - 1)]
     lines = ["  ".join([*(cell.rjust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in shown]
     return lines + ([f"... and {len(rows) - len(shown)} configurations more"] if len(rows) > len(shown) else [])
+
+
+def cautions(trials: Sequence[Trial], corpus: Corpus | None, out: Path) -> list[str]:
+    """A sentence for each thing that is allowed and rarely meant."""
+    told = []
+    if corpus and (whole := [trial for trial in trials if not trial.train.unique_tokens]):  # else repetition is what is studied
+        longest = max(trial.n_tokens for trial in whole)
+        if (epochs := longest / len(corpus.train)) > MOST_EPOCHS:
+            told.append(
+                f"note: {longest:,} training tokens from a text of {len(corpus.train):,} are {epochs:.0f} epochs; after about "
+                f"{MOST_EPOCHS} more of it is worth nothing: give more text or fewer steps"
+            )
+    if (lr := max((trial.train.lr for trial in trials), default=0.0)) > MOST_LR:
+        told.append(f"note: lr={lr:g} is far above what AdamW bears (1e-4 to 3e-2 are usual): trials will diverge or learn nothing")
+    facts = read_json(out / "study.json")
+    if corpus and facts.get("data_sha256") not in (None, corpus.sha256):
+        held = facts["data"].get("source", "unknown") if isinstance(facts.get("data"), dict) else "unknown"
+        told.append(
+            f"note: {out} holds results of another text ({held}); they stay and are left out; give another --out to keep the two apart"
+        )
+    return told

@@ -3,30 +3,33 @@
 x is training tokens. Each run holds scalars (`loss/val` first), the shape as hparams, and the stories that the model wrote. The event files
 are written with TensorBoard's own protocol buffers: the driver needs neither torch nor tensorflow.
 
-    board = Board(out / "tensorboard", trials, vocab_size); board.progress(trial_id, rows); board.ended(row, samples); board.close()
+    board = Board(out / "tensorboard", trials, vocab_size); board.progress(row); board.ended(row, samples); board.close()
 """
 
 import json
+import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import textwrap
 import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
+from io import FileIO
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
-from tensorboard.compat.proto.tensor_pb2 import TensorProto
-from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+from tensorboard.plugins.text.summary_v2 import text_pb
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from study import records
-from study.display.event_file import EventFile
 from study.display.terminal import compact, printable
 from study.results.provenance import environment
 from study.spec import Trial
@@ -51,6 +54,38 @@ MIN_PAUSE_S = 30.0
 NEW_TRIALS = 3
 FIGURES_SHARE = 20
 """Pause between two drawings over the time that one takes."""
+_numbers = count()
+
+
+class EventFile:
+    """A new event file in a run's folder; each event is in it when `add` returns.
+
+    TensorBoard's own writer has a thread for each file, which prints a traceback of its own when a write fails.
+
+    Raises:
+        OSError: it cannot be written, here or in `add`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        # TensorBoard looks for "tfevents" in the name and reads a run's files in the order of their names.
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        self._file = FileIO(folder / name, "x")
+        self._records = RecordWriter(self)
+        self.add(file_version="brain.Event:2")
+
+    def add(self, **facts: Any) -> None:
+        """Append one event of this moment."""
+        self._records.write(Event(wall_time=time.time(), **facts).SerializeToString())
+
+    def write(self, record: bytes) -> None:
+        """Append bytes, all of them: a disk that fills up takes a part first and refuses the rest."""
+        while record:
+            record = record[self._file.write(record) :]
+
+    def close(self) -> None:
+        """Close the file; what was added is in it already."""
+        self._file.close()
 
 
 class Board:
@@ -58,13 +93,12 @@ class Board:
 
     Args:
         folder: where TensorBoard looks.
-        trials: the trials of this run.
+        trials: of this run, by trial_id; whoever adds one later adds it here.
         vocab_size: for the parameter counts among the hparams.
     """
 
-    def __init__(self, folder: Path, trials: Sequence[Trial], vocab_size: int) -> None:
-        self.folder, self.vocab_size = folder, vocab_size
-        self.trials = {trial.trial_id: trial for trial in trials}
+    def __init__(self, folder: Path, trials: Mapping[str, Trial], vocab_size: int) -> None:
+        self.folder, self.trials, self.vocab_size = folder, trials, vocab_size
         self.writers: dict[str, EventFile] = {}
         self.steps: dict[str, int] = {}
         self.painter: subprocess.Popen[bytes] | None = None
@@ -80,19 +114,13 @@ class Board:
 
     # ---- what the monitor calls ----
 
-    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
-        """Know trials that a search adds."""
-        self.trials.update({trial.trial_id: trial for trial in trials})
-
-    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Scalars of new evaluations; one that was seen before a restart is not drawn twice."""
-        for row in rows:
-            if row["step"] <= self.steps.get(trial_id, -1):
-                continue
-            writer = self._writer(trial_id, row)
-            self.steps[trial_id] = row["step"]
+    def progress(self, row: Mapping[str, Any]) -> None:
+        """Scalars of an evaluation; one that was seen before a restart is not drawn twice."""
+        if row["step"] > self.steps.get(row["trial_id"], -1):
+            writer = self._writer(row)
+            self.steps[row["trial_id"]] = row["step"]
             values = [Summary.Value(tag=tag, simple_value=row[name]) for tag, name in SCALARS.items() if row.get(name) is not None]
-            writer.add(Event(wall_time=time.time(), step=row["tokens"], summary=Summary(value=values)))
+            writer.add(step=row["tokens"], summary=Summary(value=values))
 
     def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         """Stories, the end of the session, and the file is closed: hundreds of trials keep no file open."""
@@ -103,15 +131,14 @@ class Board:
         tokens_per_step = row["batch_size"] * row["block_size"]
         for step in sorted({sample["step"] for sample in samples}):
             texts = [sample for sample in samples if sample["step"] == step]
-            value = text_value("stories", "\n\n".join(map(story_markdown, texts[:STORIES_PER_STEP])))
-            writer.add(Event(wall_time=time.time(), step=step * tokens_per_step, summary=Summary(value=[value])))
+            stories = text_pb("stories", ["\n\n".join(map(story_markdown, texts[:STORIES_PER_STEP]))])
+            writer.add(step=step * tokens_per_step, summary=stories)
         status = api_pb2.STATUS_SUCCESS if row["status"] == "COMPLETED" else api_pb2.STATUS_FAILURE
         info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=time.time())
-        self._add_hparams(writer, metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
+        ends = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
+        value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=ends, tensor=metadata.NULL_TENSOR)
+        writer.add(summary=Summary(value=[value]))
         writer.close()
-
-    def note(self, text: str) -> None:
-        """Nothing to draw."""
 
     def tick(self) -> None:
         """Draw the study's figures anew after more trials have ended, in a process of its own and of low priority.
@@ -135,48 +162,19 @@ class Board:
             writer.close()
         self.writers.clear()
 
-    # ---- files ----
-
-    def _writer(self, trial_id: str, row: Mapping[str, Any]) -> EventFile:
+    def _writer(self, row: Mapping[str, Any]) -> EventFile:
         """The run's file: made anew for a trial from its start, continued for one from a checkpoint."""
-        if trial_id not in self.writers:
-            folder = self.folder / run_name(self.trials[trial_id])
+        trial = self.trials[row["trial_id"]]
+        if trial.trial_id not in self.writers:
+            folder = self.folder / run_name(trial)
             if row["step"] == 0:
                 shutil.rmtree(folder, ignore_errors=True)
-            writer = self.writers[trial_id] = EventFile(folder)
+            writer = self.writers[trial.trial_id] = EventFile(folder)
             if row["step"]:  # later points of an earlier file are void
-                writer.add(Event(wall_time=time.time(), step=row["tokens"], session_log=SessionLog(status=SessionLog.START)))
-            self._start_session(writer, trial_id)
-        return self.writers[trial_id]
-
-    def _start_session(self, writer: EventFile, trial_id: str) -> None:
-        """The hparams of a run. Without an experiment record TensorBoard finds columns and ranges by itself, from all runs there are."""
-        trial = self.trials[trial_id]
-        start = plugin_data_pb2.SessionStartInfo(group_name=run_name(trial), start_time_secs=time.time())
-        for name, value in hparams(trial, self.vocab_size).items():
-            start.hparams[name].number_value = value
-        self._add_hparams(writer, metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=start))
-
-    def _add_hparams(self, writer: EventFile, tag: str, data: plugin_data_pb2.HParamsPluginData) -> None:
-        data.version = metadata.PLUGIN_DATA_VERSION
-        plugin = SummaryMetadata.PluginData(plugin_name=metadata.PLUGIN_NAME, content=data.SerializeToString())
-        value = Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=metadata.NULL_TENSOR)
-        writer.add(Event(wall_time=time.time(), summary=Summary(value=[value])))
-
-
-def add_figures(folder: Path, images: Mapping[str, bytes], tokens: int) -> None:
-    """Put PNG images of the study under `plots/` in its own run.
-
-    Args:
-        folder: where TensorBoard looks.
-        images: name -> PNG file.
-        tokens: x position: training tokens of all trials that the figures show.
-    """
-    writer = EventFile(folder / STUDY_RUN)
-    names = {name: "0_loss" if name == "loss" else name for name in images}  # the figure that answers the question comes first
-    values = [image_value(f"plots/{names[name]}", png) for name, png in sorted(images.items())]
-    writer.add(Event(wall_time=time.time(), step=tokens, summary=Summary(value=values)))
-    writer.close()
+                writer.add(step=row["tokens"], session_log=SessionLog(status=SessionLog.START))
+            # Without an experiment record TensorBoard finds columns and ranges by itself, from the hparams of all runs there are.
+            writer.add(summary=hparams_pb(hparams(trial, self.vocab_size), trial_id=run_name(trial)))
+        return self.writers[trial.trial_id]
 
 
 # ---- names and values ----
@@ -209,14 +207,6 @@ def story_markdown(sample: Mapping[str, Any]) -> str:
     return "\n".join([title, "", *(f"    {line}" for line in lines)])
 
 
-def text_value(tag: str, text: str) -> Summary.Value:
-    """A summary for TensorBoard's Text tab."""
-    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)])
-    plugin = SummaryMetadata.PluginData(plugin_name="text")
-    tensor = TensorProto(dtype=DT_STRING, string_val=[text.encode()], tensor_shape=shape)
-    return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
-
-
 def image_value(tag: str, png: bytes) -> Summary.Value:
     """A summary for TensorBoard's Images tab; a PNG file names its size in bytes 16 to 24."""
     width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
@@ -228,7 +218,11 @@ def report_images(results: Path) -> dict[str, bytes]:
     return {path.stem: path.read_bytes() for path in sorted((results / "report" / "figures").glob("*.png"))}
 
 
-def publish(results: Path, images: dict[str, bytes]) -> None:
-    """Put images onto the board at the tokens that all recorded trials have seen."""
+def publish(results: Path, images: Mapping[str, bytes]) -> None:
+    """Put PNG images, by name, under `plots/` in the study's own run, at the tokens that all recorded trials have seen."""
     tokens = sum(row["n_tokens"] for row in records.read(results, "trials", problems=[]).to_pylist())
-    add_figures(results / "tensorboard", images, tokens)
+    names = {name: "0_loss" if name == "loss" else name for name in images}  # the figure that answers the question comes first
+    writer = EventFile(results / "tensorboard" / STUDY_RUN)
+    values = [image_value(f"plots/{names[name]}", png) for name, png in sorted(images.items())]
+    writer.add(step=tokens, summary=Summary(value=values))
+    writer.close()

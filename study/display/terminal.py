@@ -1,6 +1,6 @@
 """The run on a terminal: one live table, or plain lines where there is no terminal or where it cannot redraw.
 
-view = open_view(trials, already_done=3, flops=flops); view.progress(trial_id, rows); view.ended(row, samples); view.close()
+view = open_view(trials, vocab_size, done_before=3); view.progress(row); view.ended(row, samples); view.close()
 """
 
 import os
@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from study.spec import Trial
@@ -50,7 +50,7 @@ def duration(seconds: float) -> str:
 class Tally:
     """What is known about the run so far; all thinking, no drawing."""
 
-    trials: dict[str, Trial]
+    trials: Mapping[str, Trial]
     """trials to run now, by trial_id"""
     flops: dict[str, float]
     """expected FLOPs of each"""
@@ -70,9 +70,8 @@ class Tally:
     def __post_init__(self) -> None:
         self.distinctions = distinctions(self.trials.values())
 
-    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
-        """Count trials that a search adds."""
-        self.trials.update({trial.trial_id: trial for trial in trials})
+    def expect(self, flops: Mapping[str, float]) -> None:
+        """Count trials that a search has added, with the FLOPs of each."""
         self.flops.update(flops)
         self.distinctions = distinctions(self.trials.values())
 
@@ -173,14 +172,14 @@ class Plain:
         self.tally, self.said_at = tally, time.monotonic()
         self.say = say or (lambda text: print(printable(text), flush=True))
 
-    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
-        """Count trials that a search adds."""
-        self.tally.expect(trials, flops)
+    def expect(self, flops: Mapping[str, float]) -> None:
+        """Count trials that a search has added, with the FLOPs of each."""
+        self.tally.expect(flops)
 
-    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    def progress(self, row: Mapping[str, Any]) -> None:
         """Remember the latest evaluation."""
-        if rows and trial_id not in self.tally.ended:
-            self.tally.latest[trial_id] = rows[-1]
+        if row["trial_id"] not in self.tally.ended:
+            self.tally.latest[row["trial_id"]] = row
 
     def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
         """Say how a trial ended."""
@@ -234,16 +233,12 @@ class Screen(Plain):
     def draw(self) -> Group:
         """The headline, the running trials and the finished configurations, cut to the terminal's height."""
         room = max(4, self.live.console.size.height - 8)
-        running = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for title, side in (("running", "left"), ("step", "right"), ("val_loss", "right"), ("tokens/s", "right")):
-            running.add_column(title, justify=side)  # type: ignore[arg-type]
+        running = _table("running", "step", "val_loss", "tokens/s")
         for trial_id, row in list(self.tally.latest.items())[: room // 2]:
             trial, speed = self.tally.trials[trial_id], row.get("tokens_per_s")
             steps = f"{row['step']:,} of {trial.train.n_steps:,}"
             running.add_row(trial_name(trial, self.tally.distinctions), steps, f"{row['val_loss']:.4f}", f"{speed:,.0f}" if speed else "")
-        finished = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-        for title, side in (("finished", "left"), ("trials", "right"), ("mean val_loss", "right")):
-            finished.add_column(title, justify=side)  # type: ignore[arg-type]
+        finished = _table("finished", "trials", "mean val_loss")
         found = self.tally.configurations()
         for shape, n, loss in found[: room - running.row_count]:
             finished.add_row(shape, str(n), f"{loss:.4f}")
@@ -251,9 +246,13 @@ class Screen(Plain):
         return Group(*parts, *([running] if running.row_count else []), *([finished] if found else []))
 
 
-def open_view(trials: Sequence[Trial], flops: Mapping[str, float], done_before: int) -> Plain:
-    """A live table on a terminal, else plain lines."""
-    tally = Tally({trial.trial_id: trial for trial in trials}, dict(flops), done_before)
+def _table(what: str, *numbers: str) -> Table:
+    return Table(what, *(Column(title, justify="right") for title in numbers), box=None, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def open_view(trials: Mapping[str, Trial], vocab_size: int, done_before: int) -> Plain:
+    """A live table on a terminal, else plain lines. Whoever adds a trial later adds it to `trials` and has the view expect it."""
+    tally = Tally(trials, {trial_id: trial.flops(vocab_size) for trial_id, trial in trials.items()}, done_before)
     return Screen(tally) if sys.stdout.isatty() and can_redraw() else Plain(tally)
 
 

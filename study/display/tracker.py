@@ -3,7 +3,7 @@
 The tracker's library lives in a process of its own (`study.display.tracker_process`), which is told what happens by one JSON object a line:
 what it prints, waits for or breaks over touches neither the driver nor a row. It is a view; the results folder holds everything without it.
 
-    tracker = Tracker("wandb", out, trials, vocab_size, say); tracker.progress(trial_id, rows); tracker.ended(row, samples); tracker.close()
+    tracker = Tracker("wandb", out, trials, vocab_size, say); tracker.progress(row); tracker.ended(row, samples); tracker.close()
 """
 
 import importlib.util
@@ -51,14 +51,13 @@ class Tracker:
     Args:
         name: wandb, trackio or mlflow.
         out: the results folder; its name is the project's (mlflow: experiment's) unless the tracker's own variable names one.
-        trials: the trials of this run.
+        trials: of this run, by trial_id; whoever adds one later adds it here.
         vocab_size: for the parameter counts in a run's configuration.
         say: tells a person.
     """
 
-    def __init__(self, name: str, out: Path, trials: Sequence[Trial], vocab_size: int, say: Callable[[str], None]) -> None:
-        self.name, self.out, self.vocab_size, self.say = name, out, vocab_size, say
-        self.trials = {trial.trial_id: trial for trial in trials}
+    def __init__(self, name: str, out: Path, trials: Mapping[str, Trial], vocab_size: int, say: Callable[[str], None]) -> None:
+        self.name, self.out, self.trials, self.vocab_size, self.say = name, out, trials, vocab_size, say
         self.steps: dict[str, int] = {}
         self.waiting: deque[bytes] = deque()
         self.log = (out / LOG_FILE).open("wb")
@@ -76,15 +75,10 @@ class Tracker:
 
     # ---- what the monitor calls ----
 
-    def expect(self, trials: Sequence[Trial], flops: Mapping[str, float]) -> None:
-        """Know trials that a search adds."""
-        self.trials.update({trial.trial_id: trial for trial in trials})
-
-    def progress(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Scalars of new evaluations, over training tokens."""
-        for row in rows:
-            if row["step"] <= self.steps.get(trial_id, -1):
-                continue
+    def progress(self, row: Mapping[str, Any]) -> None:
+        """Scalars of a new evaluation, over training tokens."""
+        trial_id = row["trial_id"]
+        if row["step"] > self.steps.get(trial_id, -1):
             self._begin(trial_id)
             self.steps[trial_id] = row["step"]
             values = {tag: row[column] for tag, column in SCALARS.items() if row.get(column) is not None}
@@ -96,9 +90,6 @@ class Tracker:
         self.steps.pop(row["trial_id"], None)
         final = {column: row[column] for column in FINAL if row.get(column) is not None}
         self._tell("end", run=row["trial_id"], step=row.get("n_tokens") or 0, status=row["status"], final=final)
-
-    def note(self, text: str) -> None:
-        """Nothing to track."""
 
     def tick(self) -> None:
         """Send what waits; say it once where the tracker is gone."""
@@ -128,13 +119,12 @@ class Tracker:
     # ---- the tracker's process ----
 
     def _begin(self, trial_id: str) -> None:
-        if trial_id in self.steps:
-            return
-        self.steps[trial_id] = -1
-        trial = self.trials[trial_id]
-        name = run_name(trial)
-        group = name.replace(f"-s{trial.seed}-", "-")
-        self._tell("start", run=trial_id, name=name, group=group, config=configuration(trial, self.vocab_size))
+        if trial_id not in self.steps:
+            self.steps[trial_id] = -1
+            trial = self.trials[trial_id]
+            name = run_name(trial)
+            group = name.replace(f"-s{trial.seed}-", "-")
+            self._tell("start", run=trial_id, name=name, group=group, config=configuration(trial, self.vocab_size))
 
     def _tell(self, what: str, **facts: Any) -> None:
         if self.process is not None:

@@ -8,7 +8,7 @@ Only the driver writes tables, and a trial that was retried appears in them once
 import errno
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,10 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from study.display.overview import flops
-from study.display.tensorboard import Board
-from study.display.terminal import Plain, printable
-from study.display.tracker import Tracker
+from study.display.terminal import printable
 from study.plan.memory import is_out_of_memory, next_share, share_in_words
 from study.results.store_sync import Mirror
 from study.results.trial_writer import Recorder, Where
@@ -29,8 +26,6 @@ from study.tune.worker_input import Bundled, reservation
 
 DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 """How a failed trial's traceback names a full disk."""
-View = Plain | Board | Tracker
-"""What shows the run to a person; the results need none of it."""
 
 
 @dataclass
@@ -66,7 +61,7 @@ class Monitor(tune.Callback):
 
     Args:
         recorder: writes rows as trials end.
-        views: terminal, board, tracker.
+        views: terminal, board, tracker: what shows the run to a person; the results need none of it.
         interrupts: signals are acted upon here, between two events of Ray Tune.
         bundles: by the index that Ray Tune knows.
         stall_s: a bundle without any result for so long has its process killed, so that it is tried again.
@@ -77,7 +72,7 @@ class Monitor(tune.Callback):
     def __init__(
         self,
         recorder: Recorder,
-        views: Sequence[View],
+        views: Sequence[Any],
         interrupts: Interrupts,
         bundles: Sequence[Bundled],
         stall_s: float = 1800.0,
@@ -103,7 +98,7 @@ class Monitor(tune.Callback):
         self.interrupts.check()
         self._look_upstream()
         self._restart_stalled(trials)
-        self._show(lambda view: view.tick())
+        self._show("tick")
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle begins, for the first time or again."""
@@ -125,16 +120,15 @@ class Monitor(tune.Callback):
             self.note(note)
         for row in result.pop("earlier", []):
             running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
-        rows = result.pop("rows", [])
-        for row in rows:
+        for row in result.pop("rows", []):
             running.curves.setdefault(row["trial_id"], {})[row["step"]] = row
-            self._show(lambda view, row=row: view.progress(row["trial_id"], [row]))  # type: ignore[misc]
+            self._show("progress", row)
         if "refused" in result:
             self._cut_off(running, "FAILED", printable(result["refused"]))
         for outcome in result.pop("outcomes", []):
             with _or_stop():
                 row = self.recorder.ended(outcome, running.where())
-            self._show_end(row, outcome["samples"])
+            self._show("ended", row, outcome["samples"])
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle is through; a run of a search that left no outcome was stopped by its scheduler."""
@@ -162,10 +156,8 @@ class Monitor(tune.Callback):
     def expect(self, bundled: Bundled) -> int:
         """Take in a bundle that was not known when the run began; returns its index."""
         self.bundles.append(bundled)
-        for trial in bundled.trials:
-            self.recorder.trials[trial.trial_id] = trial
-        cost = {trial.trial_id: flops(trial, self.recorder.vocab_size) for trial in bundled.trials}
-        self._show(lambda view: view.expect(bundled.trials, cost))
+        self.recorder.trials.update({trial.trial_id: trial for trial in bundled.trials})
+        self._show("expect", {trial.trial_id: trial.flops(self.recorder.vocab_size) for trial in bundled.trials})
         return len(self.bundles) - 1
 
     # ---- ends ----
@@ -180,7 +172,7 @@ class Monitor(tune.Callback):
     def close(self) -> None:
         """Let the views finish."""
         self.recorder.sweep()
-        self._show(lambda view: view.close())
+        self._show("close")
 
     def _cut_off(self, running: _Running, status: str, reason: str) -> None:
         for trial in running.bundled.trials:
@@ -189,20 +181,17 @@ class Monitor(tune.Callback):
             steps = running.curves.get(trial.trial_id, {})
             with _or_stop():
                 row = self.recorder.cut_off(trial.trial_id, status, reason, [steps[step] for step in sorted(steps)], running.where())
-            self._show_end(row, [])
-
-    def _show_end(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-        self._show(lambda view: view.ended(row, samples))
+            self._show("ended", row, [])
 
     def note(self, text: str) -> None:
         """Tell the views something a person should know."""
-        self._show(lambda view: view.note(text))
+        self._show("note", text)
 
-    def _show(self, call: Callable[[View], None]) -> None:
-        """Call every view; one whose files cannot be written is dropped, the results are not at stake."""
+    def _show(self, what: str, *told: Any) -> None:
+        """Tell every view that listens to it; one whose files cannot be written is dropped, the results are not at stake."""
         for view in list(self.views):
             try:
-                call(view)
+                getattr(view, what, lambda *told: None)(*told)
             except OSError as error:
                 self.views.remove(view)
                 self.note(f"{type(view).__name__} is given up: {error}")

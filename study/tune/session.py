@@ -13,7 +13,6 @@ from typing import Any
 
 from study.command import Command
 from study.data.corpus import Corpus
-from study.display.overview import flops
 from study.display.tensorboard import Board
 from study.display.terminal import open_view
 from study.display.tracker import Tracker
@@ -32,7 +31,7 @@ from study.train import mps
 from study.train.branches import families, programs
 from study.tune import cluster, tuner, worker_input
 from study.tune.environment import temporary_folder
-from study.tune.monitor import Monitor, OutOfBudget, StoreLost, View
+from study.tune.monitor import Monitor, OutOfBudget, StoreLost
 from study.tune.searcher import Prober
 from study.tune.signals import Interrupted, Interrupts
 from study.tune.worker_input import Bundled
@@ -129,7 +128,7 @@ def make_bundles(command: Command, missing: Sequence[Trial], vocab_size: int, qu
         planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
         return [worker_input.Bundled(part, bundle.cpus, bundle.gpus) for trials, bundle in planned for part in programs(trials)]
     gpus = cluster.gpus_per_trial(command.options)
-    longest_first = sorted(missing, key=lambda trial: -flops(trial, vocab_size))
+    longest_first = sorted(missing, key=lambda trial: -trial.flops(vocab_size))
     return [worker_input.Bundled(family, command.options.cpus_per_trial, gpus) for family in families(longest_first)]
 
 
@@ -150,10 +149,10 @@ def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
     }
     by_id = {trial.trial_id: trial for trial in missing}
     recorder = Recorder(command.out, command.study_name, origin.code_version, columns, by_id, corpus.vocab_size, again=found.again)
-    screen = open_view(missing, {trial.trial_id: flops(trial, corpus.vocab_size) for trial in missing}, len(found.done))
-    board = Board(command.out / "tensorboard", missing, corpus.vocab_size)
+    screen = open_view(by_id, corpus.vocab_size, len(found.done))
+    board = Board(command.out / "tensorboard", by_id, corpus.vocab_size)
     screen.say(f"board: {board.how_to_open()}")
-    views: list[View] = [Tracker(options.track, command.out, missing, corpus.vocab_size, screen.say)] if options.track else []
+    views = [Tracker(options.track, command.out, by_id, corpus.vocab_size, screen.say)] if options.track else []
     budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None, time.monotonic() - job.began)
     return Monitor(recorder, [*views, screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
 
@@ -168,4 +167,4 @@ def make_prober(job: Job, wanted: Sequence[SizeSearch | ShapeSearch]) -> Prober:
     largest = max(planned, key=lambda bundle: bundle.memory_bytes, default=None)
     shapes = any(isinstance(search, ShapeSearch) for search in wanted)
     room = (largest.cpus, largest.gpus) if shapes and largest else usual
-    return Prober(job.searches, wanted, lambda trial: shares.get(speed_key(trial), room), lambda trial: flops(trial, vocab_size))
+    return Prober(job.searches, wanted, lambda trial: shares.get(speed_key(trial), room), lambda trial: trial.flops(vocab_size))
