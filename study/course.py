@@ -26,7 +26,7 @@ from study.display import overview, tensorboard, tracker
 from study.display.terminal import distinctions, printable, trial_name
 from study.files import read_json, write_json
 from study.options import Options
-from study.plan import exclusive_timing, suggested_trials
+from study.plan import scope
 from study.plan.machine import processors
 from study.plan.memory import check_memory
 from study.plan.probe import ProbeError
@@ -50,7 +50,7 @@ def checked(command: Command) -> Command:
     Raises:
         ValueError: something is.
     """
-    command = suggested_trials.adopt(command)
+    command = scope.adopt(command)
     check_address(command.options)
     tracker.check(command.options.track)
     searches = search_state.plan(command.study)
@@ -115,7 +115,7 @@ def run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
 class _Ready:
     """What a run is about to do, and what is said of it."""
 
-    about: suggested_trials.Scope
+    about: scope.Scope
     searches: Searches
     found: Survey
     quoted: Quote | None
@@ -157,19 +157,19 @@ def _prepare(
     about, searches = _scope(command, trials, data.data_key(command.study.data), sha256)
     found = about.asked_for(folder.survey(command.out, about.trials, sha256, set_aside=not options.dry_run))
     if options.timing == "exclusive":
-        found = exclusive_timing.with_timing(found, about.trials)
-    found, quoted, lines = suggested_trials.within_budget(command, about, found, _quote(command, found, vocab_size, searches, meanwhile))
+        found = scope.with_timing(found, about.trials)
+    found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches, meanwhile))
     lines = [*overview.cautions(about.trials, corpus, command.out), *searches.lines(), *lines]
     if quoted and options.timing == "exclusive":
-        quoted, said = exclusive_timing.quote_timing(quoted, found, about.trials)
+        quoted, said = scope.quote_timing(quoted, found, about.trials)
         lines.append(said)
     text = overview.overview(command.study_name, command.study, about.trials, found, corpus, vocab_size, quoted)
     return _Ready(about, searches, found, quoted, "\n".join([text, *lines]))
 
 
-def _scope(command: Command, trials: list[Trial], key: str, data_sha256: str) -> tuple[suggested_trials.Scope, Searches]:
+def _scope(command: Command, trials: list[Trial], key: str, data_sha256: str) -> tuple[scope.Scope, Searches]:
     """The trials known by now and the searches, whose runs so far are among them."""
-    about = suggested_trials.find(command, trials, command.out, key)
+    about = scope.find(command, trials, key)
     searches = search_state.read(command.study, key, command.out, data_sha256, about.trials)
     about = dataclasses.replace(about, trials=searches.trials())
     if about.wanted is not None:  # only what was suggested is trained; what searches have found stays part of the study

@@ -151,6 +151,11 @@ class Options:
         return "" if address == "local" else address
 
     @property
+    def threads(self) -> int:
+        """CPU threads of each process."""
+        return max(1, int(self.cpus_per_trial))
+
+    @property
     def on_cluster(self) -> bool:
         """Whether the study runs on a Ray cluster that is up."""
         return bool(self.cluster)

@@ -261,7 +261,7 @@ def test_the_work_to_do_counts_a_shared_trunk_once() -> None:
     alone = [next(b for b in quoted.bundles if b.trials == (trial,)) for trial in trials[3:]]
     assert sharing.seconds == pytest.approx(sum(sharing.seconds_each.values()))
     assert sharing.seconds < sum(b.seconds for b in alone) * (128 + 64 + 32) / 96
-    assert f"{saved_share(trials):.0%} of the steps are saved" in "\n".join(Quote(quoted, Machine(), "float32", len(CHARACTERS)).lines())
+    assert f"{saved_share(trials):.0%} of the steps are saved" in "\n".join(Quote(quoted, Machine(), len(CHARACTERS), Options()).lines())
 
 
 def speeds(one: Trial) -> Speeds:

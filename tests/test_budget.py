@@ -171,7 +171,7 @@ def test_the_guard_stops_a_run_when_device_time_would_be_used_up() -> None:
 
 
 def test_beside_other_work_fewer_trials_are_chosen_and_the_quote_tells_both_times() -> None:
-    quoted = Quote(PLAN, Machine("cpu", "cpu", cpus=2), "float32", 64, busy_cores=2.0, threads=1)
+    quoted = Quote(PLAN, MACHINE, 64, Options(), busy_cores=2.0)
     assert quoted.stretch == 2.0
     assert f"beside it the study takes about {duration(2 * PLAN.seconds)}" in "\n".join(quoted.lines())
     assert replace(quoted, busy_cores=0.1).stretch == 1.0

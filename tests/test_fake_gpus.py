@@ -94,8 +94,8 @@ def test_what_real_trials_needed_makes_the_next_plan_reserve_more_and_survives_o
     speeds.note("gpu", trials[0], 64, 10.0, real=True)
     before = make_plan(trials, 64, gpu, speeds, Options(bundle=1)).bundles[0]
     expected = memory_bytes(trials[0], 64, "cuda", "float32")
-    speeds.note_memory("gpu", trials[0], 64, "float32", 3 << 30)
-    speeds.note_memory("gpu", trials[0], 64, "float32", 1 << 30)  # never less than was seen
+    speeds.note_memory(gpu, trials[0], 64, 3 << 30)
+    speeds.note_memory(gpu, trials[0], 64, 1 << 30)  # never less than was seen
     speeds.save()
     after = make_plan(trials, 64, gpu, Speeds.load(tmp_path), Options(bundle=1)).bundles[0]
     assert before.memory_bytes == expected

@@ -57,8 +57,8 @@ def test_fractions_pack_without_exceeding_memory(memory: int) -> None:
 
 def test_a_bundle_never_needs_more_memory_than_the_gpu_has() -> None:
     large = Trial(Shape(12, 768, 12, 1024), TrainConfig(batch_size=64), DataConfig(), 1)
-    small_gpu = replace(GPU, gpu_memory_bytes=24 << 30)
-    plan = make_plan([replace(large, seed=s) for s in range(8)], 228, small_gpu, speeds_for("gpu"), Options(), "bf16")
+    small_gpu = replace(GPU, gpu_memory_bytes=24 << 30, precision="bf16")
+    plan = make_plan([replace(large, seed=s) for s in range(8)], 228, small_gpu, speeds_for("gpu"), Options())
     alone = memory_bytes(large, 228, "cuda", "bf16")
     assert all(b.memory_bytes <= max(alone, 24 << 30) for b in plan.bundles)
 
@@ -94,7 +94,7 @@ def test_the_next_quote_starts_from_processor_time_so_that_a_busy_machine_does_n
 ) -> None:
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path))
     trials = expand(STUDY)[:2]
-    quoted = Quote(make_plan([], 64, Machine(), Speeds(), Options()), Machine(), "float32", 64)
+    quoted = Quote(make_plan([], 64, Machine(), Speeds(), Options()), Machine(), 64, Options())
     times = {"status": "COMPLETED", "bundle_size": 1, "ms_per_step": 80.0}
     seen = zip(trials, (10.0, None), strict=True)
     rows = [{**times, "trial_id": trial.trial_id, "cpu_ms_per_step": ms} for trial, ms in seen]
@@ -124,7 +124,7 @@ def test_what_other_work_holds_is_seen_and_said() -> None:
         held = busy_cores()
         other.kill()
     assert held > min(before + 0.5, 0.9 * len(os.sched_getaffinity(0)))
-    quoted = Quote(make_plan(expand(STUDY), 64, Machine(), speeds_for("cpu"), Options()), Machine(), "float32", 64, busy_cores=held)
+    quoted = Quote(make_plan(expand(STUDY), 64, Machine(), speeds_for("cpu"), Options()), Machine(), 64, Options(), held)
     assert sum("other work holds about" in line for line in quoted.lines()) == 1
     assert not any("other work" in line for line in replace(quoted, busy_cores=0.1).lines())
 

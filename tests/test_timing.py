@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from study import run
-from study.plan.exclusive_timing import to_time, with_timing
+from study.plan.scope import to_time, with_timing
 from study.results.folder import Survey
 from study.results.trial_writer import Recorder, Where
 from study.spec import Study, expand

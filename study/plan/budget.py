@@ -8,8 +8,6 @@ which spreads them. What trials take is the quote's; completed ones count as kno
     chosen = choose(found.missing, trials, done, quoted.plan, Budget(7200, 0), replan); chosen.trials; chosen.line()
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -106,15 +104,14 @@ def choose(
         return Chosen(tuple(missing), (), (), budget)
     costs = _costs(plan, in_device_time=bool(device))
     room = device or plan.slots * (wall - START_S - WORKER_START_S - END_S)
-    design = _Design.of(trials, missing, done, costs)
-    order = design.order(room, math.inf if device else room / plan.slots)
+    order = _most_informative(trials, missing, done, costs, room, math.inf if device else room / plan.slots)
     while order and not fits(order):
         order.pop()
     if not order:
         raise ValueError(_too_small(missing, costs, budget, replan, stretch))
     kept = {trial.trial_id for trial in order}
-    known = kept | set(done)
-    cut = tuple(name for name, ends in sweep_ends(trials).items() if not all(_any_seed(end, trials, known) for end in ends))
+    known = {trial.config_id for trial in trials if trial.trial_id in kept or trial.trial_id in done}
+    cut = tuple(name for name, ends in sweep_ends(trials).items() if not known.issuperset(ends))
     chosen = tuple(trial for trial in missing if trial.trial_id in kept)
     return Chosen(chosen, tuple(trial for trial in missing if trial.trial_id not in kept), cut, budget)
 
@@ -171,10 +168,6 @@ def sweep_ends(trials: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
     return ends
 
 
-def _any_seed(config_id: str, trials: Sequence[Trial], known: set[str]) -> bool:
-    return any(trial.config_id == config_id and trial.trial_id in known for trial in trials)
-
-
 # ---- the design ----
 
 
@@ -196,68 +189,43 @@ def features(trials: Sequence[Trial]) -> Floats:
     return np.stack([np.ones(len(trials)), *kept], axis=1)
 
 
-@dataclass
-class _Design:
-    """Configurations with their features, the trials of each that could run, and what is known so far.
+def _most_informative(
+    trials: Sequence[Trial], missing: Sequence[Trial], done: Mapping[str, Any], costs: Mapping[str, float], room: float, longest: float
+) -> list[Trial]:
+    """Missing trials, most wanted first, while their costs fit into `room` and none is longer than `longest`."""
+    first = {trial.config_id: trial for trial in reversed(trials)}
+    place = {config: i for i, config in enumerate(first)}
+    waiting: list[list[Trial]] = [[] for _ in place]  # by configuration, the next one last
+    for trial in reversed(missing):
+        waiting[place[trial.config_id]].append(trial)
+    known = Counter(place[trial.config_id] for trial in trials if trial.trial_id in done)
+    price = np.array([costs.get(config, math.inf) for config in place])
+    rows = features(list(first.values()))
+    counts, spread, leverage = np.zeros(len(place)), np.eye(rows.shape[1]) / PRIOR, (rows**2).sum(axis=1) / PRIOR
+    # spread is the inverse of the information, leverage x' spread x of each configuration
 
-    `spread` is the inverse of the information, `leverage` x' spread x of each configuration.
-    """
-
-    rows: Floats
-    waiting: list[list[Trial]]
-    counts: Floats
-    costs: Floats
-    ends: list[int]
-    spread: Floats
-    leverage: Floats
-
-    @staticmethod
-    def of(trials: Sequence[Trial], missing: Sequence[Trial], done: Mapping[str, Any], costs: Mapping[str, float]) -> _Design:
-        first = {trial.config_id: trial for trial in reversed(trials)}
-        place = {config: i for i, config in enumerate(first)}
-        waiting: list[list[Trial]] = [[] for _ in place]
-        for trial in missing:
-            waiting[place[trial.config_id]].append(trial)
-        known = Counter(place[trial.config_id] for trial in trials if trial.trial_id in done)
-        price = np.array([costs.get(config, math.inf) for config in place])
-        ends = {place[config] for pair in sweep_ends(trials).values() for config in pair if not known[place[config]]}
-        rows = features(list(first.values()))
-        spread = np.eye(rows.shape[1]) / PRIOR
-        in_order = sorted(ends, key=lambda i: (price[i], i))
-        made = _Design(rows, waiting, np.zeros(len(place)), price, in_order, spread, (rows**2).sum(axis=1) / PRIOR)
-        for i, count in known.items():
-            for _ in range(count):
-                made.add(i)
-        return made
-
-    def gain(self) -> Floats:
-        """Growth of ln det of the information by one more trial of each configuration."""
-        return np.log1p((_weight(self.counts + 1) - _weight(self.counts)) * self.leverage)
-
-    def add(self, i: int) -> None:
+    def add(i: int) -> None:
         """Count one more trial of a configuration (Sherman and Morrison 1950)."""
-        weight = float(_weight(self.counts[i] + 1) - _weight(self.counts[i]))
-        moved = self.spread @ self.rows[i]
-        shrink = weight / (1 + weight * float(self.rows[i] @ moved))
-        self.spread = self.spread - shrink * np.outer(moved, moved)
-        self.leverage = self.leverage - shrink * (self.rows @ moved) ** 2
-        self.counts[i] += 1
+        nonlocal spread, leverage
+        weight = float(_weight(counts[i] + 1) - _weight(counts[i]))
+        moved = spread @ rows[i]
+        shrink = weight / (1 + weight * float(rows[i] @ moved))
+        spread, leverage = spread - shrink * np.outer(moved, moved), leverage - shrink * (rows @ moved) ** 2
+        counts[i] += 1
 
-    def order(self, room: float, longest: float) -> list[Trial]:
-        """Trials to take, most wanted first, while their costs fit into `room` and none is longer than `longest`."""
-        taken: list[Trial] = []
-        left = np.array([len(own) for own in self.waiting])
-        firsts = [i for i in self.ends if left[i]]
-        while True:
-            possible = (left > 0) & (self.costs <= min(room, longest))
-            if not possible.any():
-                return taken
-            firsts = [i for i in firsts if possible[i]]
-            i = firsts.pop(0) if firsts else int(np.argmax(np.where(possible, self.gain() / self.costs, -np.inf)))
-            taken.append(self.waiting[i][len(self.waiting[i]) - left[i]])
-            left[i] -= 1
-            room -= self.costs[i]
-            self.add(i)
+    for i in known.elements():
+        add(i)
+    ends = {place[config] for pair in sweep_ends(trials).values() for config in pair}
+    firsts = sorted((i for i in ends if not known[i]), key=lambda i: (price[i], i))
+    taken: list[Trial] = []
+    while (possible := np.array([bool(own) for own in waiting]) & (price <= min(room, longest))).any():
+        firsts = [i for i in firsts if possible[i]]
+        gain = np.log1p((_weight(counts + 1) - _weight(counts)) * leverage)  # growth of ln det of the information by one more trial
+        i = firsts.pop(0) if firsts else int(np.argmax(np.where(possible, gain / price, -np.inf)))
+        taken.append(waiting[i].pop())
+        room -= price[i]
+        add(i)
+    return taken
 
 
 def _weight(n_seeds: Any) -> Any:

@@ -14,7 +14,6 @@ from study.data.corpus import expected_vocab_size
 from study.options import Options
 from study.plan import machine
 from study.spec import Trial
-from study.train.branches import Family
 
 STATE_BYTES = 16
 """Bytes per parameter: weights, gradients and AdamW's two moments in float32."""
@@ -52,17 +51,6 @@ def memory_bytes(trial: Trial, vocab_size: int, kind: str, precision: str, bundl
     model = trial.model(vocab_size)
     replica = STATE_BYTES * model.params_total + activation_bytes(model, trial.train.batch_size, precision)
     return PROCESS_BYTES[kind] + int(HEADROOM * bundle * replica)
-
-
-def family_memory(family: Family, vocab_size: int, kind: str, precision: str, bundle: int = 1, factor: float = 1.0) -> int:
-    """Peak memory of a process training `bundle` families like this one: a branch keeps the trunk's state beside its own.
-
-    Args:
-        factor: what was seen over what this model expects, for the part that is not the process itself (`Speeds.memory_factor`).
-    """
-    trunk = STATE_BYTES * family[-1].model(vocab_size).params_total * bundle if len(family) > 1 else 0
-    base = PROCESS_BYTES[kind]
-    return base + int(factor * (memory_bytes(family[-1], vocab_size, kind, precision, bundle) - base + int(HEADROOM * trunk)))
 
 
 def gpu_fraction(memory: int, gpu_memory_bytes: int) -> float:

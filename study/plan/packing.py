@@ -18,7 +18,7 @@ from typing import Any
 from models.module_file import identity
 from study.files import cache_folder, write_json
 from study.options import Options
-from study.plan.memory import PROCESS_BYTES, family_memory, gpu_fraction, memory_bytes
+from study.plan.memory import HEADROOM, PROCESS_BYTES, STATE_BYTES, gpu_fraction, memory_bytes
 from study.spec import Trial
 from study.train.branches import Family, bundle_key, families, own_costs
 
@@ -30,13 +30,14 @@ LARGEST_BUNDLE = 16
 
 @dataclass(frozen=True)
 class Machine:
-    """The devices there are: of one node, or of a cluster of like nodes."""
+    """The devices there are, and the arithmetic that models which are wide enough to gain from it will use."""
 
     kind: str = "cpu"
     name: str = "cpu"
     cpus: float = 2
     gpus: float = 0
     gpu_memory_bytes: int = 0
+    precision: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -120,21 +121,17 @@ class Speeds:
             ms = 0.5 * (ms + old["ms"])
         known[key] = {"ms": ms, "flops": step_flops(trial, vocab_size, bundle), "layers": float(trial.shape.n_layer), "real": float(real)}
 
-    def note_memory(self, device: str, trial: Trial, vocab_size: int, precision: str, seen_bytes: int, bundle: int = 1) -> None:
-        """Remember that a process of this device needed so much memory, its context included; only what is more than expected counts."""
+    def note_memory(self, machine: Machine, trial: Trial, vocab_size: int, seen_bytes: int, bundle: int = 1) -> None:
+        """Remember that a process of this machine's GPUs needed so much memory, its context included; only more than expected counts."""
         base = PROCESS_BYTES["cuda"]
-        expected = memory_bytes(trial, vocab_size, "cuda", precision, bundle) - base
-        known = self.factors.setdefault(device, {})
+        expected = memory_bytes(trial, vocab_size, "cuda", machine.precision, bundle) - base
+        known = self.factors.setdefault(machine.name, {})
         known[speed_key(trial)] = max(1.0, known.get(speed_key(trial), 1.0), (seen_bytes - base) / expected)
 
     def memory_factor(self, device: str, trial: Trial) -> float:
         """Seen over expected memory: this very kind of trial's, else the largest on this device, else 1."""
         known = self.factors.get(device, {})
         return known.get(speed_key(trial), max(known.values(), default=1.0))
-
-    def known(self, device: str, trial: Trial) -> bool:
-        """Whether this very step has been timed on this device."""
-        return speed_key(trial) in self.seen.get(device, {})
 
     def ms_per_step(self, device: str, trial: Trial, vocab_size: int, bundle: int = 1) -> float:
         """The time seen, or a prediction: fixed cost per layer plus FLOPs at the rate of the nearest shape seen.
@@ -143,11 +140,11 @@ class Speeds:
             ValueError: nothing has been timed on this device.
         """
         seen = self.seen.get(device, {})
-        if (found := seen.get(speed_key(trial, bundle))) is not None:
-            return found["ms"] * step_flops(trial, vocab_size, bundle) / found["flops"]  # another vocabulary, perhaps
         if not seen:
             raise ValueError(f"no step has been timed on {device} yet; a probe comes first")
         flops = step_flops(trial, vocab_size, bundle)
+        if (found := seen.get(speed_key(trial, bundle))) is not None:
+            return found["ms"] * flops / found["flops"]  # another vocabulary, perhaps
         near = min(seen.values(), key=lambda entry: abs(math.log(entry["flops"] / flops)))
         # A step is never cheaper than its launches: the cheapest time per layer that was seen.
         per_layer = min(entry["ms"] / entry["layers"] for entry in seen.values())
@@ -176,7 +173,7 @@ def family_seconds(family: Family, ms_per_step: float, bundle: int = 1) -> dict[
 
 def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: int, most: int = 12) -> list[Trial]:
     """One trial of each kind of step never timed on this device, spread over the sizes where there are many."""
-    kinds = {speed_key(trial): trial for trial in trials if not speeds.known(device, trial)}
+    kinds = {key: trial for trial in trials if (key := speed_key(trial)) not in speeds.seen.get(device, {})}
     ordered = sorted(kinds.values(), key=lambda trial: step_flops(trial, vocab_size))
     if len(ordered) <= most:
         return ordered
@@ -186,9 +183,7 @@ def to_probe(trials: Iterable[Trial], device: str, speeds: Speeds, vocab_size: i
 # ---- the plan ----
 
 
-def make_plan(
-    trials: Sequence[Trial], vocab_size: int, machine: Machine, speeds: Speeds, options: Options, precision: str = "float32"
-) -> Plan:
+def make_plan(trials: Sequence[Trial], vocab_size: int, machine: Machine, speeds: Speeds, options: Options) -> Plan:
     """Bundles of trials, longest first, such that the study ends soon on the devices there are.
 
     Trials that share a trunk stay together. On a CPU every trial or family runs alone: batched products gain only at the tiniest shapes
@@ -201,31 +196,37 @@ def make_plan(
         groups.setdefault(bundle_key(family), []).append(family)
     bundles = []
     for group in groups.values():
-        size = options.bundle or _bundle_size(group, len(units), vocab_size, machine, speeds, precision)
+        size = options.bundle or _bundle_size(group, len(units), vocab_size, machine, speeds)
         for start in range(0, len(group), size):
-            bundles.append(_planned(tuple(group[start : start + size]), vocab_size, machine, speeds, options, precision))
+            bundles.append(_planned(group[start : start + size], vocab_size, machine, speeds, options))
     bundles.sort(key=lambda bundle: -bundle.seconds)
     return _schedule(tuple(bundles), machine, options)
 
 
-def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, machine: Machine, speeds: Speeds, precision: str) -> int:
+def _bundle_size(group: Sequence[Family], n_families: int, vocab_size: int, machine: Machine, speeds: Speeds) -> int:
     if machine.kind != "cuda" or not machine.gpu_memory_bytes:
         return 1
     base = PROCESS_BYTES["cuda"]
-    replica = family_memory(group[0], vocab_size, "cuda", precision, factor=speeds.memory_factor(machine.name, group[0][-1])) - base
+    replica = _memory_bytes(group[0], vocab_size, machine, speeds) - base
     fits = max(1, int((0.9 * machine.gpu_memory_bytes - base) // replica))
     share = math.ceil(n_families / max(1.0, machine.gpus))  # a bundle larger than a GPU's share of the study would leave another idle
     return max(1, min(fits, share, LARGEST_BUNDLE, len(group)))
 
 
-def _planned(group: Sequence[Family], vocab_size: int, machine: Machine, speeds: Speeds, options: Options, precision: str) -> PlannedBundle:
-    first, size = group[0][-1], len(group)
-    factor = speeds.memory_factor(machine.name, first)
-    memory = family_memory(group[0], vocab_size, machine.kind, precision, size, factor)
+def _memory_bytes(family: Family, vocab_size: int, machine: Machine, speeds: Speeds, bundle: int = 1) -> int:
+    """Peak memory of a process training `bundle` families like this one: a branch keeps the trunk's state beside its own."""
+    longest, base = family[-1], PROCESS_BYTES[machine.kind]
+    trunk = STATE_BYTES * longest.model(vocab_size).params_total * bundle if len(family) > 1 else 0
+    expected = memory_bytes(longest, vocab_size, machine.kind, machine.precision, bundle) - base + int(HEADROOM * trunk)
+    return base + int(speeds.memory_factor(machine.name, longest) * expected)
+
+
+def _planned(group: Sequence[Family], vocab_size: int, machine: Machine, speeds: Speeds, options: Options) -> PlannedBundle:
+    size, memory = len(group), _memory_bytes(group[0], vocab_size, machine, speeds, len(group))
     gpus = options.gpus_per_trial
     if gpus is None:
         gpus = gpu_fraction(memory, machine.gpu_memory_bytes) if machine.kind == "cuda" and machine.gpu_memory_bytes else 0.0
-    ms = speeds.ms_per_step(machine.name, first, vocab_size, size)
+    ms = speeds.ms_per_step(machine.name, group[0][-1], vocab_size, size)
     each = {trial_id: s for family in group for trial_id, s in family_seconds(family, ms, size).items()}
     trials = tuple(trial for family in group for trial in family)
     return PlannedBundle(trials, options.cpus_per_trial, gpus, sum(each.values()), memory, each)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from study.options import Options, Price
+from study.options import Options
 from study.plan.machine import busy_cores, processors
 from study.plan.memory import GROWTH, PROCESS_BYTES, is_out_of_memory
 from study.plan.packing import Machine, Plan, Speeds, make_plan, to_probe
@@ -29,20 +29,17 @@ class Quote:
 
     plan: Plan
     machine: Machine
-    precision: str
     vocab_size: int
-    price: Price | None = None
+    options: Options
     busy_cores: float = 0.0
     """cores that other work held when the quote was made; the quote is for a machine without it"""
-    threads: int = 1
-    """of each process"""
 
     @property
     def stretch(self) -> float:
         """How much longer everything takes while the other work stays: cores that are wanted over cores there are."""
         if self.machine.kind != "cpu" or self.busy_cores <= WORTH_SAYING:
             return 1.0
-        return max(1.0, (self.plan.slots * self.threads + self.busy_cores) / self.machine.cpus)
+        return max(1.0, (self.plan.slots * self.options.threads + self.busy_cores) / self.machine.cpus)
 
     @property
     def seconds_by_configuration(self) -> dict[str, float]:
@@ -71,10 +68,9 @@ class Quote:
             )
         if saved := saved_share([trial for bundle in plan.bundles for trial in bundle.trials]):
             lines.append(f"WSD branches share their trunks: {saved:.0%} of the steps are saved")
-        if self.price:
-            hours = plan.seconds / 3600 * max(1.0, self.machine.gpus)
-            currency, per_hour = self.price.currency, self.price.per_hour
-            lines.append(f"price: about {currency}{per_hour * hours:.2f} at {currency}{per_hour:g} per hour")
+        if price := self.options.price:
+            cost = price.per_hour * plan.seconds / 3600 * max(1.0, self.machine.gpus)
+            lines.append(f"price: about {price.currency}{cost:.2f} at {price.currency}{price.per_hour:g} per hour")
         return lines
 
     def facts(self) -> dict[str, Any]:
@@ -85,7 +81,7 @@ class Quote:
             "slots": self.plan.slots,
             "utilisation": self.plan.utilisation,
             "device": self.machine.name,
-            "precision": self.precision,
+            "precision": self.machine.precision,
             "n_trials": sum(len(bundle.trials) for bundle in self.plan.bundles),
         }
 
@@ -104,40 +100,32 @@ def make_quote(trials: Sequence[Trial], vocab_size: int, options: Options, meanw
         ValueError: the wanted device is not on this machine.
     """
     speeds = Speeds.load()
-    threads = max(1, int(options.cpus_per_trial))
-    machine, precision = _measure(trials, vocab_size, options, speeds, threads, meanwhile)
-    plan = make_plan(trials, vocab_size, machine, speeds, options, precision)
-    return Quote(plan, machine, precision, vocab_size, options.price, busy_cores(), threads)
+    machine = _measure(trials, vocab_size, options, speeds, meanwhile)
+    return Quote(make_plan(trials, vocab_size, machine, speeds, options), machine, vocab_size, options, busy_cores())
 
 
-def requote(quoted: Quote, trials: Sequence[Trial], options: Options) -> Quote:
+def requote(quoted: Quote, trials: Sequence[Trial]) -> Quote:
     """The quote of some of its trials, on the same machine and without timing anything again."""
-    speeds = Speeds.load()
-    return replace(quoted, plan=make_plan(trials, quoted.vocab_size, quoted.machine, speeds, options, quoted.precision))
+    return replace(quoted, plan=make_plan(trials, quoted.vocab_size, quoted.machine, Speeds.load(), quoted.options))
 
 
-def _measure(
-    trials: Sequence[Trial], vocab_size: int, options: Options, speeds: Speeds, threads: int, meanwhile: Callable[[], None] | None
-) -> tuple[Machine, str]:
+def _measure(trials: Sequence[Trial], vocab_size: int, options: Options, speeds: Speeds, meanwhile: Callable[[], None] | None) -> Machine:
     """This machine with the arithmetic it will use; probes what `speeds` lacks and remembers it."""
-    place = speeds.places.get(_place(options, threads))
-    lacking = to_probe(trials, place["name"], speeds, vocab_size) if place else to_probe(trials, "", speeds, vocab_size)
-    if lacking or not place:
+    threads = options.threads
+    wanted = f"{options.device}/{options.precision}/{threads}"
+    place = speeds.places.get(wanted, {"name": ""})
+    if (lacking := to_probe(trials, place["name"], speeds, vocab_size)) or wanted not in speeds.places:
         print(f"timing a few steps of {len(lacking)} kinds of trials, once for this machine ...", file=sys.stderr, flush=True)
         beside = meanwhile if threads < processors() else None  # else it would take from what is timed
         found = ask(lacking, vocab_size, options.device, options.precision, threads, beside)
         kind = found.device.split(" ")[0]
         name = f"{found.device}, {found.precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if kind == "cpu" else "")
         place = {"name": name, "kind": kind, "precision": found.precision, "gpus": found.gpus, "gpu_memory_bytes": found.gpu_memory_bytes}
-        speeds.places[_place(options, threads)] = place
+        speeds.places[wanted] = place
         for trial, ms in zip(lacking, found.ms_per_step, strict=True):
             speeds.note(name, trial, vocab_size, ms, real=False)
         speeds.save()
-    return Machine(place["kind"], place["name"], float(processors()), float(place["gpus"]), place["gpu_memory_bytes"]), place["precision"]
-
-
-def _place(options: Options, threads: int) -> str:
-    return f"{options.device}/{options.precision}/{threads}"
+    return Machine(cpus=float(processors()), **place)
 
 
 def learn(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapping[str, Any]]) -> None:
@@ -165,7 +153,7 @@ def learn_memory(quoted: Quote, trials: Mapping[str, Trial], rows: Iterable[Mapp
         if row["status"] == "FAILED" and is_out_of_memory(row["reason"] or ""):
             needed = int(GROWTH * min(1.0, row["gpu_fraction"]) * quoted.machine.gpu_memory_bytes)
         if trial and needed > PROCESS_BYTES["cuda"]:
-            speeds.note_memory(quoted.machine.name, trial, quoted.vocab_size, quoted.precision, needed, size)
+            speeds.note_memory(quoted.machine, trial, quoted.vocab_size, needed, size)
     speeds.save()
 
 

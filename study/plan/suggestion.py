@@ -110,11 +110,3 @@ def accepted(study: Study, entries: Sequence[Mapping[str, Any]], data_key: str =
         trial = Trial(shape, train, study.data, entry["seed"], data_key, tuple(entry["sweeps"]) or (SWEEP,))
         found.setdefault(trial.trial_id, trial)
     return list(found.values())
-
-
-def joined(entries: Sequence[Mapping[str, Any]], more: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Accepted suggestions with new ones behind them, each once."""
-    kept: dict[str, dict[str, Any]] = {}
-    for entry in [*entries, *more]:
-        kept.setdefault(json.dumps([entry["change"], entry["seed"]], sort_keys=True), dict(entry))
-    return list(kept.values())

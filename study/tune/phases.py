@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 from study import report_process
 from study.files import read_json, write_json
-from study.plan.exclusive_timing import to_time
 from study.plan.quote import requote
+from study.plan.scope import to_time
 from study.results import folder
 from study.results.folder import Survey
 from study.search.search_state import refresh
@@ -69,7 +69,7 @@ def search_phase(job: Job, wanted: Callable[[Trial], bool]) -> str:
     part = tuple(trial for trial in found.missing if wanted(trial) and trial.lr_status in ("tuned", "at_edge"))
     if problem or not part:
         return problem
-    quoted = job.quoted and requote(job.quoted, part, job.command.options)  # they were not known when the run was quoted
+    quoted = job.quoted and requote(job.quoted, part)  # they were not known when the run was quoted
     return train(dataclasses.replace(job, quoted=quoted), dataclasses.replace(found, missing=part))
 
 

@@ -1,12 +1,15 @@
 """Which trials a run is about: the study's own, those accepted from suggestions, and of the missing ones what was asked for.
 
-command = adopt(parse(argv)); scope = find(command, trials, out, data_key); found, quoted, lines = scope.narrow(...)
+With `--timing exclusive` one trial of each kind of step trains with the device to itself, so that speeds can be compared. These run first,
+one at a time and on a whole GPU; the others then share the machine as ever. A kind whose trials are all done already is trained once more:
+training is deterministic, so its row changes in nothing but its times.
+
+    command = adopt(parse(argv)); scope = find(command, trials, data_key); found, quote, lines = within_budget(command, scope, found, quote)
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from models.home import expanded
@@ -14,8 +17,8 @@ from study.command import DEFAULT_STUDY, Command, parse
 from study.files import read_json
 from study.plan import suggestion
 from study.plan.budget import choose
-from study.plan.packing import Plan
-from study.plan.quote import Quote, requote
+from study.plan.packing import speed_key
+from study.plan.quote import Quote, duration, requote
 from study.results.folder import Survey
 from study.spec import Trial
 
@@ -63,20 +66,19 @@ class Scope:
         return dataclasses.replace(found, missing=tuple(t for t in found.missing if t.trial_id in self.wanted))
 
 
-def find(command: Command, trials: Sequence[Trial], out: Path, data_key: str) -> Scope:
+def find(command: Command, trials: Sequence[Trial], data_key: str) -> Scope:
     """The scope of a run: reads the accepted suggestions of the results folder and the one that is given.
 
     Raises:
         ValueError: a suggestion that cannot be used.
     """
-    held = read_json(out / "study.json").get("suggested")
-    path = command.options.from_suggestion
+    facts, path = command.out / "study.json", command.options.from_suggestion
+    held = read_json(facts).get("suggested")
     given = suggestion.read(expanded(path, "from-suggestion")).trials if path else ()
     wanted = frozenset(t.trial_id for t in suggestion.accepted(command.study, given, data_key)) if path else None
-    entries = suggestion.joined(suggestion.checked(out / "study.json", held if isinstance(held, list) else []), given)
     own = {trial.trial_id for trial in trials}
     kept, more = [], []
-    for entry in entries:
+    for entry in [*suggestion.checked(facts, held if isinstance(held, list) else []), *given]:
         try:
             (trial,) = suggestion.accepted(command.study, [entry], data_key)
         except ValueError:  # accepted once, impossible since the study's centre changed: kept, for it may change back
@@ -103,9 +105,43 @@ def within_budget(command: Command, scope: Scope, found: Survey, quoted: Quote |
             raise ValueError(f"budget={budget} needs a quote, and there is none on a cluster; give a wall time such as 2h")
         return found, None, [f"budget {budget}: there is no quote, so trials run in the usual order until that time is over"]
 
-    def replan(part: Sequence[Trial]) -> Plan:
-        return requote(quoted, part, command.options).plan
-
-    chosen = choose(found.missing, scope.trials, found.done, quoted.plan, budget, replan, quoted.stretch)
+    chosen = choose(found.missing, scope.trials, found.done, quoted.plan, budget, lambda part: requote(quoted, part).plan, quoted.stretch)
     smaller = dataclasses.replace(found, missing=chosen.trials)
-    return smaller, requote(quoted, chosen.trials, command.options), chosen.lines(command.options.dry_run)
+    return smaller, requote(quoted, chosen.trials), chosen.lines(command.options.dry_run)
+
+
+# ---- speeds that can be compared ----
+
+
+def to_time(trials: Iterable[Trial], done: Mapping[str, Mapping[str, Any]]) -> list[Trial]:
+    """One trial of each kind of step of which no completed one had its device alone; one that is missing anyway where there is one."""
+    kinds: dict[str, list[Trial]] = {}
+    for trial in trials:
+        kinds.setdefault(speed_key(trial), []).append(trial)
+    return [
+        next((trial for trial in kind if trial.trial_id not in done), kind[0])
+        for kind in kinds.values()
+        if not any(done.get(trial.trial_id, {}).get("exclusive_timing") for trial in kind)
+    ]
+
+
+def with_timing(found: Survey, trials: Sequence[Trial]) -> Survey:
+    """The survey with trials to be timed among the missing ones; rows of those that were completed stay until the new ones are written."""
+    again = frozenset(trial.trial_id for trial in to_time(trials, found.done)) & set(found.done)
+    missing = {trial.trial_id for trial in found.missing} | again
+    return dataclasses.replace(
+        found,
+        done={trial_id: row for trial_id, row in found.done.items() if trial_id not in again},
+        missing=tuple(trial for trial in trials if trial.trial_id in missing),
+        again=again,
+    )
+
+
+def quote_timing(quoted: Quote, found: Survey, trials: Sequence[Trial]) -> tuple[Quote, str]:
+    """The quote with the time that running alone adds, and a sentence that says so."""
+    alone = {trial.trial_id for trial in to_time(trials, found.done)}
+    each = {trial_id: s for bundle in quoted.plan.bundles for trial_id, s in bundle.seconds_each.items()}
+    adds = sum(each.get(trial_id, 0.0) for trial_id in alone) * (1 - 1 / max(1, quoted.plan.slots))
+    plan = dataclasses.replace(quoted.plan, seconds=quoted.plan.seconds + adds)
+    said = f"speed comparison: {len(alone)} kinds of trials run first, each with the device to itself; that adds about {duration(adds)}"
+    return dataclasses.replace(quoted, plan=plan), said
