@@ -13,10 +13,9 @@ import pytest
 
 from study import records
 from study.search import learning_rate as bracket
-from study.search.learning_rate import Found, Probe, Try, decide, optimum, rungs, stops_at
+from study.search.learning_rate import Found, Probe, SizeSearch, Try, decide, optimum, rungs, stops_at
 from study.search.search_state import SEED_OFFSET, Searches, merged, plan
 from study.search.settings import SearchSettings, read_settings
-from study.search.size_search import SizeSearch
 from study.spec import Study, TrainConfig, expand
 from study.sweeps import format_sweep, parse_sweep
 from tests.running import facts, rows, start, tables, wait_until

@@ -8,7 +8,7 @@ Reads /proc and /sys/fs/cgroup (cgroups(7), both versions); where they are not t
 import os
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 GROUPS = Path("/proc/self/cgroup")
@@ -23,20 +23,20 @@ def processors() -> int:
 
 def memory() -> int:
     """Bytes of memory that this process and its children may use."""
-    limits = [*_numbers("memory", "memory.max"), *_numbers("memory", "memory.limit_in_bytes")]
+    limits = [limit for name in ("memory.max", "memory.limit_in_bytes") for limit in _numbers(name, _folders("memory"))]
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
 def address_space() -> int | None:
     """Bytes that the addresses of one process may span (`ulimit -v`); None where nothing limits them."""
-    if (limit := resource.getrlimit(resource.RLIMIT_AS)[0]) == resource.RLIM_INFINITY:
-        return None
-    return limit
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def processes_left() -> int | None:
     """Processes and threads that may still be started; None where nothing limits them."""
-    left = [most - max(_numbers("pids", "pids.current", group), default=0) for group in _folders("pids") for most in _limit(group)]
+    groups = [(_numbers("pids.max", [group]), _numbers("pids.current", [group])) for group in _folders("pids")]
+    left = [most - max(here, default=0) for limits, here in groups for most in limits]
     if os.getuid() and (most := resource.getrlimit(resource.RLIMIT_NPROC)[0]) != resource.RLIM_INFINITY:
         left.append(most - _threads_of(os.getuid()))
     return min(left, default=None)
@@ -69,14 +69,9 @@ def _folders(controller: str) -> list[Path]:
     return found
 
 
-def _numbers(controller: str, name: str, group: Path | None = None) -> Iterator[int]:
+def _numbers(name: str, folders: Sequence[Path]) -> list[int]:
     """The numbers that files of a name hold; `max` and what is absent count as none."""
-    for folder in [group] if group else _folders(controller):
-        yield from (int(word) for word in _text(folder / name).split()[:1] if word.lstrip("-").isdigit())
-
-
-def _limit(group: Path) -> Iterator[int]:
-    return _numbers("pids", "pids.max", group)
+    return [int(word) for folder in folders for word in _text(folder / name).split()[:1] if word.lstrip("-").isdigit()]
 
 
 def _quotas() -> Iterator[float]:

@@ -17,9 +17,8 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from models.config import Shape
 from study.plan.memory import memory_bytes
-from study.search.learning_rate import rounded
-from study.search.settings import COSTS, RATES, ShapeSettings
-from study.search.size_search import Curves, Rows
+from study.search.learning_rate import Curves, Rows, rounded
+from study.search.settings import RATES, ShapeSettings
 from study.spec import Study, Trial, changed
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -93,7 +92,7 @@ class ShapeSearch:
             axes["n_head"] = list(self.settings.heads)
         grid = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
         shapes = [trial for point in grid if (trial := self.trial(repaired(point, self.settings)))]
-        largest = max(shapes, key=lambda trial: self.cost(trial, "flops") or 0.0, default=self.base)
+        largest = max(shapes, key=lambda trial: self.costs(trial)["flops"], default=self.base)
         rates = [largest.train.lr * (1 + 1e-3 * i) for i in range(self.settings.max_trials - len(self.runs()))]
         return [dataclasses.replace(largest, train=dataclasses.replace(largest.train, lr=lr)) for lr in rates]
 
@@ -105,24 +104,21 @@ class ShapeSearch:
         except ValueError:
             return None
         trial = dataclasses.replace(self.base, shape=shape, train=train, sweeps=(self.name,))
-        known = {name: cost for name in COSTS if (cost := self.cost(trial, name)) is not None}
-        return trial if all(known[name] <= limit for name, limit in self.settings.limits.items() if name in known) else None
+        known = self.costs(trial)
+        return trial if all(known.get(name, 0.0) <= limit for name, limit in self.settings.limits.items()) else None
 
-    def cost(self, trial: Trial, name: str) -> float | None:
-        """A cost that is known before training; None for time, which must be measured."""
-        model = trial.model(self.vocab_size)
-        if name == "memory":
-            return float(memory_bytes(trial, self.vocab_size, "cpu", "float32"))
-        exact = {"params": model.params_non_embedding, "flops": model.flops_per_token * trial.n_tokens}
-        return float(exact[name]) if name in exact else None
+    def costs(self, trial: Trial) -> dict[str, float]:
+        """What is known before training: `COSTS` but for time, which must be measured."""
+        model, memory = trial.model(self.vocab_size), memory_bytes(trial, self.vocab_size, "cpu", "float32")
+        exact = {"params": model.params_non_embedding, "flops": model.flops_per_token * trial.n_tokens, "memory": memory}
+        return {name: float(cost) for name, cost in exact.items()}
 
     def _result(self, row: Mapping[str, Any], trial: Trial) -> None:
         if row["status"] not in ("COMPLETED", "DIVERGED"):
             return
         loss = float(row["val_loss"]) if row["status"] == "COMPLETED" else math.inf
         tokens = trial.train.batch_size * trial.shape.block_size
-        time = float(row["ms_per_step"]) / tokens if row.get("ms_per_step") else math.inf
-        costs = {name: time if (known := self.cost(trial, name)) is None else known for name in COSTS}
+        costs = self.costs(trial) | {"ms_per_token": float(row["ms_per_step"]) / tokens if row.get("ms_per_step") else math.inf}
         within = all(costs[name] <= limit for name, limit in self.settings.limits.items())
         self.results[trial.trial_id] = (loss, costs[self.settings.against], within)
 
@@ -160,6 +156,5 @@ def repaired(point: Mapping[str, Any], settings: ShapeSettings) -> dict[str, flo
         low, high = settings.ranges["n_embd"]
         heads = found["n_head"]
         nearest = max(1, round(found["n_embd"] / heads)) * heads
-        nearest = nearest - heads if nearest > high else nearest + heads if nearest < low else nearest
-        found["n_embd"] = nearest
+        found["n_embd"] = nearest - heads if nearest > high else nearest + heads if nearest < low else nearest
     return {name: int(value) if isinstance(point[name], int) else value for name, value in found.items()}

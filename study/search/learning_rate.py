@@ -1,4 +1,4 @@
-"""The search for one size's learning rate as a chain of decisions, each a pure function of the runs made so far.
+"""The search for one size's learning rate: a chain of decisions, each a pure function of the runs made so far.
 
 First an open side is closed: a run at a third (or three times) the rate, until a lower and a higher rate are both worse than the best by
 more than the noise; the range grows where the best lies at its end. Then the bracket is refined until a parabola promises no gain beyond
@@ -7,16 +7,15 @@ the noise. Nothing depends on when or where runs were made, so that a search con
     decision = decide(settings, start, probes, noise)   # Try(lr) or Found(status, lr)
 """
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import Any
 
 from study.search.settings import SearchSettings
-
-if TYPE_CHECKING:
-    from study.spec import TrainConfig
+from study.spec import TrainConfig, Trial
 
 STEP = 3.0
 """Factor between neighboring rates while a side is open, and by which the range grows."""
@@ -26,6 +25,9 @@ NARROW = 1.3
 """A bracket whose ends are within this factor of the best needs no refinement."""
 NOISE_OF_NOTHING = 0.01
 """Nats that two losses are taken to differ by, where neither replicates nor an evaluation's error are recorded."""
+ENDED = ("COMPLETED", "STOPPED", "DIVERGED")
+Rows = Mapping[str, Mapping[str, Any]]
+Curves = Mapping[str, Mapping[int, float]]
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,11 @@ def decide(settings: SearchSettings, start: float, probes: Sequence[Probe], nois
         return Try(_beyond(min(rates), settings.low, 1 / STEP))
     if not above:
         return Try(_beyond(max(rates), settings.high, STEP))
-    if _settled(best, below, above, probes, noise):
+    fitted = parabola(best, probes)
+    narrow = above.lr / best.lr < NARROW and best.lr / below.lr < NARROW
+    if narrow or (fitted and fitted[1] <= noise):  # nothing beyond the noise is left to gain inside the bracket
         return Found("tuned", best.lr)
-    return Try(_between(best, below, above, probes))
+    return Try(_between(best, below, above, probes, fitted[0] if fitted else best.lr))
 
 
 def _beyond(outermost: float, end: float, factor: float) -> float:
@@ -135,14 +139,6 @@ def excess(curve: Mapping[int, float], other: Mapping[int, float], end: int) -> 
     return min(now, now + (now - before) * (end - step) / (step - common[-2]))
 
 
-def _settled(best: Probe, below: Probe, above: Probe, probes: Sequence[Probe], noise: float) -> bool:
-    """Whether nothing beyond the noise is left to gain inside the bracket."""
-    if above.lr / best.lr < NARROW and best.lr / below.lr < NARROW:
-        return True
-    fitted = parabola(best, probes)
-    return fitted is not None and fitted[1] <= noise
-
-
 def parabola(best: Probe, probes: Sequence[Probe]) -> tuple[float, float] | None:
     """Learning rate at the vertex of the parabola in ln lr through the best run and its two neighbors, and the loss below the best there.
 
@@ -172,13 +168,12 @@ def _same(a: float, b: float) -> bool:
     return abs(math.log(a / b)) < SAME
 
 
-def _between(best: Probe, below: Probe, above: Probe, probes: Sequence[Probe]) -> float:
+def _between(best: Probe, below: Probe, above: Probe, probes: Sequence[Probe], vertex: float) -> float:
     """Halfway to a neighbor that did not run to its end; else the parabola's vertex; else the middle of the wider gap beside the best."""
     for near in _neighbors(best, probes):
         if near and near.status != "COMPLETED" and abs(math.log(near.lr / best.lr)) > 2 * math.log(NARROW):
             return rounded(math.sqrt(near.lr * best.lr))
-    fitted = parabola(best, probes)
-    lr = rounded(fitted[0]) if fitted else best.lr
+    lr = rounded(vertex)
     if below.lr < lr < above.lr and not any(_same(lr, p.lr) for p in probes):
         return lr
     rates = sorted({p.lr for p in probes if below.lr <= p.lr <= above.lr})
@@ -206,9 +201,7 @@ def noise_of(probes: Sequence[Probe]) -> float:
     return statistics.median(errors) if errors else NOISE_OF_NOTHING
 
 
-def stops_at(
-    settings: SearchSettings, train: "TrainConfig", curve: Mapping[int, float], others: Sequence[Probe], noise: float
-) -> int | None:
+def stops_at(settings: SearchSettings, train: TrainConfig, curve: Mapping[int, float], others: Sequence[Probe], noise: float) -> int | None:
     """The step at which a run is given up: asynchronous successive halving (Li et al. 2020) among runs of one size only; None to go on.
 
     At each rung (grace, then `reduction` times as many steps) a run goes on while it is among the best 1/reduction of the runs that have
@@ -229,7 +222,7 @@ def stops_at(
     return None
 
 
-def rungs(settings: SearchSettings, train: "TrainConfig") -> list[int]:
+def rungs(settings: SearchSettings, train: TrainConfig) -> list[int]:
     """Steps at which runs are compared: the first evaluation at or after each rung."""
     steps, mark = [], settings.grace * train.n_steps
     while mark < train.n_steps:
@@ -242,3 +235,85 @@ def rungs(settings: SearchSettings, train: "TrainConfig") -> list[int]:
 def rounded(value: float, whole: bool = False) -> float:
     """Three significant digits: a rate that can be typed, and a trial_id that does not hang on the last bit."""
     return float(round(value)) if whole else float(f"{value:.3g}")
+
+
+# ---- the search of one size ----
+
+
+@dataclass
+class SizeSearch:
+    """The search of one size: the trial that everything starts from, and the runs made so far."""
+
+    name: str
+    settings: SearchSettings
+    base: Trial
+    """the size at the study's own learning rate and the search's own seed; `sweeps` are those of `over` that hold it"""
+    seeds: tuple[int, ...]
+    """the study's: they run at what was found, and none of them has chosen it"""
+    probes: dict[str, Probe] = field(default_factory=dict)
+    """runs by trial_id"""
+    replicate_noise: float | None = None
+    """difference of two losses that chance makes, nats, where the study's other sweeps have replicates"""
+
+    @property
+    def start(self) -> float:
+        """The first rate: the study's own, or the middle of the range where that lies outside."""
+        low, high = self.settings.low, self.settings.high
+        return self.base.train.lr if low <= self.base.train.lr <= high else rounded(math.sqrt(low * high))
+
+    @property
+    def noise(self) -> float:
+        """Difference of two losses of this size that chance makes, nats."""
+        return noise_of(list(self.probes.values())) if self.replicate_noise is None else self.replicate_noise
+
+    def decide(self) -> Try | Found:
+        """What to do next."""
+        return decide(self.settings, self.start, list(self.probes.values()), self.noise)
+
+    def pending(self) -> list[Trial]:
+        """The run that comes next, alone: a size has one run under way; none where its search is over."""
+        decision = self.decide()
+        return [self.probe(decision.lr)] if isinstance(decision, Try) else []
+
+    def runs(self) -> list[Trial]:
+        """The runs made so far."""
+        return [self.probe(probe.lr) for probe in self.probes.values()]
+
+    def chosen(self) -> list[Trial]:
+        """All seeds of the study at the rate that was found; empty while the search goes on."""
+        end = self.decide()
+        if isinstance(end, Try) or not end.lr:
+            return []
+        sweeps = (*self.base.sweeps, self.name)
+        return [self.trial(end.lr, seed=seed, sweeps=sweeps, lr_status=end.status) for seed in self.seeds]
+
+    def to_come(self) -> list[Trial]:
+        """Runs that may still come, at made-up learning rates: for a quote, which does not depend on them."""
+        if not self.pending():
+            return []
+        low, high = self.settings.low, self.settings.high
+        count = self.settings.max_trials - len(self.probes)
+        rates = [low * (high / low) ** ((i + 0.5) / count) for i in range(count)]
+        return [self.trial(lr) for lr in rates] + [self.trial(high * 1.01, seed=seed) for seed in self.seeds]
+
+    def trial(self, lr: float, **facts: Any) -> Trial:
+        """This size at another learning rate."""
+        return dataclasses.replace(self.base, train=dataclasses.replace(self.base.train, lr=lr), **facts)
+
+    def probe(self, lr: float) -> Trial:
+        """The trial that runs a rate."""
+        return self.trial(lr, sweeps=(self.name,), may_stop=True, lr_status="searched")
+
+    def see(self, rows: Rows, curves: Curves) -> None:
+        """Read the records anew: which of these rows are runs of this size."""
+        self.probes = {}
+        for trial_id, row in rows.items():
+            own = row["status"] in ENDED and row["seed"] == self.base.seed and row["lr"]
+            if own and self.trial(float(row["lr"])).trial_id == trial_id:
+                ends = {int(row["n_steps"] or 0): float(row["val_loss"])} if row["val_loss"] is not None else {}
+                curve = tuple(sorted({**curves.get(trial_id, {}), **ends}.items()))
+                self.probes[trial_id] = Probe(float(row["lr"]), row["status"], curve, row.get("val_loss_se"))
+
+    def stops_at(self, curve: Mapping[int, float]) -> int | None:
+        """The step at which a run under way is given up; None to go on."""
+        return stops_at(self.settings, self.base.train, curve, list(self.probes.values()), self.noise)

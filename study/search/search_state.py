@@ -19,8 +19,8 @@ from models.config import Shape
 from study import records
 from study.data.corpus import expected_vocab_size
 from study.search.architecture import CHARACTERS, ShapeSearch
+from study.search.learning_rate import SizeSearch
 from study.search.settings import SearchSettings, ShapeSettings
-from study.search.size_search import SizeSearch
 from study.spec import RECIPE_VERSION, Study, TrainConfig, Trial, changed, expand
 from study.sweeps import Sweep
 

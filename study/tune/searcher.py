@@ -13,8 +13,8 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from study.search.architecture import ShapeSearch
+from study.search.learning_rate import SizeSearch
 from study.search.search_state import Searches
-from study.search.size_search import SizeSearch
 from study.spec import Trial
 from study.tune.monitor import Monitor
 from study.tune.worker_input import Bundled

@@ -24,8 +24,8 @@ from study.results.provenance import Provenance
 from study.results.store_sync import Mirror
 from study.results.trial_writer import Recorder
 from study.search.architecture import ShapeSearch
+from study.search.learning_rate import SizeSearch
 from study.search.search_state import Searches
-from study.search.size_search import SizeSearch
 from study.spec import Trial
 from study.train import mps
 from study.train.branches import families, programs
