@@ -20,7 +20,7 @@ from ray import tune
 
 from study import records, run
 from study.train.outcome import Replica, finished_row
-from study.tune import environment, tuner, worker_input
+from study.tune import environment, session, worker_input
 
 EVALUATIONS = 3
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -72,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     environment.set_ray_environment()
     ray.init(address="local", num_cpus=options.workers, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
-    tuner.BundleTrainable = Instant  # type: ignore[misc,assignment]
+    session.BundleTrainable = Instant  # type: ignore[misc,assignment]
     with tempfile.TemporaryDirectory() as folder:
         row = measure(Path(folder) / "scale", options.trials)
     ray.shutdown()

@@ -96,7 +96,7 @@ def run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
             start_ray()
         problem = ""
         if found.missing or searches:
-            from study.tune.phases import Job, train_in_phases
+            from study.tune.session import Job, train_in_phases
 
             problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted, store, searches, began), found)
         if problem or (quoted and quoted.machine.kind != "cpu"):  # its head may be going, too

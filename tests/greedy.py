@@ -13,7 +13,7 @@ import ray
 import torch
 
 from study import run
-from study.tune import environment, tuner, worker_input
+from study.tune import environment, session, worker_input
 from study.tune import trainable as trial
 
 
@@ -65,7 +65,7 @@ def main() -> int:
     """Start a Ray with fake GPUs and run a study on it."""
     kind, n_nodes, arguments = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     environment.set_ray_environment()
-    tuner.BundleTrainable = {"greedy": Greedy, "placed": Placed}[kind]  # type: ignore[misc]
+    session.BundleTrainable = {"greedy": Greedy, "placed": Placed}[kind]  # type: ignore[misc]
     if n_nodes == 1:
         ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 2**20)
         return run.main(arguments)

@@ -236,7 +236,7 @@ def test_a_run_that_was_continued_is_judged_by_all_of_its_curve() -> None:
         size.probes = {
             str(i): Probe(rate, "COMPLETED", tuple((step, 1.0 + i / 100) for step in steps)) for i, rate in enumerate((0.004, 0.008))
         }
-        prober = Prober(found, [size], lambda trial: (1.0, 0.0), lambda trial: 1.0)
+        prober = Prober(found, [size], lambda trial: (1.0, 0.0), 64, None)  # type: ignore[arg-type]
         prober.running["bad"] = size
         lines = [{"trial_id": "bad", "step": step, "val_loss": 5.0} for step in steps]
         earlier, rows = lines[:cut], lines[cut:]

@@ -39,7 +39,7 @@ def worker(out: Path, *arguments: str, store: Store | None = None) -> BundleTrai
     bundles = tuple(Bundled((trial,), 1.0, 0.0) for trial in expand(command.study))
     tokens = (share(corpus.train, on_cluster=False), share(corpus.val, on_cluster=False))
     found = object.__new__(BundleTrainable)
-    facts = corpus.vocab_size, corpus.tokenizer, "cpu", "float32", out / "checkpoints", 0.0
+    facts = corpus.vocab_size, corpus.tokenizer, command.options, out / "checkpoints"
     found.setup({"bundle": 0}, Work(bundles, *tokens, *facts, store=store))
     return found
 

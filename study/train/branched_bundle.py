@@ -77,11 +77,6 @@ class BranchedBundle:
         return not self.todo
 
     @property
-    def restarts(self) -> int:
-        """Times that this program was continued from a checkpoint."""
-        return self.bundle.restarts
-
-    @property
     def trial_ids(self) -> tuple[str, ...]:
         """Trials that are not finished."""
         return tuple(t.trial_id for group in self.todo for t in group)

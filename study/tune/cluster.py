@@ -3,11 +3,15 @@
 with ray_session(options) as joined: check_nodes(options.on_cluster)
 """
 
+import errno
 import gc
 import logging
 import os
 import pwd
 import socket
+import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from models.home import home
 from study.options import Options
 from study.results.provenance import ROOT, version
-from study.tune import head, local_ray, ray_internals
+from study.tune import local_ray, ray_internals
 from study.tune.environment import check_address, temporary_folder
 
 LAUNCHED = "ray_bootstrap_config.yaml"
@@ -31,6 +35,12 @@ TOKEN_WANTED = (
     "or name the token with RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
 )
 LOGGERS = ("ray", "ray.tune", "ray.train", "ray.data")
+RECONNECT = "RAY_gcs_rpc_server_reconnect_timeout_s"
+"""Seconds until Ray gives up on its head, 60 where nothing is set."""
+FAILURES = 3
+"""Knocks in a row that must fail."""
+AHEAD_S = 2.0
+"""We speak so long before Ray does."""
 
 
 @contextmanager
@@ -49,7 +59,7 @@ def ray_session(options: Options) -> Iterator[str]:
         return
     for name in LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _joined(address) if address else local_ray.started(), head.watched(ray.get_runtime_context().gcs_address):
+    with _joined(address) if address else local_ray.started(), watched(ray.get_runtime_context().gcs_address):
         yield describe_nodes(ray.get_runtime_context().gcs_address) if options.on_cluster else ""
 
 
@@ -198,3 +208,47 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
 
 def _versions() -> dict[str, str]:
     return {name: version(name) for name in ("ray", "torch", "numpy", "safetensors")}
+
+
+# ---- a head that goes ----
+
+
+@contextmanager
+def watched(address: str) -> Iterator[None]:
+    """End the run in one sentence when the head process at HOST:PORT is gone: Ray itself would end it from inside, with a line of its own.
+
+    A thread of ours knocks at its port once a second.
+    """
+    ended = threading.Event()
+    patience_s = max(1.0, float(os.environ.get(RECONNECT, "60")) - AHEAD_S)
+    thread = threading.Thread(target=_watch, args=(address, patience_s, ended), name="head", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _watch(address: str, patience_s: float, ended: threading.Event) -> None:
+    host, _, port = address.rpartition(":")
+    failed = list[float]()
+    while not ended.wait(1.0):
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+            failed.clear()
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno in (errno.EMFILE, errno.ENFILE):
+                continue  # says something about us, nothing about the head
+            failed.append(time.monotonic())  # from the first failure on: a driver that was itself stopped for a while knocks again
+            if len(failed) >= FAILURES and failed[-1] - failed[0] > patience_s - 1 and not ended.is_set():
+                _leave(address)
+
+
+def _leave(address: str) -> None:
+    """End this process at once: tables and checkpoints are written whole or not at all, and the main thread may wait for Ray for ever."""
+    if sys.stdout.isatty():
+        os.write(1, b"\x1b[?25h")  # the live table hides the cursor
+    said = f"Ray's head at {address} is gone; what is done is kept, and the same command continues"
+    os.write(2, f"\nstudy.run: {said}\n".encode())
+    os._exit(1)

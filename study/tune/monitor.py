@@ -2,7 +2,7 @@
 
 Only the driver writes tables, and a trial that was retried appears in them once.
 
-    run_bundles(work, options, out, Monitor(recorder, views, interrupts, bundles))
+    run_bundles(work, Monitor(recorder, views, interrupts, bundles))
 """
 
 import errno
@@ -33,11 +33,11 @@ class _Running:
     """One bundle between its start and its end."""
 
     bundled: Bundled
-    started_at: float
-    """POSIX seconds, for a person to read"""
     alone: bool
-    began: float
-    progress_at: float
+    started_at: float = field(default_factory=time.time)
+    """POSIX seconds, for a person to read"""
+    began: float = field(default_factory=time.monotonic)
+    progress_at: float = field(default_factory=time.monotonic)
     """both by the monotonic clock: a machine's time of day may jump"""
     host: str = ""
     mps: bool = False
@@ -49,11 +49,6 @@ class _Running:
         alone = self.bundled.at_once == 1 and (gpus >= 1 if gpus else self.alone)
         wall_s = time.monotonic() - self.began
         return Where(self.started_at, gpus, self.mps, self.bundled.at_once, alone, self.host, self.remark, wall_s)
-
-    @classmethod
-    def now(cls, bundled: Bundled, alone: bool) -> "_Running":
-        """A bundle that begins at this moment."""
-        return cls(bundled, time.time(), alone, time.monotonic(), time.monotonic())
 
 
 class Monitor(tune.Callback):
@@ -103,14 +98,12 @@ class Monitor(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A bundle begins, for the first time or again."""
         index = trial.config["bundle"]
-        again = self.running.get(index)
         for other in self.running.values():
             other.alone = False
-        alone = not self.running
-        if again:
-            again.progress_at = time.monotonic()
+        if index in self.running:
+            self.running[index].progress_at = time.monotonic()
         else:
-            self.running[index] = _Running.now(self.bundles[index], alone)
+            self.running[index] = _Running(self.bundles[index], alone=not self.running)
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Evaluations arrived, with the last ones the outcomes. They are taken out of what Ray keeps."""
@@ -150,7 +143,7 @@ class Monitor(tune.Callback):
         """A bundle failed for good: its trials are recorded FAILED and the rest go on."""
         self._stop_without_room(trial)
         index = trial.config["bundle"]
-        running = self.running.pop(index, None) or _Running.now(self.bundles[index], False)
+        running = self.running.pop(index, _Running(self.bundles[index], alone=False))
         self._cut_off(running, "FAILED", failure(trial))
 
     def expect(self, bundled: Bundled) -> int:

@@ -3,7 +3,7 @@
 A search has the runs under way that its records ask for (a size has one), and they depend on its own finished runs alone: the order in
 which searches take turns, interruptions and the number of workers change nothing.
 
-    prober = Prober(searches, wanted, resources, cost); run_bundles(work, options, out, monitor, prober)
+    prober = Prober(searches, wanted, shares, vocab_size, monitor); run_bundles(work, monitor, prober)
 """
 
 from collections.abc import Callable, Sequence
@@ -20,47 +20,48 @@ from study.tune.monitor import Monitor
 from study.tune.worker_input import Bundled
 
 
-class Prober:
-    """What the searcher and the scheduler of a run share.
+class Prober(Searcher):
+    """Hands Ray Tune the next run of any search.
 
     Args:
         searches: with what the records say.
-        wanted: those of them to go on with in this run.
-        resources: (CPUs, GPUs) of a run.
-        cost: what a run of a size takes, in any unit: searches over shapes go first, then the most expensive sizes.
+        wanted: those of them to go on with in this run: searches over shapes go first, then the most expensive sizes.
+        shares: (CPUs, GPUs) of a run.
+        vocab_size: to tell what a size costs.
+        monitor: knows which runs are recorded, and is told of new ones.
     """
 
     def __init__(
         self,
         searches: Searches,
         wanted: Sequence[SizeSearch | ShapeSearch],
-        resources: Callable[[Trial], tuple[float, float]],
-        cost: Callable[[Trial], float],
+        shares: Callable[[Trial], tuple[float, float]],
+        vocab_size: int,
+        monitor: Monitor,
     ) -> None:
-        self.searches, self.resources = searches, resources
-        self.wanted = sorted(wanted, key=lambda search: (isinstance(search, SizeSearch), -cost(search.base)))
-        self.monitor: Monitor | None = None
+        super().__init__()
+        self.searches, self.shares, self.monitor = searches, shares, monitor
+        self.wanted = sorted(wanted, key=lambda search: (isinstance(search, SizeSearch), -search.base.flops(vocab_size)))
         self.running: dict[str, SizeSearch | ShapeSearch] = {}
         self.failed: set[str] = set()
 
-    def next(self) -> Bundled | None:
-        """A run that a search asks for; None where there is nothing to start now."""
+    def __getstate__(self) -> dict[str, Any]:
+        """Ray keeps its experiment; the search is rebuilt from the records."""
+        return {}
+
+    def suggest(self, trial_id: str) -> Any:
+        """The config of the next run; None to wait, FINISHED at the end."""
         self._collect()
         for search in self.wanted:
             for trial in search.pending():
                 if trial.trial_id not in self.running and trial.trial_id not in self.failed:
                     self.running[trial.trial_id] = search
-                    return Bundled((trial,), *self.resources(trial))
-        return None
-
-    @property
-    def done(self) -> bool:
-        """Whether no run is under way; after `next` has found nothing to start, the search is over."""
-        return not self.running
+                    bundled = Bundled((trial,), *self.shares(trial))
+                    return {"bundle": self.monitor.expect(bundled), "bundled": bundled}
+        return None if self.running else Searcher.FINISHED
 
     def _collect(self) -> None:
         """Take the runs that were recorded since into account; one that failed waits for another run of the study."""
-        assert self.monitor is not None
         rows = self.monitor.recorder.rows
         for trial_id in [trial_id for trial_id in self.running if trial_id in rows]:
             search = self.running.pop(trial_id)
@@ -79,37 +80,12 @@ class Prober:
         if search is None or result.get("done"):
             return False
         curve = self.searches.curves[trial_id]
-        step = search.stops_at(curve)
-        if step is None:
+        if (step := search.stops_at(curve)) is None:
             return False
         for reported in (rows, earlier):
             reported[:] = [row for row in reported if row["step"] <= step]
         self.searches.curves[trial_id] = {at: loss for at, loss in curve.items() if at <= step}
         return True
-
-
-# ---- what Ray Tune calls ----
-
-
-class SizesSearcher(Searcher):
-    """Hands Ray Tune the next run of any size."""
-
-    def __init__(self, prober: Prober) -> None:
-        super().__init__()
-        self.prober = prober
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Ray keeps its experiment; the search is rebuilt from the records."""
-        return {}
-
-    def suggest(self, trial_id: str) -> Any:
-        """The config of the next run; None to wait, FINISHED at the end."""
-        prober = self.prober
-        bundled = prober.next()
-        if bundled is None:
-            return Searcher.FINISHED if prober.done else None
-        assert prober.monitor is not None
-        return {"bundle": prober.monitor.expect(bundled), "bundled": bundled}
 
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Ray Tune's own space is empty: the sizes know theirs."""

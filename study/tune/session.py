@@ -1,40 +1,55 @@
-"""From missing trials to rows: bundles, Ray's session, the monitor.
+"""From missing trials to rows: phases, bundles, Ray's session, Ray Tune's Tuner, the monitor.
 
-Reads the corpus and the survey of the results folder; everything that is written goes through the recorder.
+The phases are timed trials, known trials, searches, then all seeds at what they found; held-out sizes last. Reads the corpus and the survey
+of the results folder; everything that is written goes through the recorder, and what Ray Tune keeps of its own is disposable.
 
-    problem = train(Job(command, trials, corpus, origin, interrupts, quoted), found)   # "" or why it stopped early
+    problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted), found)   # "" or why it stopped early
 """
 
+import errno
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ray import tune
+
+from study import report_process
 from study.command import Command
 from study.data.corpus import Corpus
 from study.display.tensorboard import Board
 from study.display.terminal import open_view
 from study.display.tracker import Tracker
+from study.files import read_json, write_json
 from study.plan.budget import guard_seconds
 from study.plan.packing import speed_key
-from study.plan.quote import Quote, learn_memory
+from study.plan.quote import Quote, learn_memory, requote
+from study.plan.scope import to_time
+from study.results import folder
 from study.results.folder import Survey
 from study.results.provenance import Provenance
 from study.results.store_sync import Mirror
 from study.results.trial_writer import Recorder
 from study.search.architecture import ShapeSearch
 from study.search.learning_rate import SizeSearch
-from study.search.search_state import Searches
+from study.search.search_state import Searches, refresh
 from study.spec import Trial
 from study.train import mps
 from study.train.branches import families, programs
-from study.tune import cluster, tuner, worker_input
+from study.tune import cluster, worker_input
 from study.tune.environment import temporary_folder
+from study.tune.local_ray import no_room
 from study.tune.monitor import Monitor, OutOfBudget, StoreLost
-from study.tune.searcher import Prober
+from study.tune.searcher import Prober, WithinSize
 from study.tune.signals import Interrupted, Interrupts
-from study.tune.worker_input import Bundled
+from study.tune.trainable import BundleTrainable
+from study.tune.worker_input import Bundled, Work
+
+MAX_FAILURES = 2
+"""A failed trial is tried again so often, each time from its newest checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -55,38 +70,95 @@ class Job:
     """when the command began, by the monotonic clock"""
 
 
+def train_in_phases(job: Job, found: Survey) -> str:
+    """Train what is missing, then search; with --hold-out the rest first, then forecasts, then what is held out; why it stopped, or ""."""
+    expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
+    end, count = job.command.options.hold_out
+    held_out = report_process.held_out(expected, end, count)
+    last = {report_process.extent(trial, end) for trial in held_out}
+    for later in (False, True):
+
+        def wanted(trial: Trial, later: bool = later) -> bool:
+            return (report_process.extent(trial, end) in last) == later
+
+        part = tuple(trial for trial in found.missing if wanted(trial))
+        if later and any(wanted(trial) for trial in expected):
+            report_process.forecast(job.command.out, held_out)
+        problem, rest = "", replace(found, missing=part)
+        if job.command.options.timing == "exclusive":
+            problem, rest = train_alone(job, rest)
+        problem = problem or (train(job, rest) if rest.missing else "")
+        problem = problem or search_phase(job, wanted)
+        if problem:
+            return problem
+    return ""
+
+
+def train_alone(job: Job, found: Survey) -> tuple[str, Survey]:
+    """Train what is to be timed, one at a time; returns why it stopped early, or "", and what is left."""
+    wanted = {trial.trial_id for trial in to_time(job.trials, found.done)}
+    alone = tuple(trial for trial in found.missing if trial.trial_id in wanted)
+    rest = replace(found, missing=tuple(trial for trial in found.missing if trial.trial_id not in wanted))
+    if not alone:
+        return "", rest
+    gpus = job.command.options.gpus_per_trial
+    whole = None if gpus is not None and 0 < gpus < 1 else gpus
+    options = replace(job.command.options, max_concurrent=1, bundle=1, gpus_per_trial=whole)
+    command = replace(job.command, options=options)
+    return train(replace(job, command=command, quoted=None), replace(found, missing=alone)), rest
+
+
+def search_phase(job: Job, wanted: Callable[[Trial], bool]) -> str:
+    """Search the wanted sizes, then train the trials that follow from it; why it stopped early, or ""."""
+    searches = job.searches
+    if not searches:
+        return ""
+    refresh(searches, job.command.out, job.corpus.sha256)
+    going_on = [search for search in searches.all if wanted(search.base) and search.pending()]
+    nothing = replace(take_stock(job), missing=())
+    problem = train(job, nothing, going_on) if going_on else ""
+    refresh(searches, job.command.out, job.corpus.sha256)
+    found = take_stock(job)
+    part = tuple(trial for trial in found.missing if wanted(trial) and trial.lr_status in ("tuned", "at_edge"))
+    if problem or not part:
+        return problem
+    quoted = job.quoted and requote(job.quoted, part)  # they were not known when the run was quoted
+    return train(replace(job, quoted=quoted), replace(found, missing=part))
+
+
+def take_stock(job: Job) -> Survey:
+    """What is done and what is missing of the trials known by now; rows and study.json are brought up to date with them."""
+    assert job.searches is not None
+    out, trials = job.command.out, job.searches.trials()
+    folder.describe_anew(out, trials, job.command.study_name)
+    facts = read_json(out / "study.json")
+    write_json(out / "study.json", facts | {"trial_ids": [trial.trial_id for trial in trials]})
+    return folder.survey(out, trials, job.corpus.sha256, set_aside=False)
+
+
+# ---- one phase ----
+
+
 def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = ()) -> str:
     """Train the missing trials, or search sizes; returns why it stopped early, or ""."""
-    options, out, corpus = job.command.options, job.command.out, job.corpus
-    on_cluster = options.on_cluster
+    options, corpus, on_cluster = job.command.options, job.corpus, job.command.options.on_cluster
     with cluster.ray_session(options), ExitStack() as ends:
         job.interrupts.install()
-        prober = make_prober(job, sizes) if sizes else None
-        bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted) if not prober else []
-        shares = [prober.resources(size.base) for size in sizes] if prober else [(b.cpus, b.gpus) for b in bundles]
+        bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted)
+        share_of = _shares(job, sizes)
+        shares = [*((b.cpus, b.gpus) for b in bundles), *(share_of(size.base) for size in sizes)]
         warning = cluster.check_resources(shares, on_cluster)
         cluster.check_nodes(on_cluster)
         shared = not on_cluster and any(0 < gpus < 1 for _, gpus in shares)
         pipe, without = ends.enter_context(mps.started(options.mps, shared, temporary_folder()))
-        work = worker_input.Work(
-            bundles=tuple(bundles),
-            train=worker_input.share(corpus.train, on_cluster),
-            val=worker_input.share(corpus.val, on_cluster),
-            vocab_size=corpus.vocab_size,
-            tokenizer=corpus.tokenizer,
-            device=options.device,
-            precision=options.precision,
-            checkpoints=out / "checkpoints",
-            checkpoint_s=options.checkpoint_s,
-            mps=pipe,
-            **_store_facts(job.store),
-        )
+        train, val = (worker_input.share(split, on_cluster) for split in (corpus.train, corpus.val))
+        facts = corpus.vocab_size, corpus.tokenizer, options, job.command.out / "checkpoints", pipe
+        work = Work(tuple(bundles), train, val, *facts, **_store_facts(job.store))
         monitor = _monitor(job, found, bundles)
         for note in filter(None, (warning, without)):
             monitor.note(note)
-        if prober:
-            prober.monitor = monitor
-        return _until_the_end(job, monitor, lambda: tuner.run_bundles(work, options, out, monitor, prober))
+        prober = Prober(job.searches, sizes, share_of, corpus.vocab_size, monitor) if job.searches and sizes else None
+        return _until_the_end(job, monitor, lambda: run_bundles(work, monitor, prober))
 
 
 def _until_the_end(job: Job, monitor: Monitor, run: Callable[[], None]) -> str:
@@ -126,14 +198,13 @@ def make_bundles(command: Command, missing: Sequence[Trial], vocab_size: int, qu
     if quoted:
         wanted = {trial.trial_id for trial in missing}
         planned = [(tuple(t for t in bundle.trials if t.trial_id in wanted), bundle) for bundle in quoted.plan.bundles]
-        return [worker_input.Bundled(part, bundle.cpus, bundle.gpus) for trials, bundle in planned for part in programs(trials)]
+        return [Bundled(part, bundle.cpus, bundle.gpus) for trials, bundle in planned for part in programs(trials)]
     gpus = cluster.gpus_per_trial(command.options)
     longest_first = sorted(missing, key=lambda trial: -trial.flops(vocab_size))
-    return [worker_input.Bundled(family, command.options.cpus_per_trial, gpus) for family in families(longest_first)]
+    return [Bundled(family, command.options.cpus_per_trial, gpus) for family in families(longest_first)]
 
 
 def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
-
     command, corpus, origin = job.command, job.corpus, job.origin
     options, missing = command.options, found.missing
     columns = {
@@ -157,14 +228,57 @@ def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
     return Monitor(recorder, [*views, screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
 
 
-def make_prober(job: Job, wanted: Sequence[SizeSearch | ShapeSearch]) -> Prober:
-    """The search of these sizes and shapes, each run with the share of the machine that the plan gave to its size."""
-    assert job.searches is not None
-    options, vocab_size = job.command.options, job.corpus.vocab_size
-    planned = job.quoted.plan.bundles if job.quoted else ()
+def _shares(job: Job, wanted: Sequence[SizeSearch | ShapeSearch]) -> Callable[[Trial], tuple[float, float]]:
+    """(CPUs, GPUs) of a run of these searches: the share of the machine that the plan gave to its size, else to the largest."""
+    options, planned = job.command.options, job.quoted.plan.bundles if job.quoted else ()
     shares = {speed_key(bundle.trials[0]): (bundle.cpus, bundle.gpus) for bundle in planned}
-    usual = (options.cpus_per_trial, cluster.gpus_per_trial(options))
-    largest = max(planned, key=lambda bundle: bundle.memory_bytes, default=None)
-    shapes = any(isinstance(search, ShapeSearch) for search in wanted)
-    room = (largest.cpus, largest.gpus) if shapes and largest else usual
-    return Prober(job.searches, wanted, lambda trial: shares.get(speed_key(trial), room), lambda trial: trial.flops(vocab_size))
+    if planned and any(isinstance(search, ShapeSearch) for search in wanted):
+        largest = max(planned, key=lambda bundle: bundle.memory_bytes)
+        room = largest.cpus, largest.gpus
+    else:
+        room = options.cpus_per_trial, cluster.gpus_per_trial(options)
+    return lambda trial: shares.get(speed_key(trial), room)
+
+
+def run_bundles(work: Work, callback: tune.Callback, prober: Prober | None) -> None:
+    """Train all bundles, in their order, as many at once as fit; returns when none is left. The callback has seen every result.
+
+    Args:
+        prober: makes bundles as the run goes on, in the place of those known beforehand.
+
+    Raises:
+        Interrupted: the callback acted upon a signal.
+        ValueError: there is no room for what Ray Tune writes of its own.
+    """
+    out = work.checkpoints.parent
+    shutil.rmtree(out / "ray", ignore_errors=True)
+    search: dict[str, Any] = {"search_alg": prober, "scheduler": WithinSize(prober), "num_samples": -1} if prober else {}
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(BundleTrainable, work=work), worker_input.requests(work.bundles)),
+        param_space={} if prober else {"bundle": tune.grid_search(list(range(len(work.bundles))))},
+        tune_config=tune.TuneConfig(
+            max_concurrent_trials=work.options.max_concurrent or None,
+            reuse_actors=True,
+            trial_name_creator=_ray_name,
+            trial_dirname_creator=_ray_name,
+            **search,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(out / "ray"),
+            failure_config=tune.FailureConfig(max_failures=MAX_FAILURES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except tune.TuneError as error:
+        if os.strerror(errno.ENOSPC) in str(error):
+            raise ValueError(f"{no_room(out)}; what is done is kept, and the same command continues") from None
+        raise
+
+
+def _ray_name(trial: Any) -> str:
+    return str(trial.trial_id)

@@ -34,6 +34,8 @@ class BundleTrainable(tune.Trainable):
     """A worker. One `step` trains to the next evaluation; the process is reused for the next bundle."""
 
     bundle: "BranchedBundle | None" = None
+    scratch = "/nonexistent"
+    """folder for checkpoints that only this process knows"""
 
     def setup(self, config: dict[str, Any], work: Work) -> None:  # type: ignore[override]  # Ray Tune passes `with_parameters`
         """Open the data and begin the bundle that `config` names."""
@@ -76,17 +78,15 @@ class BundleTrainable(tune.Trainable):
         rows = self._advance()
         if self.bundle is None:
             return {"refused": self.refused, "done": True}
-        notes = self.bundle.take_notes()
-        result = {"rows": rows, "notes": notes, "restarts": self.bundle.restarts, "done": self.bundle.done, "earlier": self.earlier}
-        result["mps"] = self.mps
-        self.earlier = []
+        notes, earlier, self.earlier = self.bundle.take_notes(), self.earlier, []
+        result = {"rows": rows, "notes": notes, "done": self.bundle.done, "earlier": earlier, "mps": self.mps}
         if self.bundle.ended:  # no checkpoint before the driver has these
             result["outcomes"] = [asdict(outcome) for outcome in self.bundle.outcomes]
             if self.shared:
                 from study.train.branched_bundle import keep_weights
 
                 notes += keep_weights(self.bundle.ended, self.work.checkpoints.parent / "weights")
-        elif (self.shared or self.work.store) and time.monotonic() - self.saved_at >= self.work.checkpoint_s:
+        elif (self.shared or self.work.store) and time.monotonic() - self.saved_at >= self.work.options.checkpoint_s:
             self.bundle.save(beside=self.shared)
             if not self.shared:
                 self._with_store(put_checkpoints, "put into")
@@ -111,7 +111,7 @@ class BundleTrainable(tune.Trainable):
 
     def _own_place(self) -> Path:
         """A folder of this process for checkpoints that go to the store; the last bundle's are dropped."""
-        shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch = tempfile.mkdtemp(prefix="scaling-study-")
         return Path(self.scratch)
 
@@ -133,7 +133,7 @@ class BundleTrainable(tune.Trainable):
     def cleanup(self) -> None:
         """Let go of the model and of checkpoints that only this process knows; the last one of the others is whole when this returns."""
         self._let_go()
-        shutil.rmtree(getattr(self, "scratch", "") or "/nonexistent", ignore_errors=True)
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
 
 def _execution(work: Work, bundled: Bundled, gpus: float) -> Any:
@@ -142,11 +142,10 @@ def _execution(work: Work, bundled: Bundled, gpus: float) -> Any:
 
     from study.train.device import Execution
 
-    device = work.device
-    if device == "auto" and not bundled.gpus and torch.cuda.is_available():
-        device = "cpu"
-    threads = max(1, int(bundled.cpus))
-    cap = 0.0
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        cap = memory_cap(gpus, torch.cuda.get_device_properties(0).total_memory)
-    return Execution(device=device, precision=work.precision, n_threads=threads, memory_fraction=cap)  # type: ignore[arg-type]
+    device, cap = work.options.device, 0.0
+    if torch.cuda.is_available():
+        if device == "auto" and not bundled.gpus:
+            device = "cpu"
+        if device in ("auto", "cuda"):
+            cap = memory_cap(gpus, torch.cuda.get_device_properties(0).total_memory)
+    return Execution(device, work.options.precision, n_threads=max(1, int(bundled.cpus)), memory_fraction=cap)

@@ -13,6 +13,7 @@ from ray import tune
 
 from models import module_file
 from models.tokenizer import Tokenizer
+from study.options import Options
 from study.results.object_store import Store
 from study.spec import Trial
 from study.train.branches import lengths
@@ -64,10 +65,8 @@ class Work:
     val: Tokens
     vocab_size: int
     tokenizer: Tokenizer | None
-    device: str
-    precision: str
+    options: Options
     checkpoints: Path
-    checkpoint_s: float
     mps: str = ""
     """what `study.train.mps.join` is given"""
     store: Store | None = None
