@@ -263,8 +263,9 @@ def _report(out: Path, problem: str, track: str) -> bool:
     if problem:
         complain(f"the report could not be built: {problem}; try again with: python -m analysis {shown(out)}", 1)
         return False
-    tensorboard.publish(out, tensorboard.report_images(out))
-    if track and (said := tracker.publish(track, out)):
+    figures = {path.stem: path for path in sorted((out / "report" / "figures").glob("*.png"))}
+    tensorboard.publish(out, {name: path.read_bytes() for name, path in figures.items()})
+    if track and (said := tracker.publish(track, out, figures)):
         complain(said, 0)
     for sentence in read_json(out / "report" / "fits.json").get("answer", []):
         print(f"  {sentence}")

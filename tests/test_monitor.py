@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from study import records
 from study.command import parse
 from study.display.tensorboard import Board, hparams, publish, run_name, story_markdown
-from study.display.terminal import Plain, Screen, Tally, distinctions, duration, printable, trial_name
+from study.display.terminal import Plain, Screen, distinctions, duration, printable, trial_name
 from study.files import retried
 from study.results.trial_writer import Recorder, Where
 from study.spec import Trial, expand
@@ -33,9 +33,9 @@ def named(trials: list[Trial]) -> dict[str, Trial]:
     return {trial.trial_id: trial for trial in trials}
 
 
-def tally(trials: list[Trial]) -> Tally:
-    """A tally with equal costs."""
-    return Tally(named(trials), dict.fromkeys(named(trials), 1.0), done_before=2)
+def plain(trials: list[Trial]) -> Plain:
+    """A silent view of trials with equal costs."""
+    return Plain(known := named(trials), dict.fromkeys(known, 1.0), done_before=2, say=lambda text: None)
 
 
 def evaluation(trial: Trial, step: int, loss: float = 3.0) -> dict[str, Any]:
@@ -57,27 +57,26 @@ def recorder(out: Path, trials: list[Trial]) -> Recorder:
 
 
 def test_progress_is_weighted_by_flops_not_by_trials(trials: list[Trial]) -> None:
-    view = tally(trials[:3])
+    view = plain(trials[:3])
     view.flops = {trials[0].trial_id: 6.0, trials[1].trial_id: 3.0, trials[2].trial_id: 1.0}
     view.began = time.monotonic() - 10
-    plain = Plain(view, say=lambda text: None)
-    plain.progress(evaluation(trials[0], trials[0].train.n_steps // 2))
+    view.progress(evaluation(trials[0], trials[0].train.n_steps // 2))
     failed = {"trial_id": trials[2].trial_id, "status": "FAILED", "reason": "x", "seed": 1, "config_id": "x"}
-    plain.ended({**failed, **asdict(trials[2].shape)}, [])
+    view.ended({**failed, **asdict(trials[2].shape)}, [])
     assert view.share() == pytest.approx(0.4)
     assert view.seconds_left() == pytest.approx(15, rel=0.02)
     assert view.counts() == {"done": 2, "running": 1, "failed": 1, "all": 5}
 
 
 def test_nothing_is_promised_before_anything_is_known(trials: list[Trial]) -> None:
-    assert tally(trials).seconds_left() is None
-    assert "left" not in tally(trials).headline()
-    assert Tally({}, {}).share() == 1.0
+    assert plain(trials).seconds_left() is None
+    assert "left" not in plain(trials).headline()
+    assert Plain({}, {}).share() == 1.0
 
 
 def test_a_terminal_shows_running_and_finished_configurations(trials: list[Trial], tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100, height=30)
-    screen = Screen(tally(trials), console)
+    screen = Screen(named(trials), dict.fromkeys(named(trials), 1.0), 2, console)
     screen.progress(evaluation(trials[0], 50, 2.5))
     write = recorder(tmp_path, trials)
     for trial, loss in ((trials[1], 2.0), (trials[8], 2.2)):
@@ -193,12 +192,11 @@ def test_what_tells_trials_of_one_shape_apart_is_part_of_their_name(trials: list
     assert set(distinctions(trials).values()) == {""}
     assert list(distinctions([first, longer]).values()) == [", 51.2K tokens", ", 102K tokens"]
     assert list(distinctions([first, longer, faster]).values())[2] == ", 51.2K tokens, lr 0.5"
-    known = named([first, longer])
-    plain = Plain(Tally(known, dict.fromkeys(known, 1.0)), say=lambda text: None)
-    assert plain.tally.name({**asdict(longer.shape), "config_id": longer.config_id}) == "1 layer x 32, 4 heads, 102K tokens"
+    view = Plain(known := named([first, longer]), dict.fromkeys(known, 1.0))
+    assert view.name({**asdict(longer.shape), "config_id": longer.config_id}) == "1 layer x 32, 4 heads, 102K tokens"
     known[faster.trial_id] = faster
-    plain.expect({faster.trial_id: 1.0})
-    assert trial_name(faster, plain.tally.distinctions) == "1 layer x 32, 4 heads, 51.2K tokens, lr 0.5, seed 1"
+    view.expect({faster.trial_id: 1.0})
+    assert trial_name(faster, view.distinctions) == "1 layer x 32, 4 heads, 51.2K tokens, lr 0.5, seed 1"
 
 
 def test_the_link_opens_the_learning_curves_without_smoothing(trials: list[Trial], tmp_path: Path) -> None:

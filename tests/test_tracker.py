@@ -41,7 +41,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tracker, "WAIT_S", 300.0)
-    (tmp_path / "out" / "report" / "figures").mkdir(parents=True)
+    (tmp_path / "out").mkdir()
     return tmp_path
 
 
@@ -119,7 +119,7 @@ def given_up(name: str, out: Path, trial: Trial) -> str:
 def test_a_tracker_holds_the_curves_and_the_last_row_also_of_a_run_that_went_on(name: str, offline: Path, trial: Trial) -> None:
     pytest.importorskip(name)
     out, said = offline / "out", list[str]()
-    (out / "report" / "figures" / "loss.png").write_bytes(PNG)
+    (offline / "loss.png").write_bytes(PNG)
     row = {"trial_id": trial.trial_id, "status": "INTERRUPTED", "n_tokens": 512, "val_loss": 2.5, "val_loss_se": None}
     first = tracker.Tracker(name, out, {trial.trial_id: trial}, 63, said.append)
     first.progress(evaluation(0, trial))
@@ -131,7 +131,7 @@ def test_a_tracker_holds_the_curves_and_the_last_row_also_of_a_run_that_went_on(
     second.tick()
     second.ended(row | {"status": "COMPLETED", "n_tokens": 1024, "val_loss": 2.25}, [])
     second.close()
-    assert tracker.publish(name, out) == ""
+    assert tracker.publish(name, out, {"loss": offline / "loss.png"}) == ""
     assert said == []
 
     held = history(name, offline, "out")
@@ -193,7 +193,7 @@ def test_a_tracker_that_hangs_holds_nothing_up(offline: Path, trial: Trial, monk
 def test_a_tracker_that_breaks_is_given_up_in_one_sentence(offline: Path, trial: Trial) -> None:
     why = "No module named 'no_such_tracker'"
     assert given_up("no_such_tracker", offline / "out", trial) == f"no_such_tracker is given up ({why}); the results are whole without it"
-    assert tracker.publish("no_such_tracker", offline / "out") == given_up("no_such_tracker", offline / "out", trial)
+    assert tracker.publish("no_such_tracker", offline / "out", {}) == given_up("no_such_tracker", offline / "out", trial)
 
 
 def test_a_tracker_that_is_not_installed_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,22 +207,15 @@ def story_markdown(sample: Mapping[str, Any]) -> str:
     return "\n".join([title, "", *(f"    {line}" for line in lines)])
 
 
-def image_value(tag: str, png: bytes) -> Summary.Value:
-    """A summary for TensorBoard's Images tab; a PNG file names its size in bytes 16 to 24."""
-    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
-    return Summary.Value(tag=tag, image=Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png))
-
-
-def report_images(results: Path) -> dict[str, bytes]:
-    """The figures of the finished report, as PNG files by name."""
-    return {path.stem: path.read_bytes() for path in sorted((results / "report" / "figures").glob("*.png"))}
-
-
 def publish(results: Path, images: Mapping[str, bytes]) -> None:
     """Put PNG images, by name, under `plots/` in the study's own run, at the tokens that all recorded trials have seen."""
     tokens = sum(row["n_tokens"] for row in records.read(results, "trials", problems=[]).to_pylist())
     names = {name: "0_loss" if name == "loss" else name for name in images}  # the figure that answers the question comes first
     writer = EventFile(results / "tensorboard" / STUDY_RUN)
-    values = [image_value(f"plots/{names[name]}", png) for name, png in sorted(images.items())]
-    writer.add(step=tokens, summary=Summary(value=values))
+    found = Summary()
+    for name, png in sorted(images.items()):
+        width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")  # a PNG file names its size there
+        image = Summary.Image(height=height, width=width, colorspace=4, encoded_image_string=png)
+        found.value.add(tag=f"plots/{names[name]}", image=image)
+    writer.add(step=tokens, summary=found)
     writer.close()

@@ -46,86 +46,6 @@ def duration(seconds: float) -> str:
     return f"{s // 3600} h {s % 3600 // 60:02d} min"
 
 
-@dataclass
-class Tally:
-    """What is known about the run so far; all thinking, no drawing."""
-
-    trials: Mapping[str, Trial]
-    """trials to run now, by trial_id"""
-    flops: dict[str, float]
-    """expected FLOPs of each"""
-    done_before: int = 0
-    began: float = field(default_factory=time.monotonic)
-    latest: dict[str, Mapping[str, Any]] = field(default_factory=dict)
-    """last evaluation of each running trial"""
-    ended: set[str] = field(default_factory=set)
-    statuses: Counter[str] = field(default_factory=Counter)
-    """of trials that have ended"""
-    finished: dict[str, tuple[Mapping[str, Any], int, float]] = field(default_factory=dict)
-    """by config_id: the first completed row, completed trials, sum of their losses"""
-    flops_done: float = 0.0
-    distinctions: dict[str, str] = field(init=False)
-    """by config_id: what tells a configuration from others of its shape"""
-
-    def __post_init__(self) -> None:
-        self.distinctions = distinctions(self.trials.values())
-
-    def expect(self, flops: Mapping[str, float]) -> None:
-        """Count trials that a search has added, with the FLOPs of each."""
-        self.flops.update(flops)
-        self.distinctions = distinctions(self.trials.values())
-
-    def name(self, row: Mapping[str, Any]) -> str:
-        """Shape of a row, with what tells it from others of that shape."""
-        return shape_name(row) + self.distinctions.get(row["config_id"], "")
-
-    def end(self, row: Mapping[str, Any]) -> None:
-        """Count a trial that has ended; the cost of this does not grow with the study."""
-        self.latest.pop(row["trial_id"], None)
-        if row["trial_id"] in self.ended:
-            return
-        self.ended.add(row["trial_id"])
-        self.statuses[row["status"]] += 1
-        self.flops_done += self.flops.get(row["trial_id"], 0.0)
-        if row["status"] == "COMPLETED":
-            first, n, total = self.finished.get(row["config_id"], (row, 0, 0.0))
-            self.finished[row["config_id"]] = first, n + 1, total + row["val_loss"]
-
-    def counts(self) -> dict[str, int]:
-        """Trials by state."""
-        return {
-            "done": self.statuses["COMPLETED"] + self.done_before,
-            "running": len(self.latest),
-            "failed": self.statuses["FAILED"] + self.statuses["DIVERGED"],
-            "all": len(self.trials) + self.done_before,
-        }
-
-    def share(self) -> float:
-        """Share of this run's FLOPs that is done, from 0 to 1."""
-        total = sum(self.flops.values())
-        done = self.flops_done + sum(self.flops[i] * row["step"] / self.trials[i].train.n_steps for i, row in self.latest.items())
-        return done / total if total else 1.0
-
-    def seconds_left(self) -> float | None:
-        """Remaining time at the speed so far, weighted by FLOPs; None while there is nothing to go by."""
-        share = self.share()
-        return (time.monotonic() - self.began) * (1 - share) / share if share > 0.01 else None
-
-    def headline(self) -> str:
-        """One line on the whole run."""
-        n = self.counts()
-        left = self.seconds_left()
-        text = f"{n['done']} of {n['all']} trials done, {n['running']} running"
-        text += f", {n['failed']} failed" if n["failed"] else ""
-        text += f"; {duration(time.monotonic() - self.began)}"
-        return text + (f", about {duration(left)} left" if left is not None and self.share() < 1 else "")
-
-    def configurations(self) -> list[tuple[str, int, float]]:
-        """(shape, trials, mean val_loss) of finished configurations, largest first."""
-        ordered = sorted(self.finished.values(), key=lambda group: -group[0]["params_non_embedding"])
-        return [(self.name(first), n, total / n) for first, n, total in ordered]
-
-
 def shape_name(row: Mapping[str, Any]) -> str:
     """`4 layers x 64, 8 heads`."""
     layers, heads = ("s" if row[name] > 1 else "" for name in ("n_layer", "n_head"))
@@ -165,32 +85,63 @@ def _fact(name: str, value: Any) -> str:
     return f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
 
 
+@dataclass
 class Plain:
-    """Lines for logs and pipes: one per finished trial, and a headline every ten seconds."""
+    """What is known about the run so far, in lines for logs and pipes: one per finished trial, and a headline every ten seconds."""
 
-    def __init__(self, tally: Tally, say: Callable[[str], None] | None = None) -> None:
-        self.tally, self.said_at = tally, time.monotonic()
-        self.say = say or (lambda text: print(printable(text), flush=True))
+    trials: Mapping[str, Trial]
+    """trials to run now, by trial_id"""
+    flops: dict[str, float]
+    """expected FLOPs of each"""
+    done_before: int = 0
+    say: Callable[[str], None] = lambda text: print(printable(text), flush=True)
+    began: float = field(default_factory=time.monotonic)
+    said_at: float = field(default_factory=time.monotonic)
+    latest: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    """last evaluation of each running trial"""
+    gone: set[str] = field(default_factory=set)
+    """trials that have ended"""
+    statuses: Counter[str] = field(default_factory=Counter)
+    """of trials that have ended"""
+    finished: dict[str, tuple[Mapping[str, Any], int, float]] = field(default_factory=dict)
+    """by config_id: the first completed row, completed trials, sum of their losses"""
+    flops_done: float = 0.0
+    distinctions: dict[str, str] = field(init=False)
+    """by config_id: what tells a configuration from others of its shape"""
+
+    def __post_init__(self) -> None:
+        self.distinctions = distinctions(self.trials.values())
+
+    # ---- what the monitor calls ----
 
     def expect(self, flops: Mapping[str, float]) -> None:
         """Count trials that a search has added, with the FLOPs of each."""
-        self.tally.expect(flops)
+        self.flops.update(flops)
+        self.distinctions = distinctions(self.trials.values())
 
     def progress(self, row: Mapping[str, Any]) -> None:
         """Remember the latest evaluation."""
-        if row["trial_id"] not in self.tally.ended:
-            self.tally.latest[row["trial_id"]] = row
+        if row["trial_id"] not in self.gone:
+            self.latest[row["trial_id"]] = row
 
     def ended(self, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> None:
-        """Say how a trial ended."""
-        self.tally.end(row)
-        self._say_end(row)
+        """Count a trial that has ended, at a cost that does not grow with the study, and say how."""
+        self.latest.pop(row["trial_id"], None)
+        if row["trial_id"] not in self.gone:
+            self.gone.add(row["trial_id"])
+            self.statuses[row["status"]] += 1
+            self.flops_done += self.flops.get(row["trial_id"], 0.0)
+            if row["status"] == "COMPLETED":
+                first, n, total = self.finished.get(row["config_id"], (row, 0, 0.0))
+                self.finished[row["config_id"]] = first, n + 1, total + row["val_loss"]
+        self.say_end(row)
 
-    def _say_end(self, row: Mapping[str, Any]) -> None:
-        n = self.tally.counts()
-        what = f"val_loss {row['val_loss']:.4f}" if row["status"] == "COMPLETED" else f"{row['status']}: {row['reason']}"
-        seconds = f" in {duration(row['wall_s'])}" if row["status"] == "COMPLETED" else ""
-        self.say(f"[{n['done']}/{n['all']}] {self.tally.name(row)}, seed {row['seed']}: {what}{seconds}")
+    def say_end(self, row: Mapping[str, Any]) -> None:
+        """How a trial ended."""
+        n, end = self.counts(), f"{row['status']}: {row['reason']}"
+        if row["status"] == "COMPLETED":
+            end = f"val_loss {row['val_loss']:.4f} in {duration(row['wall_s'])}"
+        self.say(f"[{n['done']}/{n['all']}] {self.name(row)}, seed {row['seed']}: {end}")
 
     def note(self, text: str) -> None:
         """Say something."""
@@ -200,24 +151,65 @@ class Plain:
         """The headline, now and then."""
         if time.monotonic() - self.said_at > PLAIN_EVERY_S:
             self.said_at = time.monotonic()
-            self.say(self.tally.headline())
+            self.say(self.headline())
 
     def close(self) -> None:
         """The last headline."""
-        self.say(self.tally.headline())
+        self.say(self.headline())
+
+    # ---- what is known ----
+
+    def name(self, row: Mapping[str, Any]) -> str:
+        """Shape of a row, with what tells it from others of that shape."""
+        return shape_name(row) + self.distinctions.get(row["config_id"], "")
+
+    def counts(self) -> dict[str, int]:
+        """Trials by state."""
+        return {
+            "done": self.statuses["COMPLETED"] + self.done_before,
+            "running": len(self.latest),
+            "failed": self.statuses["FAILED"] + self.statuses["DIVERGED"],
+            "all": len(self.trials) + self.done_before,
+        }
+
+    def share(self) -> float:
+        """Share of this run's FLOPs that is done, from 0 to 1."""
+        total = sum(self.flops.values())
+        done = self.flops_done + sum(self.flops[i] * row["step"] / self.trials[i].train.n_steps for i, row in self.latest.items())
+        return done / total if total else 1.0
+
+    def seconds_left(self) -> float | None:
+        """Remaining time at the speed so far, weighted by FLOPs; None while there is nothing to go by."""
+        share = self.share()
+        return (time.monotonic() - self.began) * (1 - share) / share if share > 0.01 else None
+
+    def headline(self) -> str:
+        """One line on the whole run."""
+        n = self.counts()
+        left = self.seconds_left()
+        text = f"{n['done']} of {n['all']} trials done, {n['running']} running"
+        text += f", {n['failed']} failed" if n["failed"] else ""
+        text += f"; {duration(time.monotonic() - self.began)}"
+        return text + (f", about {duration(left)} left" if left is not None and self.share() < 1 else "")
+
+    def configurations(self) -> list[tuple[str, int, float]]:
+        """(shape, trials, mean val_loss) of finished configurations, largest first."""
+        ordered = sorted(self.finished.values(), key=lambda group: -group[0]["params_non_embedding"])
+        return [(self.name(first), n, total / n) for first, n, total in ordered]
 
 
 class Screen(Plain):
     """A live table on a terminal; notes and failures stay above it."""
 
-    def __init__(self, tally: Tally, console: Console | None = None) -> None:
-        super().__init__(tally, say=lambda text: self.live.console.print(Text(printable(text)), soft_wrap=True))
+    def __init__(self, trials: Mapping[str, Trial], flops: dict[str, float], done_before: int = 0, console: Console | None = None) -> None:
+        super().__init__(trials, flops, done_before, lambda text: self.live.console.print(Text(printable(text)), soft_wrap=True))
         self.live = Live(console=console or Console(), auto_refresh=False, transient=False)
         self.live.start()
 
-    def _say_end(self, row: Mapping[str, Any]) -> None:
+    def say_end(self, row: Mapping[str, Any]) -> None:
+        """Only what the table does not show."""
         if row["status"] != "COMPLETED":
-            super()._say_end(row)
+            super().say_end(row)
 
     def tick(self) -> None:
         """Draw, a few times a second."""
@@ -234,15 +226,15 @@ class Screen(Plain):
         """The headline, the running trials and the finished configurations, cut to the terminal's height."""
         room = max(4, self.live.console.size.height - 8)
         running = _table("running", "step", "val_loss", "tokens/s")
-        for trial_id, row in list(self.tally.latest.items())[: room // 2]:
-            trial, speed = self.tally.trials[trial_id], row.get("tokens_per_s")
+        for trial_id, row in list(self.latest.items())[: room // 2]:
+            trial, speed = self.trials[trial_id], row.get("tokens_per_s")
             steps = f"{row['step']:,} of {trial.train.n_steps:,}"
-            running.add_row(trial_name(trial, self.tally.distinctions), steps, f"{row['val_loss']:.4f}", f"{speed:,.0f}" if speed else "")
+            running.add_row(trial_name(trial, self.distinctions), steps, f"{row['val_loss']:.4f}", f"{speed:,.0f}" if speed else "")
         finished = _table("finished", "trials", "mean val_loss")
-        found = self.tally.configurations()
+        found = self.configurations()
         for shape, n, loss in found[: room - running.row_count]:
             finished.add_row(shape, str(n), f"{loss:.4f}")
-        parts: list[Any] = [Text(self.tally.headline(), style="bold")]
+        parts: list[Any] = [Text(self.headline(), style="bold")]
         return Group(*parts, *([running] if running.row_count else []), *([finished] if found else []))
 
 
@@ -252,8 +244,8 @@ def _table(what: str, *numbers: str) -> Table:
 
 def open_view(trials: Mapping[str, Trial], vocab_size: int, done_before: int) -> Plain:
     """A live table on a terminal, else plain lines. Whoever adds a trial later adds it to `trials` and has the view expect it."""
-    tally = Tally(trials, {trial_id: trial.flops(vocab_size) for trial_id, trial in trials.items()}, done_before)
-    return Screen(tally) if sys.stdout.isatty() and can_redraw() else Plain(tally)
+    view = Screen if sys.stdout.isatty() and can_redraw() else Plain
+    return view(trials, {trial_id: trial.flops(vocab_size) for trial_id, trial in trials.items()}, done_before)
 
 
 def can_redraw() -> bool:

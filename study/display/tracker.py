@@ -152,10 +152,9 @@ class Tracker:
         self.log.close()
 
 
-def publish(name: str, out: Path) -> str:
+def publish(name: str, out: Path, figures: Mapping[str, Path]) -> str:
     """Give a tracker the report's figures, in a run of the study; returns what a person should know, or ""."""
-    paths = {path.stem: str(path) for path in sorted((out / "report" / "figures").glob("*.png"))}
-    event = json.dumps({"do": "figures", "paths": paths}).encode() + b"\n"
+    event = json.dumps({"do": "figures", "paths": figures}, default=str).encode() + b"\n"
     try:
         done = subprocess.run(_line(name, out), input=event, capture_output=True, env=environment(), timeout=WAIT_S, check=False)
     except subprocess.TimeoutExpired:
