@@ -11,10 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from study import records, report_process
 from study.command import Command
@@ -31,6 +30,7 @@ from study.plan.machine import processors
 from study.plan.memory import check_memory
 from study.plan.probe import ProbeError
 from study.plan.quote import Quote, duration, learn, make_quote
+from study.plan.scope import Scope
 from study.results import folder, store_sync
 from study.results.folder import Survey
 from study.results.object_store import is_address
@@ -63,36 +63,30 @@ def checked(command: Command) -> Command:
 def run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
     """Train what a checked command lacks and conclude; returns the exit code."""
     began = time.monotonic()
-    study, out = command.study, command.out
-    if command.options.dry_run:
-        corpus = data.find(study.data) if study.data.from_hub else data.prepare(study.data)
-    else:
-        corpus = data.prepare(study.data)
-    vocab_size = corpus.vocab_size if corpus else data.expected_vocab_size(study.data)
-    trials = expand(study, data.data_key(study.data))
+    study, options, out = command.study, command.options, command.out
+    corpus = data.find(study.data) if options.dry_run and study.data.from_hub else data.prepare(study.data)
+    plain = expand(study, data.data_key(study.data))
     if corpus:
-        for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in trials}:
+        for block_size, unique_tokens in {(trial.shape.block_size, trial.train.unique_tokens) for trial in plain}:
             batches.check_lengths(corpus.train, corpus.val, block_size, unique_tokens)
-    if command.options.dry_run:
-        if is_address(command.options.out):
-            store_sync.fetch(command.options.out, out)
-        print(_prepare(command, trials, corpus, vocab_size).text)
+    if options.dry_run:
+        if is_address(options.out):
+            store_sync.fetch(options.out, out)
+        print(_prepare(command, plain, corpus).text)
         return 0
     assert corpus is not None
-    set_ray_environment(command.options.on_cluster)
-    with store_sync.held(command.options.out, out) as store, ExitStack() as while_training:
-        start_ray = partial(_start_ray, command.options, interrupts, while_training)
-        if command.options.on_cluster:
+    set_ray_environment(options.on_cluster)
+    with store_sync.held(options.out, out) as store, ExitStack() as while_training:
+        start_ray = partial(_start_ray, options, interrupts, while_training)
+        if options.on_cluster:
             start_ray()
-        ready = _prepare(command, trials, corpus, vocab_size, start_ray)
-        about, searches, found, quoted, trials = ready.about, ready.searches, ready.found, ready.quoted, ready.about.trials
-        print(ready.text, flush=True)
-        origin = provenance(processors())
-        facts = _study_facts(command, trials, corpus, origin, argv) | {"quote": quoted.facts() if quoted else None}
-        facts["suggested"] = about.suggested
-        write_json(out / "study.json", facts)
+        about, searches, found, quoted, text = _prepare(command, plain, corpus, start_ray)
+        print(text, flush=True)
+        trials, origin = about.trials, provenance(processors())
+        facts = {"quote": quoted.facts() if quoted else None, "suggested": about.suggested}
+        write_json(out / "study.json", _study_facts(command, trials, corpus, origin, argv) | facts)
         folder.describe_anew(out, trials, command.study_name)
-        if not command.options.on_cluster and (found.missing or searches.to_come()):
+        if not options.on_cluster and (found.missing or searches.to_come()):
             start_ray()
         problem = ""
         if found.missing or searches:
@@ -104,34 +98,14 @@ def run(command: Command, argv: list[str], interrupts: Interrupts) -> int:
         asked = len(found.done) + len(found.missing)
         if searches:
             trials, asked = searches.trials(), len(searches.trials()) + len(searches.to_come())
-        code = _conclude(command, trials, corpus, interrupts, argv, _Trained(problem, asked, while_training.close))
+        code = _conclude(command, trials, corpus.sha256, interrupts, argv, problem, asked, while_training)
         if quoted and found.missing and code == 0:
-            score = _score(quoted, trials, out, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            learn(quoted, {trial.trial_id: trial for trial in trials}, records.read(out, "trials").to_pylist())
+            score = quoted.score(seconds)
+            print(f"quoted {duration(score['quoted_seconds'])}, took {duration(seconds)} ({score['error']:+.0%})")
             write_json(out / "study.json", read_json(out / "study.json") | {"quote_score": score})
         return code
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """What a run is about to do, and what is said of it."""
-
-    about: scope.Scope
-    searches: Searches
-    found: Survey
-    quoted: Quote | None
-    text: str
-
-
-@dataclass(frozen=True)
-class _Trained:
-    """How training ended."""
-
-    problem: str
-    """why it stopped early, or "" """
-    asked: int
-    """trials that were asked for"""
-    stop_ray: Callable[[], None]
-    """without effect where it has stopped"""
 
 
 def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> None:
@@ -144,57 +118,46 @@ def _start_ray(options: Options, interrupts: Interrupts, until: ExitStack) -> No
     interrupts.install()
 
 
-def _prepare(
-    command: Command, trials: list[Trial], corpus: Corpus | None, vocab_size: int, meanwhile: Callable[[], None] | None = None
-) -> _Ready:
+class _Ready(NamedTuple):
+    """What a run is about to do, and what is said of it."""
+
+    about: Scope
+    searches: Searches
+    found: Survey
+    quoted: Quote | None
+    text: str
+
+
+def _prepare(command: Command, plain: list[Trial], corpus: Corpus | None, meanwhile: Callable[[], None] | None = None) -> _Ready:
     """Survey the results, choose within the budget and quote; a dry run sets nothing aside.
 
     Args:
+        plain: the study's trials but for those of searches.
         meanwhile: called once where steps are to be timed, while that goes on.
     """
-
-    options, sha256 = command.options, corpus.sha256 if corpus else ""
-    about, searches = _scope(command, trials, data.data_key(command.study.data), sha256)
+    study, options, sha256 = command.study, command.options, corpus.sha256 if corpus else ""
+    vocab_size, key = corpus.vocab_size if corpus else data.expected_vocab_size(study.data), data.data_key(study.data)
+    about = scope.find(command, plain, key)
+    searches = search_state.read(study, key, command.out, sha256, about.trials)
+    about = dataclasses.replace(about, trials=searches.trials())
+    if about.wanted is not None:  # only what was suggested is trained; what searches have found stays part of the study
+        searches = Searches(study, about.trials, [])
     found = about.asked_for(folder.survey(command.out, about.trials, sha256, set_aside=not options.dry_run))
     if options.timing == "exclusive":
         found = scope.with_timing(found, about.trials)
-    found, quoted, lines = scope.within_budget(command, about, found, _quote(command, found, vocab_size, searches, meanwhile))
+    quoted, missing = None, [*found.missing, *searches.to_come()]
+    if missing and not options.on_cluster:  # whose devices are not here
+        try:
+            quoted = make_quote(missing, vocab_size, options, meanwhile)
+        except ProbeError as error:
+            print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
+    found, quoted, lines = scope.within_budget(command, about, found, quoted)
     lines = [*overview.cautions(about.trials, corpus, command.out), *searches.lines(), *lines]
     if quoted and options.timing == "exclusive":
         quoted, said = scope.quote_timing(quoted, found, about.trials)
         lines.append(said)
-    text = overview.overview(command.study_name, command.study, about.trials, found, corpus, vocab_size, quoted)
+    text = overview.overview(command.study_name, study, about.trials, found, corpus, vocab_size, quoted)
     return _Ready(about, searches, found, quoted, "\n".join([text, *lines]))
-
-
-def _scope(command: Command, trials: list[Trial], key: str, data_sha256: str) -> tuple[scope.Scope, Searches]:
-    """The trials known by now and the searches, whose runs so far are among them."""
-    about = scope.find(command, trials, key)
-    searches = search_state.read(command.study, key, command.out, data_sha256, about.trials)
-    about = dataclasses.replace(about, trials=searches.trials())
-    if about.wanted is not None:  # only what was suggested is trained; what searches have found stays part of the study
-        return about, Searches(command.study, about.trials, [])
-    return about, searches
-
-
-def _quote(command: Command, found: Survey, vocab_size: int, searches: Searches, meanwhile: Callable[[], None] | None) -> Quote | None:
-    """What the missing trials, and the most that searches may add, will cost on this machine; a cluster's devices are not here."""
-    missing = [*found.missing, *searches.to_come()]
-    if not missing or command.options.on_cluster:
-        return None
-    try:
-        return make_quote(missing, vocab_size, command.options, meanwhile)
-    except ProbeError as error:
-        print(f"no quote: a few steps of these trials could not be timed on this machine ({error})", file=sys.stderr, flush=True)
-        return None
-
-
-def _score(quoted: Quote, trained: Sequence[Trial], out: Path, seconds_taken: float) -> dict[str, Any]:
-    """Hold the quote to what the run took, and let the next one learn from it."""
-    learn(quoted, {trial.trial_id: trial for trial in trained}, records.read(out, "trials").to_pylist())
-    score = quoted.score(seconds_taken)
-    print(f"quoted {duration(score['quoted_seconds'])}, took {duration(seconds_taken)} ({score['error']:+.0%})")
-    return score
 
 
 def _study_facts(command: Command, trials: Sequence[Trial], corpus: Corpus, origin: Provenance, argv: list[str]) -> dict[str, Any]:
@@ -223,37 +186,51 @@ def _study_facts(command: Command, trials: Sequence[Trial], corpus: Corpus, orig
 
 
 def _conclude(
-    command: Command, trials: Sequence[Trial], corpus: Corpus, interrupts: Interrupts, argv: Sequence[str], trained: _Trained
+    command: Command,
+    trials: Sequence[Trial],
+    data_sha256: str,
+    interrupts: Interrupts,
+    argv: Sequence[str],
+    problem: str,
+    asked: int,
+    while_training: ExitStack,
 ) -> int:
-    """Compact the tables, say what is there, build the report; returns the exit code: 0 where all that was asked for is completed."""
+    """Compact the tables, say what is there, build the report; returns the exit code: 0 where all that was asked for is completed.
+
+    Args:
+        problem: why training stopped early, or "".
+        asked: trials that were asked for.
+        while_training: stops Ray, if that is still up, when it is closed.
+    """
     out = command.out
     for table in records.PER_TRIAL:
         records.compact(out, table, command.study_name)
-    after = folder.survey(out, trials, corpus.sha256)
-    n_completed = sum(row["status"] == "COMPLETED" for row in after.done.values())
-    n_given_up = sum(trial.may_stop and after.done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
+    done = folder.survey(out, trials, data_sha256).done
+    n_completed = sum(row["status"] == "COMPLETED" for row in done.values())
+    n_given_up = sum(trial.may_stop and done.get(trial.trial_id, {}).get("status") in ("STOPPED", "DIVERGED") for trial in trials)
     with report_process.ending(out) if command.options.report and n_completed and not interrupts.signum else nullcontext() as wait:
-        trained.stop_ray()
+        while_training.close()
         given_up = f" and {n_given_up} given up by a search" if n_given_up else ""
         print(f"\n{n_completed} of {len(trials)} trials are completed{given_up}; results are in {shown(out)}", flush=True)
-        if trained.problem:
-            complain(how_to_continue(trained.problem, argv), 0)
+        if problem:
+            complain(how_to_continue(problem, argv), 0)
         if interrupts.signum:
             return interrupts.exit_code
         _name_the_rest(out, trials)
         reported = wait is None or _report(out, wait(), command.options.track)
-    return 0 if n_completed + n_given_up >= trained.asked and reported else 1
+    return 0 if n_completed + n_given_up >= asked and reported else 1
 
 
 def _name_the_rest(out: Path, trials: Sequence[Trial]) -> None:
     """Say which trials are not completed, and why."""
     rows = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
-    others = [(trial, rows.get(trial.trial_id)) for trial in trials]
-    ends = ("COMPLETED", "STOPPED")
-    others = [(trial, row) for trial, row in others if not row or row["status"] not in ends]
+    ends = {
+        trial.trial_id: f"{row['status']} ({row['reason']})" if (row := rows.get(trial.trial_id)) else "not run yet" for trial in trials
+    }
+    others = [trial for trial in trials if not ends[trial.trial_id].startswith(("COMPLETED", "STOPPED"))]
     told = distinctions(trials)
-    for trial, row in others[:20]:
-        print(printable(f"  {trial_name(trial, told)}: {row['status'] + ' (' + str(row['reason']) + ')' if row else 'not run yet'}"))
+    for trial in others[:20]:
+        print(printable(f"  {trial_name(trial, told)}: {ends[trial.trial_id]}"))
     if len(others) > 20:
         print(f"  ... and {len(others) - 20} more")
 
