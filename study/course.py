@@ -140,9 +140,10 @@ def _prepare(command: Command, plain: list[Trial], corpus: Corpus | None, meanwh
     about = scope.find(command, plain, key)
     searches = search_state.read(study, key, command.out, sha256, about.trials)
     about = dataclasses.replace(about, trials=searches.trials())
+    found = folder.survey(command.out, about.trials, sha256, set_aside=not options.dry_run)
     if about.wanted is not None:  # only what was suggested is trained; what searches have found stays part of the study
         searches = Searches(study, about.trials, [])
-    found = about.asked_for(folder.survey(command.out, about.trials, sha256, set_aside=not options.dry_run))
+        found = dataclasses.replace(found, missing=tuple(trial for trial in found.missing if trial.trial_id in about.wanted))
     if options.timing == "exclusive":
         found = scope.with_timing(found, about.trials)
     quoted, missing = None, [*found.missing, *searches.to_come()]

@@ -18,8 +18,8 @@ from study.spec import DataConfig, TrainConfig, Trial
 from study.train import checkpoint
 from study.train.bundle import Bundle
 from study.train.device import Execution
+from study.train.evaluation import sample_steps
 from study.train.outcome import Outcome
-from study.train.samples import sample_steps
 from tests.rounding import drift, float64
 from tests.running import finished
 

@@ -102,7 +102,10 @@ def choose(
 
     if fits(missing):
         return Chosen(tuple(missing), (), (), budget)
-    costs = _costs(plan, in_device_time=bool(device))
+    costs: dict[str, float] = {}  # seconds that one trial of a configuration keeps a slot (or, times its reserved share, a device)
+    for bundle in plan.bundles:
+        share = (bundle.gpus or bundle.cpus) if device else 1.0
+        costs |= {trial.config_id: bundle.seconds_each[trial.trial_id] * share for trial in bundle.trials}
     room = device or plan.slots * (wall - START_S - WORKER_START_S - END_S)
     order = _most_informative(trials, missing, done, costs, room, math.inf if device else room / plan.slots)
     while order and not fits(order):
@@ -141,15 +144,6 @@ def _too_small(missing: Sequence[Trial], costs: Mapping[str, float], budget: Bud
     cost = f"{math.ceil(alone.seconds * stretch)}s" if budget.wall_s else f"{hours:g} device-hours"
     what = "with Ray's start and the report" if budget.wall_s else "of device time"
     return f"budget={budget} is too small for one trial: the cheapest ({label(cheapest)}) is quoted at {cost} {what}; give at least that"
-
-
-def _costs(plan: Plan, in_device_time: bool) -> dict[str, float]:
-    """Seconds that one trial of a configuration keeps a slot (or, times its reserved share, a device), by config_id."""
-    costs: dict[str, float] = {}
-    for bundle in plan.bundles:
-        share = (bundle.gpus or bundle.cpus) if in_device_time else 1.0
-        costs |= {trial.config_id: bundle.seconds_each[trial.trial_id] * share for trial in bundle.trials}
-    return costs
 
 
 # ---- sweeps ----

@@ -27,12 +27,6 @@ def memory() -> int:
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
 
 
-def address_space() -> int | None:
-    """Bytes that the addresses of one process may span (`ulimit -v`); None where nothing limits them."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return None if limit == resource.RLIM_INFINITY else limit
-
-
 def processes_left() -> int | None:
     """Processes and threads that may still be started; None where nothing limits them."""
     groups = [(_numbers("pids.max", [group]), _numbers("pids.current", [group])) for group in _folders("pids")]

@@ -59,12 +59,6 @@ class Scope:
     suggested: list[dict[str, Any]]
     wanted: frozenset[str] | None
 
-    def asked_for(self, found: Survey) -> Survey:
-        """The survey with those missing trials only that this run is about."""
-        if self.wanted is None:
-            return found
-        return dataclasses.replace(found, missing=tuple(t for t in found.missing if t.trial_id in self.wanted))
-
 
 def find(command: Command, trials: Sequence[Trial], data_key: str) -> Scope:
     """The scope of a run: reads the accepted suggestions of the results folder and the one that is given.

@@ -25,7 +25,8 @@ from study.spec import RECIPE_VERSION, Study, TrainConfig, Trial, changed, expan
 from study.sweeps import Sweep
 
 SEED_OFFSET = 1000
-"""A search runs at the study's first seed and so many: what it finds is not chosen by luck that the study's own seeds share."""
+"""A search runs at the study's first seed and so many, or the next that is none of its own: what it finds is not chosen by luck that the
+study's seeds share."""
 
 
 @dataclass
@@ -102,6 +103,7 @@ def plan(study: Study, data_key: str = "") -> Searches:
     """
     sweeps = {sweep.name: sweep for sweep in study.parsed_sweeps}
     found: list[SizeSearch | ShapeSearch] = []
+    seed = next(seed for i in itertools.count(SEED_OFFSET) if (seed := (study.seeds[0] + i) % 2**31) not in study.seeds)
     for sweep in sweeps.values():
         if isinstance(sweep.search, ShapeSettings):
             base = Trial(*changed(study, {}, sweep.name), study.data, study.seeds[0], data_key, (sweep.name,))
@@ -110,7 +112,7 @@ def plan(study: Study, data_key: str = "") -> Searches:
             found.append(ShapeSearch(sweep.name, sweep.search, study, base, vocab_size))
         elif sweep.search is not None:
             for (shape, train), names in _sizes(study, sweep, sweeps).items():
-                base = Trial(shape, train, study.data, search_seed(study), data_key, names)
+                base = Trial(shape, train, study.data, seed, data_key, names)
                 found.append(SizeSearch(sweep.name, sweep.search, base, study.seeds))
     searches = Searches(study, expand(study, data_key), found)
     searches.see({}, {})
@@ -118,11 +120,6 @@ def plan(study: Study, data_key: str = "") -> Searches:
         if isinstance(search, ShapeSearch) and not search.chain:
             raise ValueError(f"sweep {search.name!r} has an empty search space: no shape in its ranges is within its limits; widen them")
     return searches
-
-
-def search_seed(study: Study) -> int:
-    """The seed of a study's searches; none of its own."""
-    return next(seed for i in itertools.count(SEED_OFFSET) if (seed := (study.seeds[0] + i) % 2**31) not in study.seeds)
 
 
 def read(study: Study, data_key: str, out: Path, data_sha256: str, plain: Sequence[Trial]) -> Searches:

@@ -9,7 +9,6 @@ each trial equals its lone run bit for bit on a CPU. A family of one is simply a
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from models import weights
 from models.tokenizer import Tokenizer
 from study.spec import RECIPE_VERSION, Trial
 from study.train import checkpoint
-from study.train.branches import leaves_at, lengths, own_seconds
+from study.train.branches import leaves_at, lengths, own_seconds, programs
 from study.train.bundle import ANYWHERE, Bundle
 from study.train.device import Execution
+from study.train.evaluation import sample_steps
 from study.train.outcome import Outcome
-from study.train.samples import sample_steps
 
 Group = tuple[Trial, ...]
 """The replicas of one length."""
@@ -55,9 +54,11 @@ class BranchedBundle:
         execution: Execution = ANYWHERE,
         run: str = "",
     ) -> None:
-        *shorter, longest = (tuple(t for t in trials if t.train.n_steps == length) for length in lengths(trials))
+        parts = programs(trials)
+        *shorter, longest = (tuple(t for t in parts[0] if t.train.n_steps == length) for length in lengths(trials))
+        if len(parts) > 1:
+            raise ValueError(f"{len(trials)} trials of {len(shorter) + 1} lengths do not share a trunk under WSD; train them apart")
         self.groups: list[Group] = [longest, *shorter]
-        _check_family(self.groups)
         self._bundle: Callable[[Group], Bundle] = lambda group: Bundle(group, train_tokens, val_tokens, vocab_size, tokenizer, execution)
         self.folder, self.run, self.todo = folder, run, list(self.groups)
         self.bundle, self.notes = self._bundle(longest), list[str]()
@@ -95,8 +96,11 @@ class BranchedBundle:
 
     def advance(self) -> list[dict[str, Any]]:
         """Train the trunk or a branch to its next evaluation; returns a `curves` row for every trial that passes through it."""
-        if self.ended:
-            self._mark_handed_over(self.ended)
+        if self.ended:  # the driver asks for more only after it has recorded the last outcomes
+            for replica in self.ended.replicas if self.run else ():
+                mark = self._mark(replica.trial.trial_id)
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.touch()
             self.outcomes, self.ended = [], None
             self._begin()
         rows = [] if self.bundle.done else self.bundle.advance()
@@ -152,24 +156,14 @@ class BranchedBundle:
         if self.bundle.replicas[0].trial is not group[0]:
             self.bundle = self._bundle(group)
         on_trunk = group is self.groups[0]
-        ahead = [leaves_at(g[0].train) for g in later if on_trunk and not self._has_left(g)]
+        ahead = [leaves_at(g[0].train) for g in later if on_trunk and not all(checkpoint.steps(self.folder, t.trial_id) for t in g)]
         restored = self.bundle.restore(self.folder, range(min(ahead, default=group[0].train.n_steps) + 1))
         self.sharing = len(self.groups) > 1 and (on_trunk or restored)
         return restored
 
-    def _has_left(self, group: Group) -> bool:
-        return all(checkpoint.steps(self.folder, trial.trial_id) for trial in group)
-
     def _mark(self, trial_id: str) -> Path:
         """A file that says: the driver of this very run has this trial's outcome."""
         return self.folder / trial_id / "handed-over" / (self.run or "no run")
-
-    def _mark_handed_over(self, bundle: Bundle) -> None:
-        """The driver asks for more only after it has recorded the last outcomes."""
-        for replica in bundle.replicas if self.run else ():
-            mark = self._mark(replica.trial.trial_id)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            mark.touch()
 
 
 def keep_weights(bundle: Bundle, folder: Path) -> list[str]:
@@ -184,11 +178,3 @@ def keep_weights(bundle: Bundle, folder: Path) -> list[str]:
             except (OSError, SafetensorError) as error:
                 problems.append(f"the weights of trial {replica.trial.trial_id} could not be kept ({error})")
     return problems
-
-
-def _check_family(groups: Sequence[Group]) -> None:
-    """Hold the trials to one program."""
-    families = {tuple(replace(t, train=replace(t.train, n_steps=1), sweeps=(), lr_status="") for t in group) for group in groups}
-    n_lengths = len(groups)
-    if len(families) != 1 or (n_lengths > 1 and any(t.train.schedule != "wsd" for group in groups for t in group)):
-        raise ValueError(f"{sum(map(len, groups))} trials of {n_lengths} lengths do not share a trunk under WSD; train them apart")

@@ -40,11 +40,10 @@ from study.train.device import (
     synchronize,
 )
 from study.train.device_steps import DeviceSteps
-from study.train.evaluation import window_losses
+from study.train.evaluation import draw_samples, sample_steps, window_losses
 from study.train.optimizer import clip, groups_by_replica, make_optimizer, norm_limits
 from study.train.outcome import Outcome, Replica, finished_row
 from study.train.pace import Pace
-from study.train.samples import draw_samples, sample_steps
 
 ANYWHERE = Execution()
 DROPOUT_STREAM = 0x5CA1_AB1E
@@ -181,7 +180,11 @@ class Bundle:
 
     def _train_step(self) -> tuple[Tensor, Tensor]:
         """One optimizer step of every replica; returns losses and gradient norms before clipping, (K,) each."""
-        tokens, targets = self._batch()
+        pairs = [
+            batches.window(tokens, r.trial.seed, self.step, self.recipe.batch_size, self.block_size)
+            for r, tokens in zip(self.replicas, self.train_tokens, strict=True)
+        ]
+        tokens, targets = (self._to_device(np.stack(side)) for side in zip(*pairs, strict=True))  # (K, B, T), by (seed, step) alone
         if self.recipe.dropout or self.model.config.module:
             torch.manual_seed(DROPOUT_STREAM + (self.replicas[0].trial.seed << 32) + self.step)
         self.model.flat_grad.zero_()
@@ -203,14 +206,6 @@ class Bundle:
             if replica.diverged_at is None and not math.isfinite(float(losses[index])):
                 replica.diverged_at = step
                 self.model.flat[index].zero_()
-
-    def _batch(self) -> tuple[Tensor, Tensor]:
-        """The batch of this step for every replica, (K, B, T) inputs and targets; a function of (seed, step) alone."""
-        pairs = [
-            batches.window(tokens, r.trial.seed, self.step, self.recipe.batch_size, self.block_size)
-            for r, tokens in zip(self.replicas, self.train_tokens, strict=True)
-        ]
-        return self._to_device(np.stack([x for x, _ in pairs])), self._to_device(np.stack([y for _, y in pairs]))
 
     # ---- evaluation ----
 
@@ -241,7 +236,6 @@ class Bundle:
                 "lr": replica.trial.train.lr_at(max(0, self.step - 1)),
                 "grad_norm": float(grad_norm[index]) if grad_norm is not None else None,
                 "tokens_per_s": steps * tokens_per_step / seconds if steps and seconds else None,
-                "wall_s": self.pace.wall_s,
             }
             if not math.isfinite(val_loss):
                 replica.diverged_at = self.step
@@ -310,21 +304,19 @@ class Bundle:
             states = [checkpoint.load(folder, trial_id, step, shapes, self.notes) for trial_id in ids]
             whole = [state for state in states if state is not None]
             if len(whole) == len(ids):
-                self.adopt(step, whole)
-                return True
-        return False
-
-    def adopt(self, step: int, states: Sequence[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
-        """Continue from the states that replicas of the same order had at this step."""
-        for index, (replica, (tensors, facts)) in enumerate(zip(self.replicas, states, strict=True)):
+                break
+        else:
+            return False
+        for index, (replica, (tensors, facts)) in enumerate(zip(self.replicas, whole, strict=True)):
             for name, tensor in self._tensors(index).items():
                 tensor.copy_(tensors[name])
             replica.curve, replica.samples, replica.diverged_at = facts["curve"], facts["samples"], facts["diverged_at"]
         for state in self.optimizer.state.values():
             state["step"].fill_(step)
-        facts = states[0][1]
+        facts = whole[0][1]
         self.step, self.restarts = step, facts["restarts"] + 1
         self.pace.adopt(facts)
+        return True
 
     def _tensors(self, index: int) -> dict[str, Tensor]:
         """Views of everything that one replica's future depends on."""

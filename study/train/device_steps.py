@@ -52,16 +52,11 @@ def keep(tokens: np.ndarray, device: torch.device) -> Tensor:
     for host, where, kept in _kept:
         if host.ctypes.data == tokens.ctypes.data and host.dtype == tokens.dtype and len(host) >= len(tokens) and where == device:
             return kept[: len(tokens)]
-    kept = _copy(tokens, device)
-    _kept[:] = [(tokens, device, kept)]  # holding the host's array keeps its address from being given to another
-    return kept
-
-
-def _copy(tokens: np.ndarray, device: torch.device) -> Tensor:
     kept = torch.empty(len(tokens), dtype=DTYPES[tokens.dtype.name], device=device)
     for start in range(0, len(tokens), CHUNK):
         part = np.asarray(tokens[start : start + CHUNK])
         kept[start : start + CHUNK] = torch.from_numpy(part.astype(np.int32 if part.itemsize > 1 else np.uint8)).to(device)
+    _kept[:] = [(tokens, device, kept)]  # holding the host's array keeps its address from being given to another
     return kept
 
 

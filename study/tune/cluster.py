@@ -64,9 +64,14 @@ def ray_session(options: Options) -> Iterator[str]:
 
 
 def _reachable(options: Options) -> str:
+    """The cluster's address, once its port has answered: Ray itself ends the whole process where nobody answers."""
     check_address(options)
     address = own_cluster() if options.cluster == "auto" else options.cluster
-    _knock(address)
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except OSError as error:
+        raise ValueError(f"the Ray cluster at {address} cannot be reached: {error.strerror or error}") from None
     return address
 
 
@@ -107,15 +112,6 @@ def own_cluster() -> str:
         name = pwd.getpwuid(user).pw_name if any(entry.pw_uid == user for entry in pwd.getpwall()) else f"user {user}"
         raise ValueError(f"the Ray cluster on this machine belongs to {name}; to join it all the same, name it: --address {address}")
     return address
-
-
-def _knock(address: str) -> None:
-    """Knock at the cluster's port: Ray itself ends the whole process where nobody answers."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=REACH_S).close()
-    except OSError as error:
-        raise ValueError(f"the Ray cluster at {address} cannot be reached: {error.strerror or error}") from None
 
 
 def gpus_per_trial(options: Options) -> float:

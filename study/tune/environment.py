@@ -4,12 +4,12 @@ set_ray_environment(); import ray
 """
 
 import os
+import resource
 import secrets
 from pathlib import Path
 
 from models.home import home
 from study.options import Options
-from study.plan import machine
 
 SETTINGS = {
     # No boxes on the terminal, no log files of its own, no phoning home.
@@ -77,8 +77,8 @@ def check_address_space() -> None:
     Raises:
         ValueError: the limit is too low.
     """
-    allowed = machine.address_space()
-    if allowed is not None and allowed < LEAST_ADDRESSES:
+    allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if allowed != resource.RLIM_INFINITY and allowed < LEAST_ADDRESSES:
         raise ValueError(
             f"a process of this account may span {allowed >> 20:,} MiB of addresses and Ray takes about {LEAST_ADDRESSES >> 20:,}; "
             "raise the limit (ulimit -v)"

@@ -91,7 +91,10 @@ class Monitor(tune.Callback):
             self.out_of_budget = True
             raise OutOfBudget
         self.interrupts.check()
-        self._look_upstream()
+        while self.upstream and self.upstream.notes:
+            self.note(self.upstream.notes.pop(0))
+        if self.upstream and self.upstream.problem:
+            raise StoreLost(self.upstream.problem)
         self._restart_stalled(trials)
         self._show("tick")
 
@@ -204,12 +207,6 @@ class Monitor(tune.Callback):
         before, after = share_in_words(running.bundled.cpus, running.bundled.gpus), share_in_words(larger.cpus, larger.gpus)
         running.remark, running.bundled = f"ran out of memory on {before}, went on with {after}", larger
         return f"ran out of memory on {before}; trying again with {after}"
-
-    def _look_upstream(self) -> None:
-        while self.upstream and self.upstream.notes:
-            self.note(self.upstream.notes.pop(0))
-        if self.upstream and self.upstream.problem:
-            raise StoreLost(self.upstream.problem)
 
     def _restart_stalled(self, trials: list[Any]) -> None:
         """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""

@@ -153,7 +153,10 @@ def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = (
         pipe, without = ends.enter_context(mps.started(options.mps, shared, temporary_folder()))
         train, val = (worker_input.share(split, on_cluster) for split in (corpus.train, corpus.val))
         facts = corpus.vocab_size, corpus.tokenizer, options, job.command.out / "checkpoints", pipe
-        work = Work(tuple(bundles), train, val, *facts, **_store_facts(job.store))
+        work = Work(tuple(bundles), train, val, *facts)
+        if job.store:  # a folder of the same name on another machine is not the driver's, so a marker of this run tells
+            work = replace(work, store=job.store.store, marker=f".run-{job.store.token[:8]}")
+            (job.store.folder / work.marker).touch()
         monitor = _monitor(job, found, bundles)
         for note in filter(None, (warning, without)):
             monitor.note(note)
@@ -182,15 +185,6 @@ def _until_the_end(job: Job, monitor: Monitor, run: Callable[[], None]) -> str:
         if job.quoted:
             learn_memory(job.quoted, monitor.recorder.trials, monitor.recorder.rows.values())
     return ""
-
-
-def _store_facts(store: Mirror | None) -> dict[str, Any]:
-    """What workers are told of an object store: a folder of the same name on another machine is not the driver's, so a marker tells."""
-    if store is None:
-        return {}
-    marker = f".run-{store.token[:8]}"
-    (store.folder / marker).touch()
-    return {"store": store.store, "marker": marker}
 
 
 def make_bundles(command: Command, missing: Sequence[Trial], vocab_size: int, quoted: Quote | None) -> list[Bundled]:
