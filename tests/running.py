@@ -127,14 +127,12 @@ def tables(results: Path, of: Path | None = None) -> dict[str, list[dict[str, An
 
 def rows(results: Path) -> list[dict[str, Any]]:
     """The rows of `trials`."""
-    found: list[dict[str, Any]] = records.read(results, "trials").to_pylist()
-    return found
+    return records.read(results, "trials").to_pylist()
 
 
 def facts(results: Path) -> dict[str, Any]:
     """study.json."""
-    found: dict[str, Any] = json.loads((results / "study.json").read_text())
-    return found
+    return json.loads((results / "study.json").read_text())
 
 
 def write_study(

@@ -3,9 +3,7 @@
 import errno
 import gc
 import os
-import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,13 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scale import below
 from study import run
 from study.command import parse
 from study.results.trial_writer import PROBE_BYTES, Recorder
 from study.spec import expand
 from study.tune import local_ray
-from tests.running import checkpoints, in_mid_run, kill_one_worker, one, rows, tables, tiny, wait_until, workers
+from tests.running import checkpoints, in_mid_run, kill_one_worker, one, rows, tables, tiny, wait_until
 
 pytestmark = pytest.mark.ray
 
@@ -152,48 +149,3 @@ def test_a_clock_that_is_set_back_and_an_object_store_full_of_other_things_are_n
     assert all(row["restarts"] == 0 for row in rows(tmp_path))
     assert all(0 < row["wall_s"] < 3600 for row in rows(tmp_path))
     assert all(row["started_at"] <= row["finished_at"] for row in rows(tmp_path))
-
-
-@pytest.mark.slow
-def test_a_run_whose_ray_lost_its_head_leaves_no_worker_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
-    process, out, log = in_mid_run(tmp_path)
-    pids = workers(process.pid)
-    (head,) = [pid for pid in below(process.pid) if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]]
-    os.kill(head, signal.SIGKILL)
-    assert process.wait(120) == 1, log.read_text()
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), seconds=60)
-    said = log.read_text()
-    assert "Traceback" not in said
-    assert "the same command continues" in said
-    assert run.main(tiny(out, "--no-report")) == 0
-    assert tables(out) == tables(undisturbed)
-
-
-@pytest.mark.slow
-def test_sigterm_to_the_whole_process_group_exits_143_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
-    process, out, log = in_mid_run(tmp_path)
-    if sys.platform == "linux":  # else Ray's would end first, and Ray with them the driver, one time in six
-        assert [pid for pid in below(process.pid) if os.getpgid(pid) != process.pid]
-        assert all(os.getpgid(pid) != process.pid for pid in workers(process.pid))
-    os.killpg(process.pid, signal.SIGTERM)  # as a batch system ends a job
-    assert process.wait(60) == 143
-    assert "Traceback" not in log.read_text()
-    assert run.main(tiny(out, "--no-report")) == 0
-    assert tables(out) == tables(undisturbed)
-
-
-@pytest.mark.slow
-def test_ctrl_c_again_and_again_ends_at_once_and_the_same_command_continues(undisturbed: Path, tmp_path: Path) -> None:
-    process, out, log = in_mid_run(tmp_path)
-
-    def strike() -> bool:
-        os.killpg(process.pid, signal.SIGINT)
-        return process.poll() is not None
-
-    assert wait_until(strike, seconds=60), log.read_text()
-    assert process.returncode == 130
-    said = log.read_text()
-    assert "stopped at once; the same command continues" in said
-    assert "Traceback" not in said
-    assert run.main(tiny(out, "--no-report")) == 0
-    assert tables(out) == tables(undisturbed)

@@ -7,6 +7,8 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
+from urllib.parse import parse_qs, urlparse
 
 import pytest
 from rich.console import Console
@@ -120,15 +122,9 @@ def test_a_write_that_fails_for_a_moment_is_tried_again_and_one_that_keeps_faili
     out.write_text("a file where the folder should be")
     with pytest.raises(OSError, match="out"):
         recorder(out, trials).cut_off(trials[0].trial_id, "FAILED", "x", [], Where(time.time()))
-    attempts = []
-
-    def comes_back() -> None:
-        attempts.append(1)
-        if len(attempts) < 3:
-            raise OSError("away")
-
+    comes_back = Mock(side_effect=[OSError("away"), OSError("away"), None])
     retried(comes_back, (0.05, 0.05))
-    assert len(attempts) == 3
+    assert comes_back.call_count == 3
 
 
 # ---- board ----
@@ -141,22 +137,20 @@ def read_run(folder: Path) -> EventAccumulator:
 
 def test_a_run_is_continued_without_repeating_or_contradicting_points(trials: list[Trial], tmp_path: Path) -> None:
     trial, folder = trials[0], tmp_path / run_name(trials[0])
-    first = Board(tmp_path, named(trials), 64)
-    for step in (0, 50, 100):
-        first.progress(evaluation(trial, step, 4.0))
-    first.progress(evaluation(trial, 50, 9.9))  # a retry reports again
-    first.close()
+
+    def draw(*rows: tuple[int, float]) -> None:
+        board = Board(tmp_path, named(trials), 64)
+        for step, loss in rows:
+            board.progress(evaluation(trial, step, loss))
+        board.close()
+
+    draw((0, 4.0), (50, 4.0), (100, 4.0), (50, 9.9))  # a retry reports again
     time.sleep(1.1)  # event files are ordered by the second in their names
-    second = Board(tmp_path, named(trials), 64)  # another run, from the checkpoint at step 50
-    for step in (100, 150):
-        second.progress(evaluation(trial, step, 3.0))
-    second.close()
+    draw((100, 3.0), (150, 3.0))  # another run, from the checkpoint at step 50
     scalars = read_run(folder).Scalars("loss/val")
     step_tokens = trial.train.batch_size * trial.shape.block_size
     assert [(event.step // step_tokens, event.value) for event in scalars] == [(0, 4.0), (50, 4.0), (100, 3.0), (150, 3.0)]
-    third = Board(tmp_path, named(trials), 64)  # from the start again: what was there is void
-    third.progress(evaluation(trial, 0, 2.0))
-    third.close()
+    draw((0, 2.0))  # from the start again: what was there is void
     assert [event.value for event in read_run(folder).Scalars("loss/val")] == [2.0]
 
 
@@ -170,10 +164,10 @@ def test_stories_are_code_blocks_whatever_they_contain(trials: list[Trial], tmp_
     text = event.tensor_proto.string_val[0].decode()
     assert event.step == 200 * 8 * 32
     assert text == story_markdown(sample)
-    assert all(line.startswith("    ") and len(line) <= 104 for line in text.split("\n")[2:])
-    assert "".join(line[4:] for line in text.split("\n")[2:]) == "Once|" + printable(HOSTILE).replace("\n", "")
-    assert "\x1b" not in text
-    assert "\x00" not in text
+    lines = text.split("\n")[2:]
+    assert all(line.startswith("    ") and len(line) <= 104 for line in lines)
+    assert "".join(line[4:] for line in lines) == "Once|" + printable(HOSTILE).replace("\n", "")
+    assert not {"\x1b", "\x00"} & set(text)
 
 
 def test_runs_sort_by_size_and_the_five_hparams_that_are_shown_tell_them_apart(trials: list[Trial]) -> None:
@@ -200,8 +194,6 @@ def test_what_tells_trials_of_one_shape_apart_is_part_of_their_name(trials: list
 
 
 def test_the_link_opens_the_learning_curves_without_smoothing(trials: list[Trial], tmp_path: Path) -> None:
-    from urllib.parse import parse_qs, urlparse
-
     line = Board(tmp_path / "a folder", named(trials), 64).how_to_open()
     assert "--logdir '" in line
     link = parse_qs(urlparse(line.split()[-1]).query)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from models.config import Shape
 from study.options import Options
@@ -19,32 +20,32 @@ from study.spec import DataConfig, Study, TrainConfig, Trial, expand
 from study.train.pace import Pace
 
 STUDY = Study(sweeps=("depth:n_layer=1,2,4", "width:n_embd=32,64,128"), seeds=(1, 2, 3))
+TRIALS = expand(STUDY)
+TINY = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
 GPU = Machine("cuda", "gpu", cpus=16, gpus=2, gpu_memory_bytes=80 << 30)
 
 
 def speeds_for(device: str, ms: float = 10.0) -> Speeds:
     speeds = Speeds()
-    speeds.note(device, expand(STUDY)[0], 64, ms, real=False)
+    speeds.note(device, TRIALS[0], 64, ms, real=False)
     return speeds
 
 
 def test_every_trial_is_planned_once_and_long_bundles_come_first() -> None:
-    trials = expand(STUDY)
     for machine in (Machine(), GPU):
-        plan = make_plan(trials, 64, machine, speeds_for(machine.name), Options())
+        plan = make_plan(TRIALS, 64, machine, speeds_for(machine.name), Options())
         planned = [t.trial_id for b in plan.bundles for t in b.trials]
-        assert sorted(planned) == sorted(t.trial_id for t in trials)
+        assert sorted(planned) == sorted(t.trial_id for t in TRIALS)
         assert [b.seconds for b in plan.bundles] == sorted((b.seconds for b in plan.bundles), reverse=True)
         assert 0 < plan.utilisation <= 1
 
 
 def test_a_cpu_trains_trials_alone_and_a_gpu_bundles_the_seeds_of_a_configuration() -> None:
-    trials = expand(STUDY)
-    assert all(len(b.trials) == 1 for b in make_plan(trials, 64, Machine(), speeds_for("cpu"), Options()).bundles)
-    on_gpu = make_plan(trials, 64, GPU, speeds_for("gpu"), Options()).bundles
+    assert all(len(b.trials) == 1 for b in make_plan(TRIALS, 64, Machine(), speeds_for("cpu"), Options()).bundles)
+    on_gpu = make_plan(TRIALS, 64, GPU, speeds_for("gpu"), Options()).bundles
     assert all(len(b.trials) == 3 for b in on_gpu)
     assert all(len({t.shape for t in b.trials}) == 1 for b in on_gpu)
-    assert all(len(b.trials) == 2 or len(b.trials) == 1 for b in make_plan(trials, 64, GPU, speeds_for("gpu"), Options(bundle=2)).bundles)
+    assert all(len(b.trials) in (1, 2) for b in make_plan(TRIALS, 64, GPU, speeds_for("gpu"), Options(bundle=2)).bundles)
 
 
 @pytest.mark.parametrize("memory", [1 << 30, 9 << 30, 30 << 30, 79 << 30])
@@ -73,7 +74,7 @@ def test_the_expected_end_is_that_of_the_schedule() -> None:
 
 
 def test_what_real_trials_took_replaces_a_probe_and_survives_on_disk(tmp_path: Path) -> None:
-    trial = expand(STUDY)[0]
+    trial = TRIALS[0]
     speeds = Speeds.load(tmp_path)
     assert to_probe([trial], "cpu", speeds, 64) == [trial]
     speeds.note("cpu", trial, 64, 12.0, real=False)
@@ -93,7 +94,7 @@ def test_the_next_quote_starts_from_processor_time_so_that_a_busy_machine_does_n
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SCALING_STUDY_CACHE", str(tmp_path))
-    trials = expand(STUDY)[:2]
+    trials = TRIALS[:2]
     quoted = Quote(make_plan([], 64, Machine(), Speeds(), Options()), Machine(), 64, Options())
     times = {"status": "COMPLETED", "bundle_size": 1, "ms_per_step": 80.0}
     seen = zip(trials, (10.0, None), strict=True)
@@ -124,22 +125,19 @@ def test_what_other_work_holds_is_seen_and_said() -> None:
         held = busy_cores()
         other.kill()
     assert held > min(before + 0.5, 0.9 * len(os.sched_getaffinity(0)))
-    quoted = Quote(make_plan(expand(STUDY), 64, Machine(), speeds_for("cpu"), Options()), Machine(), 64, Options(), held)
+    quoted = Quote(make_plan(TRIALS, 64, Machine(), speeds_for("cpu"), Options()), Machine(), 64, Options(), held)
     assert sum("other work holds about" in line for line in quoted.lines()) == 1
     assert not any("other work" in line for line in replace(quoted, busy_cores=0.1).lines())
 
 
 def test_larger_steps_are_predicted_to_take_longer() -> None:
-    speeds, trials = speeds_for("cpu"), expand(STUDY)
-    ordered = sorted(trials, key=lambda t: step_flops(t, 64))
-    times = [speeds.ms_per_step("cpu", t, 64) for t in ordered]
-    assert times[-1] > 3 * times[0]
+    ordered = sorted(TRIALS, key=lambda t: step_flops(t, 64))
+    assert speeds_for("cpu").ms_per_step("cpu", ordered[-1], 64) > 3 * speeds_for("cpu").ms_per_step("cpu", ordered[0], 64)
 
 
 def test_a_probe_times_real_steps_also_of_a_model_far_too_large_for_this_machine() -> None:
-    tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
     huge = Trial(Shape(6, 384, 8, 256), TrainConfig(batch_size=64), DataConfig(), 1)
-    found = ask([tiny, huge], 64, device="cpu", precision="auto", n_threads=1)
+    found = ask([TINY, huge], 64, device="cpu", precision="auto", n_threads=1)
     fast, slow = found.ms_per_step
     assert 0.05 < fast < 1000
     assert slow > 100 * fast
@@ -147,9 +145,8 @@ def test_a_probe_times_real_steps_also_of_a_model_far_too_large_for_this_machine
 
 
 def test_while_a_probe_times_steps_other_things_are_done_and_what_goes_wrong_there_ends_it() -> None:
-    tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
     done = []
-    assert ask([tiny], 64, device="cpu", precision="auto", n_threads=1, meanwhile=lambda: done.append(1)).ms_per_step
+    assert ask([TINY], 64, device="cpu", precision="auto", n_threads=1, meanwhile=lambda: done.append(1)).ms_per_step
     assert done == [1]
 
     def fails() -> None:
@@ -157,21 +154,14 @@ def test_while_a_probe_times_steps_other_things_are_done_and_what_goes_wrong_the
 
     began = time.monotonic()
     with pytest.raises(ValueError, match="Ray cannot start"):
-        ask([tiny] * 300, 64, device="cpu", precision="auto", n_threads=1, meanwhile=fails)
+        ask([TINY] * 300, 64, device="cpu", precision="auto", n_threads=1, meanwhile=fails)
     assert time.monotonic() - began < 10  # the probe would take 30 s
 
 
 def test_a_device_that_is_not_there_is_named_and_a_model_that_cannot_be_timed_is_no_fatal_mistake() -> None:
-    tiny = Trial(Shape(1, 16, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
-    if not torch_has_mps():
+    if not torch.backends.mps.is_available():
         with pytest.raises(ValueError, match="is not on this machine; it has cpu"):
-            ask([tiny], 64, device="mps", precision="auto", n_threads=1)
+            ask([TINY], 64, device="mps", precision="auto", n_threads=1)
     vast = Trial(Shape(1, 2**20, 1, 16), TrainConfig(batch_size=2), DataConfig(), 1)
     with pytest.raises(ProbeError):
         ask([vast], 64, device="cpu", precision="auto", n_threads=1)
-
-
-def torch_has_mps() -> bool:
-    import torch
-
-    return torch.backends.mps.is_available()

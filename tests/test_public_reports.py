@@ -150,6 +150,15 @@ def test_one_processor_is_counted_under_affinity() -> None:
     assert said([sys.executable, "-c", program]) == (0, "1\n")
 
 
+def grouped(place: Path, monkeypatch: pytest.MonkeyPatch, groups: str, files: dict[str, str]) -> None:
+    """This process in made-up control groups, whose files lie in a folder."""
+    for name, text in {"groups": groups, **files}.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_text(text)
+    monkeypatch.setattr(machine, "GROUPS", place / "groups")
+    monkeypatch.setattr(machine, "MOUNT", place)
+
+
 @pytest.mark.parametrize(
     ("groups", "files", "count"),
     [
@@ -163,35 +172,21 @@ def test_one_processor_is_counted_under_affinity() -> None:
 def test_control_groups_of_both_versions_limit_the_one_count(
     groups: str, files: dict[str, str], count: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "groups").write_text(groups)
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(machine, "MOUNT", tmp_path)
+    grouped(tmp_path, monkeypatch, groups, files)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
     assert machine.processors() == (count or 3)
 
 
 def test_few_processes_allowed_are_named_before_ray_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "groups").write_text("1:pids:/job\n")
-    (tmp_path / "pids" / "job").mkdir(parents=True)
-    (tmp_path / "pids" / "job" / "pids.max").write_text("100")
-    (tmp_path / "pids" / "job" / "pids.current").write_text("20")
-    monkeypatch.setattr(machine, "GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(machine, "MOUNT", tmp_path)
+    grouped(tmp_path, monkeypatch, "1:pids:/job\n", {"pids/job/pids.max": "100", "pids/job/pids.current": "20"})
     with pytest.raises(ValueError, match=r"may start 80 more processes and threads and Ray takes about \d+; raise the limit"):
         local_ray.check()
 
 
 def test_a_limit_of_addresses_that_ray_cannot_live_with_is_named(story_cache: Path, tmp_path: Path) -> None:
     command = " ".join([*RUN, *tiny(tmp_path), "--address", "127.0.0.1:1"])
-    code, text = said(f"ulimit -v 2500000; {command}")
-    assert code == 1
-    assert (
-        text
-        == "study.run: a process of this account may span 2,441 MiB of addresses and Ray takes about 3,400; raise the limit (ulimit -v)\n"
-    )
+    sentence = "a process of this account may span 2,441 MiB of addresses and Ray takes about 3,400; raise the limit (ulimit -v)"
+    assert said(f"ulimit -v 2500000; {command}") == (1, f"study.run: {sentence}\n")
 
 
 # ---- temporary folders, homes and addresses ----
@@ -241,12 +236,10 @@ def test_an_address_that_is_none_is_named_where_it_was_written(
     assert (code, sentence in text) == (2, True), text
 
 
-def test_local_is_this_machine_with_a_quote(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert not Options().on_cluster
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert Options().on_cluster
-    assert not Options(address="local").on_cluster
+@pytest.mark.parametrize(("variable", "flag", "on_cluster"), [("local", "", False), ("10.0.0.1:6379", "", True), ("x:1", "local", False)])
+def test_local_is_this_machine_with_a_quote(variable: str, flag: str, on_cluster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert Options(address=flag).on_cluster == on_cluster
 
 
 def test_auto_never_joins_another_person_s_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from study import run
+from study import records, run
 from study.command import parse
 from study.display import overview
 from study.files import read_json, write_json
@@ -38,19 +38,13 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, s
 
 
 def test_flags_win_over_the_study_and_the_study_over_defaults() -> None:
-    command = parse(["smoke", "--train.lr", "2e-3", "--seeds", "7", "8"])
-    assert command.study.train.lr == 2e-3
-    assert command.study.seeds == (7, 8)
-    assert command.study.model.n_embd == 32
-    assert command.study.train.beta2 == 0.99
+    study = parse(["smoke", "--train.lr", "2e-3", "--seeds", "7", "8"]).study
+    assert (study.train.lr, study.seeds, study.model.n_embd, study.train.beta2) == (2e-3, (7, 8), 32, 0.99)
 
 
-def test_the_study_may_come_after_flags_and_is_quick_by_default() -> None:
+def test_the_study_may_come_after_flags_and_is_quick_by_default_and_underscores_and_dashes_are_one() -> None:
     assert parse(["--dry-run", "smoke"]).study == parse(["smoke", "--dry-run"]).study
     assert parse([]).name == "quick"
-
-
-def test_underscores_and_dashes_are_one() -> None:
     assert parse(["smoke", "--train.n-steps", "5", "--dry_run"]) == parse(["smoke", "--train.n_steps", "5", "--dry-run"])
 
 
@@ -61,7 +55,10 @@ def test_every_preset_parses_and_expands(name: str) -> None:
     assert len(study_flags(name)) > 5
 
 
-def test_a_yaml_study_and_the_same_flags_give_the_same_study(here: Path) -> None:
+def test_a_yaml_study_and_the_same_flags_give_the_same_study_and_its_paths_are_taken_from_the_file(here: Path) -> None:
+    (here / "sub").mkdir()
+    (here / "sub" / "s.yaml").write_text("data: {path: book.txt}\n")
+    assert Path(parse(["sub/s.yaml"]).study.data.path) == Path("sub/book.txt")
     (here / "mine.yaml").write_text("seeds: 3\ntrain: {lr: 1e-3}\nsweeps:\n  depth: {n_layer: [1, 2]}\n  rate: {lr: [1e-3, 2e-3]}\n")
     command = parse(["mine.yaml"])
     flags = ["--seeds", "3", "--train.lr", "1e-3", "--sweeps", "depth:n_layer=1,2", "rate:lr=1e-3,2e-3"]
@@ -69,17 +66,6 @@ def test_a_yaml_study_and_the_same_flags_give_the_same_study(here: Path) -> None
     assert command.study == parse(["empty.yaml", *flags]).study
     assert command.study_name == "mine"
     assert command.out.name.startswith("mine-")
-
-
-def test_where_to_run_never_changes_which_trials_there_are() -> None:
-    here = ["--cpus-per-trial", "2", "--device", "cpu", "--out", "x", "--precision", "float32", "--max-concurrent", "1", "--budget", "2h"]
-    assert [t.trial_id for t in expand(parse(["smoke", *here]).study)] == [t.trial_id for t in expand(parse(["smoke"]).study)]
-
-
-def test_a_data_path_in_a_study_file_is_taken_from_the_file(here: Path) -> None:
-    (here / "sub").mkdir()
-    (here / "sub" / "s.yaml").write_text("data: {path: book.txt}\n")
-    assert Path(parse(["sub/s.yaml"]).study.data.path) == Path("sub/book.txt")
 
 
 # ---- messages ----
@@ -167,21 +153,13 @@ def test_a_dry_run_of_data_that_are_not_here_downloads_nothing(capsys: pytest.Ca
 
 
 def test_a_survey_tells_done_missing_stale_and_foreign_rows_apart(here: Path) -> None:
-    from study import records
-
     trials = expand(parse(["smoke"]).study)
     template = write_synthetic(here / "synthetic", seeds=1)[0]
-    plans = [
-        ("COMPLETED", "now", 0),
-        ("DIVERGED", "now", 1),
-        ("FAILED", "now", 2),
-        ("COMPLETED", "old data", 3),
-        ("COMPLETED", "now", None),
-    ]
-    for number, (status, sha256, index) in enumerate(plans):
-        trial_id = trials[index].trial_id if index is not None else "somebody-else"
+    held = [("COMPLETED", "now"), ("DIVERGED", "now"), ("FAILED", "now"), ("COMPLETED", "old data"), ("COMPLETED", "now")]
+    ids = [*(trial.trial_id for trial in trials[:4]), "somebody-else"]
+    for trial_id, (status, sha256) in zip(ids, held, strict=True):
         row = {**template, "trial_id": trial_id, "status": status, "data_sha256": sha256}
-        records.write(here / "out" / "trials" / f"{number}.parquet", "trials", [row])
+        records.write(here / "out" / "trials" / f"{trial_id}.parquet", "trials", [row])
     found = folder.survey(here / "out", trials, "now")
     assert set(found.done) == {trials[0].trial_id, trials[1].trial_id}
     assert len(found.missing) == len(trials) - 2
@@ -200,14 +178,8 @@ def test_json_is_replaced_whole_and_damaged_json_reads_as_nothing(here: Path) ->
 
 
 def test_numbers_are_short() -> None:
-    assert [overview.compact(x) for x in (12, 999, 1234, 4_845_824, 81_920_000, 1.5e13)] == [
-        "12",
-        "999",
-        "1.23K",
-        "4.85M",
-        "81.9M",
-        "1.50e+13",
-    ]
+    told = {12: "12", 999: "999", 1234: "1.23K", 4_845_824: "4.85M", 81_920_000: "81.9M", 1.5e13: "1.50e+13"}
+    assert {x: overview.compact(x) for x in told} == told
 
 
 def test_an_interrupt_outside_of_training_ends_the_run_with_its_code() -> None:

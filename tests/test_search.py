@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from study import records
+from study import records, run
 from study.search import learning_rate as bracket
 from study.search.learning_rate import Found, Probe, SizeSearch, Try, decide, optimum, rungs, stops_at
 from study.search.search_state import SEED_OFFSET, Searches, merged, plan
 from study.search.settings import SearchSettings, read_settings
 from study.spec import Study, TrainConfig, expand
 from study.sweeps import format_sweep, parse_sweep
+from study.tune.searcher import Prober
 from tests.running import facts, rows, start, tables, wait_until
 
 SWEEPS = ("depth:n_layer=1,2,4", "rates:kind=search:lr=1e-3,3e-2:over=depth:max_trials=8")
@@ -100,8 +101,7 @@ def test_a_search_that_runs_out_of_trials_at_an_end_says_so() -> None:
     found, probes = searched(dataclasses.replace(RANGE, max_trials=4), lambda lr: 1 - 0.1 * math.log(lr))
     assert found.status == "at_edge"
     assert len(probes) == 4
-    assert found.lr == max(p.lr for p in probes)
-    assert max(p.lr for p in probes) > 3e-2  # the range has grown
+    assert found.lr == max(p.lr for p in probes) > 3e-2  # the range has grown
 
 
 def test_a_difference_within_the_noise_closes_no_side() -> None:
@@ -195,12 +195,11 @@ def test_the_records_alone_tell_what_was_tuned_and_no_seed_of_a_claim_has_chosen
 
 def test_rows_of_other_shapes_seeds_and_recipes_are_no_runs_of_a_size() -> None:
     found, lines = whole()
-    others: list[dict[str, Any]] = [{"seed": 1}, {"lr": 1e-5}, {"status": "INTERRUPTED"}]
-    for change in others:
-        found.see({key: {**row, **change} for key, row in lines.items()}, {})
+    changes: list[dict[str, Any]] = [{"seed": 1}, {"lr": 1e-5}, {"status": "INTERRUPTED"}]
+    others = [{key: {**row, **change} for key, row in lines.items()} for change in changes]
+    for rows_ in (*others, {f"x{key}": row for key, row in lines.items()}):
+        found.see(rows_, {})
         assert not any(size.probes for size in found.sizes)
-    found.see({f"x{key}": row for key, row in lines.items()}, {})
-    assert not any(size.probes for size in found.sizes)
 
 
 def test_noise_is_measured_between_replicates_of_the_studys_other_sweeps() -> None:
@@ -226,8 +225,6 @@ def test_a_trial_that_another_sweep_wants_whole_may_not_stop_and_keeps_all_its_s
 
 @pytest.mark.ray
 def test_a_run_that_was_continued_is_judged_by_all_of_its_curve() -> None:
-    from study.tune.searcher import Prober
-
     def stopped(cut: int) -> tuple[bool, list[int]]:
         """Whether a bad run, cut off after so many evaluations, is given up with its first report; its steps that remain."""
         found = plan(Study(sweeps=("s:kind=search:lr=1e-3,3e-2",)))
@@ -273,8 +270,6 @@ def forget(out: Path, gone: Callable[[dict[str, Any]], bool]) -> int:
 @pytest.fixture(scope="module")
 def search_done(local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of the small study, never interrupted."""
-    from study import run
-
     out = tmp_path_factory.mktemp("search") / "whole"
     assert run.main(small(out)) == 0
     return out
@@ -299,18 +294,17 @@ def test_a_study_with_a_search_ends_with_all_seeds_at_the_tuned_rates(search_don
 
 @pytest.mark.ray
 def test_the_same_command_trains_nothing_again(search_done: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from study import run
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in (search_done / "trials").iterdir()}
 
-    before = {path: path.stat().st_mtime_ns for path in (search_done / "trials").iterdir()}
+    before = written()
     assert run.main(small(search_done)) == 0
-    assert {path: path.stat().st_mtime_ns for path in (search_done / "trials").iterdir()} == before
+    assert written() == before
     assert "0 to run" in capsys.readouterr().out
 
 
 @pytest.mark.ray
 def test_a_search_continues_from_its_records_to_the_same_tables_also_one_run_at_a_time(search_done: Path, tmp_path: Path) -> None:
-    from study import run
-
     out = tmp_path / "cut"
     shutil.copytree(search_done, out)
     began = sorted(row["started_at"] for row in rows(out))[6]  # the four runs at the common rate and two more
@@ -322,8 +316,6 @@ def test_a_search_continues_from_its_records_to_the_same_tables_also_one_run_at_
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_search_that_was_killed_continues_to_the_same_tables(search_done: Path, tmp_path: Path) -> None:
-    from study import run
-
     out = tmp_path / "killed"
     process = start(small(out), tmp_path / "log")
     assert wait_until(lambda: len(list(out.glob("trials/*.parquet"))) >= 6, 400, process)  # four at the common rate, two more

@@ -30,18 +30,14 @@ def test_ids_are_the_same_in_another_process_and_for_whole_numbers_written_as_de
     assert replace(trial, train=replace(trial.train, grad_clip=1)).trial_id == trial.trial_id
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"n_steps": 7}, {"weight_decay": 0.2}, {"unique_tokens": 999}, {"schedule": "wsd"}])
-def test_any_change_of_the_recipe_changes_the_id(change: dict[str, object]) -> None:
+def test_recipe_and_data_change_the_configuration_the_seed_only_the_trial_and_sweeps_neither() -> None:
     trial = Trial(Shape(), TrainConfig(), Study().data, 1)
-    assert replace(trial, train=replace(trial.train, **change)).config_id != trial.config_id
-
-
-def test_seed_changes_the_trial_but_not_the_configuration_and_sweeps_change_neither() -> None:
-    trial = Trial(Shape(), TrainConfig(), Study().data, 1)
+    recipes = [{"lr": 1e-3}, {"n_steps": 7}, {"weight_decay": 0.2}, {"unique_tokens": 999}, {"schedule": "wsd"}]
+    others = [*(replace(trial, train=replace(trial.train, **change)) for change in recipes), replace(trial, data_key="other")]
+    assert len({one.config_id for one in (trial, *others)}) == 1 + len(others)
     assert replace(trial, seed=2).config_id == trial.config_id
     assert replace(trial, seed=2).trial_id != trial.trial_id
     assert replace(trial, sweeps=("x",), lr_status="tuned").trial_id == trial.trial_id
-    assert replace(trial, data_key="other").config_id != trial.config_id
 
 
 def test_the_time_to_expand_grows_no_faster_than_the_number_of_trials() -> None:
@@ -64,9 +60,12 @@ def test_the_learning_rate_follows_the_size_by_the_studys_rule() -> None:
     assert {t.train.lr for t in expand(replace(study, sweeps=("lr:lr=1e-3,1e-2",)))} == {1e-3, 1e-2}
 
 
-def test_tokens_as_a_factor_become_steps() -> None:
-    trials = expand(Study(sweeps=("data:n_tokens=512K,2M",), seeds=(1,)))
-    assert [t.train.n_steps for t in trials] == [1000, 3906]
+def test_tokens_become_steps_and_sequences() -> None:
+    assert [t.train.n_steps for t in expand(Study(sweeps=("data:n_tokens=512K,2M",), seeds=(1,)))] == [1000, 3906]
+    tokens, sequences = (
+        expand(Study(sweeps=(sweep,))) for sweep in ("c:tokens_per_step=1024", f"c:batch_size={1024 // Shape().block_size}")
+    )
+    assert [t.trial_id for t in tokens] == [t.trial_id for t in sequences]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +80,11 @@ def test_tokens_as_a_factor_become_steps() -> None:
         ("m:kind=matched:params=big:aspects=16:head_dims=16", "params=big; give positive numbers"),
         ("m:kind=matched:params=1e5:aspects=-8:head_dims=16", "aspects=-8; give positive numbers"),
         ("m:kind=matched:params=1e5:aspects=8:head_dims=0", "head_dims=0; give positive whole numbers"),
+        ("c:kind=grid:block_size=48:tokens_per_step=512", "tokens_per_step=512 is not a whole number of sequences of block_size=48"),
+        ("c:kind=grid:tokens_per_step=32", "tokens_per_step=32 is not a whole number of sequences of block_size=64; give a multiple of 64"),
+        ("c:kind=grid:tokens_per_step=0", "tokens_per_step=0 is not a whole number of sequences"),
+        ("c:kind=grid:tokens_per_step=512:batch_size=8", "both tokens_per_step and batch_size are given"),
+        ("c:kind=grid:tokens_per_evaluation=100", "tokens_per_evaluation=100 is not a whole number of sequences"),
     ],
 )  # fmt: skip
 def test_impossible_sweeps_are_refused_with_what_to_do(sweep: str, words: str) -> None:

@@ -126,8 +126,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Tria
 
 
 def axis(tree: dict[str, Any], name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(s for s in tree["sweeps"] if s["name"] == name)["axis"]
-    return found
+    return next(s for s in tree["sweeps"] if s["name"] == name)["axis"]
 
 
 def size_and_data(cells: Configurations) -> Sweep:

@@ -135,14 +135,6 @@ def test_a_bundled_replica_has_the_losses_of_its_lone_run(together: dict[str, Ou
     assert losses(together[factor]) != losses(together[""])
 
 
-def test_bundled_losses_stay_equal_over_200_steps() -> None:
-    specs = [trial(seed, n_steps=200, eval_interval=50) for seed in (1, 2)]
-    with float64():
-        together, lone = run(*specs), [run(spec)[0] for spec in specs]
-    for one, other in zip(together, lone, strict=True):
-        assert losses(one) == pytest.approx(losses(other), rel=drift(200, LONGEST_SUM))
-
-
 def test_a_diverging_replica_is_recorded_with_its_step_and_never_touches_its_neighbor() -> None:
     wild = trial(seed=2, lr=1e30, grad_clip=0.0)  # more than float32 can hold after a few layers
     calm, broken = run(trial(), wild)
@@ -206,16 +198,13 @@ def test_a_damaged_checkpoint_is_named_set_aside_and_an_older_one_used(tmp_path:
         first.save(tmp_path)
     newest = tmp_path / spec.trial_id / "step-00000040"
     tensors, facts = newest / "state.safetensors", newest / "state.json"
-    if damage == "truncated":
-        os.truncate(tensors, tensors.stat().st_size // 2)
-    elif damage == "empty":
-        tensors.write_bytes(b"")
-    elif damage == "foreign":
-        facts.write_text(json.dumps({**json.loads(facts.read_text()), "trial_id": "another"}))
-    elif damage == "not json":
-        facts.write_text("{")
-    else:
-        tensors.unlink()
+    {
+        "truncated": lambda: os.truncate(tensors, tensors.stat().st_size // 2),
+        "empty": lambda: tensors.write_bytes(b""),
+        "foreign": lambda: facts.write_text(json.dumps({**json.loads(facts.read_text()), "trial_id": "another"})),
+        "not json": lambda: facts.write_text("{"),
+        "missing part": tensors.unlink,
+    }[damage]()
     second = bundle(spec)
     assert second.restore(tmp_path)
     assert second.step == 20

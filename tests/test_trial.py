@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ray import cloudpickle
 
-from study import run
 from study.command import parse
 from study.data import corpus as data
 from study.results.object_store import Store
@@ -15,6 +15,7 @@ from study.tune.cluster import check_nodes, check_resources
 from study.tune.trainable import BundleTrainable
 from study.tune.worker_input import Bundled, Work, requests, share
 from tests.running import tiny
+from tests.test_run import refused
 
 pytestmark = pytest.mark.ray
 
@@ -93,10 +94,8 @@ def test_a_trial_that_no_node_can_hold_is_refused_at_once_here_and_waited_for_on
 def test_an_address_without_a_cluster_ends_with_one_sentence(
     local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str, sentence: str
 ) -> None:
-    assert run.main(tiny(tmp_path, "--address", address)) == 1
-    said = capsys.readouterr().err
-    assert sentence in said.strip().splitlines()[-1]
-    assert "Traceback" not in said
+    code, said = refused(capsys, *tiny(tmp_path, "--address", address))
+    assert (code, sentence in said) == (1, True), said
 
 
 def test_bundles_are_scheduled_longest_first_and_seeds_stay_paired(local_ray: None) -> None:
@@ -107,8 +106,6 @@ def test_bundles_are_scheduled_longest_first_and_seeds_stay_paired(local_ray: No
 
 
 def test_what_ray_tune_unpickles_for_every_trial_stays_small_and_asks_for_each_bundles_share() -> None:
-    from ray import cloudpickle
-
     trials = expand(Study(seeds=tuple(range(600))))
     bundles = [Bundled((trial,), 1.0, share) for trial in trials for share in (0.25, 0.5)]
     packed = cloudpickle.dumps(requests(bundles))
