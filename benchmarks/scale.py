@@ -19,7 +19,7 @@ import ray
 from ray import tune
 
 from study import records, run
-from study.train.outcome import Replica, finished_row
+from study.train.outcome import Replica
 from study.tune import environment, session, worker_input
 
 EVALUATIONS = 3
@@ -61,7 +61,9 @@ class Instant(tune.Trainable):
         one = self.bundled.trials[0]
         times = {"ms_per_step": 1.0, "cpu_ms_per_step": 1.0, "train_s": 0.1, "eval_s": 0.1, "wall_s": 0.2}
         machine = {"device": "cpu (none)", "precision": "float32", "peak_memory_bytes": 1 << 20, "restarts": 0, "bundle_size": 1}
-        return {"row": finished_row(Replica(one, [row]), one.train.n_steps, times | machine), "curve": [row], "samples": []}
+        replica = Replica(one, [row])
+        replica.end(one.train.n_steps, times | machine)
+        return replica.left()
 
 
 def main() -> None:

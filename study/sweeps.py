@@ -41,27 +41,23 @@ class Sweep:
     """search: what is searched at each size; `factors` then spans the sizes"""
 
     def changes(self) -> list[dict[str, Any]]:
-        """The configurations of this sweep as changes to the centre, in order."""
+        """The configurations of this sweep as changes to the centre, in order; of matched ones those that are reachable.
+
+        Raises:
+            ValueError: nothing is.
+        """
         if self.kind == "one_factor":
             return [{name: value} for name, values in self.factors.items() for value in values] or [{}]
         extra = [dict(zip(self.factors, values, strict=True)) for values in itertools.product(*self.factors.values())]
         if self.kind in ("grid", "search"):
             return extra
-        return [{**shape, **more} for shape in self._matched() for more in extra]
-
-    def _matched(self) -> list[dict[str, int]]:
-        """Shapes of equal size: for each target, aspect and head_dim the nearest integer shape.
-
-        Raises:
-            ValueError: nothing is reachable at all; single unreachable combinations are left out (see `unreachable`).
-        """
         reachable = [shape for *_, shape, error in self._nearest() if abs(error) <= MATCH_TOLERANCE]
         if not reachable:
             raise ValueError(
                 f"sweep {self.name!r}: no shape lies within {MATCH_TOLERANCE:.0%} of params={list(self.params)} "
                 f"with aspects={list(self.aspects)} and head_dims={list(self.head_dims)}; choose larger targets or smaller head_dims"
             )
-        return reachable
+        return [{**shape, **more} for shape in reachable for more in extra]
 
     def unreachable(self) -> list[str]:
         """Sentences naming the combinations of a matched sweep that no integer shape reaches."""

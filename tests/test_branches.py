@@ -25,7 +25,7 @@ from study.train.branched_bundle import BranchedBundle
 from study.train.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
 from study.train.bundle import Bundle
 from study.train.device import Execution
-from study.train.outcome import Outcome
+from study.train.outcome import Replica
 from tests.rounding import drift, float64
 from tests.running import TIMES, finished
 
@@ -52,7 +52,7 @@ def trunk(trials: Sequence[Trial], folder: Path, run: str = "", tokenizer: Token
     return BranchedBundle(trials, folder, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), tokenizer, FLOAT32, run)
 
 
-def finish(one: BranchedBundle) -> dict[str, Outcome]:
+def finish(one: BranchedBundle) -> dict[str, Replica]:
     found = {}
     while not one.done:
         one.advance()
@@ -60,12 +60,12 @@ def finish(one: BranchedBundle) -> dict[str, Outcome]:
     return found
 
 
-def lone(one: Trial) -> tuple[Outcome, torch.Tensor]:
+def lone(one: Trial) -> tuple[Replica, torch.Tensor]:
     bundle = finished(Bundle([one], TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), TOKENIZER, FLOAT32))
     return bundle.finish()[0], bundle.model.flat.clone()
 
 
-def without_times(outcome: Outcome) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+def without_times(outcome: Replica) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     row = {name: value for name, value in outcome.row.items() if name not in TIMES}
     curve = [{name: value for name, value in line.items() if name not in CURVE_TIMES} for line in outcome.curve]
     return row, curve, outcome.samples

@@ -19,7 +19,7 @@ from study.train import checkpoint
 from study.train.bundle import Bundle
 from study.train.device import Execution
 from study.train.evaluation import sample_steps
-from study.train.outcome import Outcome
+from study.train.outcome import Replica
 from tests.rounding import drift, float64
 from tests.running import finished
 
@@ -51,11 +51,11 @@ def bundle(*trials: Trial, execution: Execution = FLOAT32, tokenizer: Tokenizer 
     return Bundle(trials, *corpus(), len(CHARACTERS), tokenizer, execution)
 
 
-def run(*trials: Trial, execution: Execution = FLOAT32) -> list[Outcome]:
+def run(*trials: Trial, execution: Execution = FLOAT32) -> list[Replica]:
     return finished(bundle(*trials, execution=execution)).finish()
 
 
-def losses(outcome: Outcome) -> list[float]:
+def losses(outcome: Replica) -> list[float]:
     return [row["val_loss"] for row in outcome.curve]
 
 
@@ -120,7 +120,7 @@ FACTORS = {
 
 
 @pytest.fixture(scope="module")
-def together() -> dict[str, Outcome]:
+def together() -> dict[str, Replica]:
     """Replicas of one bundle that differ in one factor each, and one that does not."""
     with float64():
         found = run(trial(), *(trial(**{"seed": 2, **changes}) for changes in FACTORS.values()))
@@ -128,7 +128,7 @@ def together() -> dict[str, Outcome]:
 
 
 @pytest.mark.parametrize("factor", FACTORS)
-def test_a_bundled_replica_has_the_losses_of_its_lone_run(together: dict[str, Outcome], factor: str) -> None:
+def test_a_bundled_replica_has_the_losses_of_its_lone_run(together: dict[str, Replica], factor: str) -> None:
     with float64():
         lone = run(trial(**{"seed": 2, **FACTORS[factor]}))[0]
     assert losses(together[factor]) == pytest.approx(losses(lone), rel=drift(RECIPE.n_steps, LONGEST_SUM))

@@ -23,7 +23,7 @@ from study.train.branches import leaves_at, lengths, own_seconds, programs
 from study.train.bundle import ANYWHERE, Bundle
 from study.train.device import Execution
 from study.train.evaluation import sample_steps
-from study.train.outcome import Outcome
+from study.train.outcome import Replica
 
 Group = tuple[Trial, ...]
 """The replicas of one length."""
@@ -65,10 +65,8 @@ class BranchedBundle:
         self.bundle.sample_at = {step for group in self.groups for step in sample_steps(group[0].train)}
         self.sharing = len(self.groups) > 1
         """whether the present bundle's time holds a trunk that others passed through"""
-        self.outcomes = list[Outcome]()
-        """what the last `advance` finished"""
         self.ended: Bundle | None = None
-        """the bundle that trained it"""
+        """what the last `advance` has trained to its end"""
 
     # ---- progress ----
 
@@ -76,6 +74,11 @@ class BranchedBundle:
     def done(self) -> bool:
         """Every trial is finished."""
         return not self.todo
+
+    @property
+    def outcomes(self) -> list[Replica]:
+        """What the last `advance` finished."""
+        return self.ended.replicas if self.ended else []
 
     @property
     def trial_ids(self) -> tuple[str, ...]:
@@ -101,7 +104,7 @@ class BranchedBundle:
                 mark = self._mark(replica.trial.trial_id)
                 mark.parent.mkdir(parents=True, exist_ok=True)
                 mark.touch()
-            self.outcomes, self.ended = [], None
+            self.ended = None
             self._begin()
         rows = [] if self.bundle.done else self.bundle.advance()
         if self.todo[0] is self.groups[0]:
@@ -129,10 +132,10 @@ class BranchedBundle:
         for replica in self.bundle.replicas:
             own = sample_steps(replica.trial.train)
             replica.samples = [row for row in replica.samples if row["step"] in own]
-        self.outcomes, self.ended = self.bundle.finish(), self.bundle
-        if self.sharing:
-            for replica, outcome in zip(self.bundle.replicas, self.outcomes, strict=True):
-                outcome.row |= own_seconds(replica.trial, outcome.curve, [group[0] for group in self.groups])
+        for replica in self.bundle.finish():
+            if self.sharing:
+                replica.row |= own_seconds(replica.trial, replica.curve, [group[0] for group in self.groups])
+        self.ended = self.bundle
         del self.todo[0]
 
     # ---- state ----

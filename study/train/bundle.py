@@ -6,7 +6,7 @@ one bit for bit on a CPU.
 
     bundle = Bundle([trial], corpus.train, corpus.val, corpus.vocab_size, corpus.tokenizer)
     while not bundle.done: rows = bundle.advance()
-    outcome = bundle.finish()[0]
+    outcome = bundle.finish()[0].left()
 """
 
 import math
@@ -42,7 +42,7 @@ from study.train.device import (
 from study.train.device_steps import DeviceSteps
 from study.train.evaluation import draw_samples, sample_steps, window_losses
 from study.train.optimizer import clip, groups_by_replica, make_optimizer, norm_limits
-from study.train.outcome import Outcome, Replica, finished_row
+from study.train.outcome import Replica
 from study.train.pace import Pace
 
 ANYWHERE = Execution()
@@ -331,8 +331,8 @@ class Bundle:
 
     # ---- end ----
 
-    def finish(self) -> list[Outcome]:
-        """Generate the final texts and return what each trial leaves, in the order given."""
+    def finish(self) -> list[Replica]:
+        """Generate the final texts and write each trial's row; returns the replicas, in the order given."""
         try:
             self.settle()
         except (OSError, SafetensorError) as error:  # the trial is finished all the same
@@ -347,4 +347,6 @@ class Bundle:
             "restarts": self.restarts,
             "bundle_size": len(self.replicas),
         }
-        return [Outcome(finished_row(replica, self.step, shared), replica.curve, replica.samples) for replica in self.replicas]
+        for replica in self.replicas:
+            replica.end(self.step, shared)
+        return self.replicas

@@ -12,7 +12,6 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +80,7 @@ class BundleTrainable(tune.Trainable):
         notes, earlier, self.earlier = self.bundle.take_notes(), self.earlier, []
         result = {"rows": rows, "notes": notes, "done": self.bundle.done, "earlier": earlier, "mps": self.mps}
         if self.bundle.ended:  # no checkpoint before the driver has these
-            result["outcomes"] = [asdict(outcome) for outcome in self.bundle.outcomes]
+            result["outcomes"] = [replica.left() for replica in self.bundle.outcomes]
             if self.shared:
                 from study.train.branched_bundle import keep_weights
 
