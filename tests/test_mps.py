@@ -40,9 +40,13 @@ class Driver:
         self.folder, self.log, self.refuse, self.default = folder, folder / "log", folder / "refuse", folder / "default"
         self.default.mkdir()
         (folder / "bin").mkdir()
-        program = folder / "bin" / mps.CONTROL
-        program.write_text(STAND_IN.format(log=self.log, refuse=self.refuse, default=self.default))
-        program.chmod(0o755)
+        self.install(mps.CONTROL, STAND_IN.format(log=self.log, refuse=self.refuse, default=self.default))
+        self.install("nvidia-smi", "#!/bin/sh\necho 80000\n")  # MiB of its GPU
+
+    def install(self, name: str, text: str) -> None:
+        """A program of this driver."""
+        (self.folder / "bin" / name).write_text(text)
+        (self.folder / "bin" / name).chmod(0o755)
 
     def begin(self, pipe: Path) -> int:
         """Start a daemon that is not ours; returns its process id."""
@@ -71,15 +75,7 @@ def driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Driver]:
         assert wait_until(lambda pid=pid: not alive(pid), seconds=10)
 
 
-@pytest.fixture
-def smi(driver: Driver) -> None:
-    """A GPU of 80,000 MiB."""
-    program = driver.folder / "bin" / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 80000\n")
-    program.chmod(0o755)
-
-
-def test_a_daemon_of_the_studys_own_starts_and_ends_with_it(driver: Driver, smi: None, tmp_path: Path) -> None:
+def test_a_daemon_of_the_studys_own_starts_and_ends_with_it(driver: Driver, tmp_path: Path) -> None:
     with mps.started("auto", True, tmp_path) as (pipe, problem):
         pid = int((Path(pipe) / f"{mps.CONTROL}.pid").read_text())
         assert problem == ""
@@ -112,7 +108,7 @@ def test_the_daemon_ends_with_a_driver_that_is_killed(driver: Driver, tmp_path: 
     assert wait_until(lambda: not alive(pid) and not noted[0].parent.exists(), seconds=20)
 
 
-def test_somebody_elses_daemon_is_left_alone_and_used_where_cuda_looks_for_one(driver: Driver, smi: None, tmp_path: Path) -> None:
+def test_somebody_elses_daemon_is_left_alone_and_used_where_cuda_looks_for_one(driver: Driver, tmp_path: Path) -> None:
     elsewhere = driver.begin(tmp_path / "theirs")
     with mps.started("auto", True, tmp_path) as (pipe, problem):
         assert pipe == ""
@@ -146,16 +142,14 @@ def test_without_the_program_only_who_asked_for_it_is_told(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with mps.started(wanted, shared, tmp_path) as (pipe, problem):
-        assert pipe == ""
-        assert expected in problem
-        assert bool(expected) == bool(problem)
+        assert (pipe, expected in problem, bool(problem)) == ("", True, bool(expected))
     assert not mps.join("", 0.25)
 
 
-def test_off_and_whole_gpus_start_nothing(driver: Driver, tmp_path: Path) -> None:
-    for wanted, shared, pipe in (("off", True, mps.OFF), ("auto", False, "")):
-        with mps.started(wanted, shared, tmp_path) as found:
-            assert found == (pipe, "")
+@pytest.mark.parametrize(("wanted", "shared", "pipe"), [("off", True, mps.OFF), ("auto", False, "")])
+def test_off_and_whole_gpus_start_nothing(wanted: str, shared: bool, pipe: str, driver: Driver, tmp_path: Path) -> None:
+    with mps.started(wanted, shared, tmp_path) as found:
+        assert found == (pipe, "")
     assert not driver.log.exists()
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -28,10 +29,7 @@ def test_ray_starts_its_processes_and_finds_its_node_through_the_two_names_that_
     assert isinstance(services.ConsolePopen, type)
 
 
-def test_a_start_whose_process_ends_fails_at_once_and_leaves_none_of_the_others() -> None:
-    def no_node(*arguments: object) -> None:
-        raise RuntimeError("not yet")
-
+def test_a_start_whose_process_ends_fails_at_once_and_leaves_none_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     others: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
@@ -40,12 +38,9 @@ def test_a_start_whose_process_ends_fails_at_once_and_leaves_none_of_the_others(
             services.ConsolePopen([sys.executable, "-c", ""]).wait()
             services.get_node("", "")
 
-    before, services.get_node = services.get_node, no_node
-    try:
-        with pytest.raises(ray_internals.NodeEnded, match=r"its process python.* ended while it started"):
-            start()
-    finally:
-        services.get_node = before
+    monkeypatch.setattr(services, "get_node", Mock(side_effect=RuntimeError("not yet")))
+    with pytest.raises(ray_internals.NodeEnded, match=r"its process python.* ended while it started"):
+        start()
     assert others[0].returncode == -9
     assert os.getpgid(os.getpid()) == os.getpgrp()
 

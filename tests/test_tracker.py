@@ -19,7 +19,7 @@ from study.course import checked
 from study.display import tracker
 from study.display.tensorboard import SCALARS, run_name
 from study.spec import Trial, expand
-from tests.running import tiny
+from tests.running import tiny, wait_until
 
 N_BYTES_OF_BLOCK = 32_768
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
@@ -72,16 +72,16 @@ def wandb_history(folder: Path) -> list[tuple[str, int, dict[str, float]]]:
     return rows
 
 
-def trackio_history(project: str) -> list[tuple[str, int, dict[str, float]]]:
+def trackio_history(folder: Path) -> list[tuple[str, int, dict[str, float]]]:
     module = importlib.import_module("trackio.sqlite_storage")
     module.TRACKIO_DIR, storage = Path(os.environ["TRACKIO_DIR"]), module.SQLiteStorage  # it is read once, at its import
-    return [(name, row.pop("step"), row) for name in storage.get_runs(project) for row in storage.get_logs(project, name)]
+    return [(name, row.pop("step"), row) for name in storage.get_runs("out") for row in storage.get_logs("out", name)]
 
 
-def mlflow_history(project: str) -> list[tuple[str, int, dict[str, float]]]:
+def mlflow_history(folder: Path) -> list[tuple[str, int, dict[str, float]]]:
     client = importlib.import_module("mlflow").MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     rows = []
-    for found in client.search_runs([client.get_experiment_by_name(project).experiment_id]):
+    for found in client.search_runs([client.get_experiment_by_name("out").experiment_id]):
         for name in found.data.metrics:
             points = client.get_metric_history(found.info.run_id, name)
             rows += [(found.info.run_name, point.step, {name: point.value}) for point in points]
@@ -90,11 +90,11 @@ def mlflow_history(project: str) -> list[tuple[str, int, dict[str, float]]]:
     return rows
 
 
-def history(name: str, folder: Path, project: str) -> dict[tuple[str, int], dict[str, float]]:
-    """What a tracker holds: (run, step) -> values."""
-    rows = {"wandb": lambda: wandb_history(folder), "trackio": lambda: trackio_history(project), "mlflow": lambda: mlflow_history(project)}
+def history(name: str, folder: Path) -> dict[tuple[str, int], dict[str, float]]:
+    """What a tracker holds of the project `out`: (run, step) -> values."""
+    rows = {"wandb": wandb_history, "trackio": trackio_history, "mlflow": mlflow_history}
     gathered: dict[tuple[str, int], dict[str, float]] = {}
-    for run_, step, values in rows[name]():
+    for run_, step, values in rows[name](folder):
         gathered.setdefault((run_, step), {}).update(values)
     return gathered
 
@@ -104,10 +104,7 @@ def given_up(name: str, out: Path, trial: Trial) -> str:
     said: list[str] = []
     view = tracker.Tracker(name, out, {trial.trial_id: trial}, 63, said.append)
     view.progress(evaluation(0, trial))
-    end = time.monotonic() + 120
-    while not said and time.monotonic() < end:
-        view.tick()
-        time.sleep(0.05)
+    wait_until(lambda: view.tick() or said, seconds=120)
     view.progress(evaluation(1, trial))
     view.close()
     assert len(said) == 1
@@ -134,7 +131,7 @@ def test_a_tracker_holds_the_curves_and_the_last_row_also_of_a_run_that_went_on(
     assert tracker.publish(name, out, {"loss": offline / "loss.png"}) == ""
     assert said == []
 
-    held = history(name, offline, "out")
+    held = history(name, offline)
     assert {key[0] for key in held} == {run_name(trial), "_study"}
     for step in (0, 1, 2):
         expected = {tag: evaluation(step, trial)[column] for tag, column in SCALARS.items()}
@@ -151,7 +148,7 @@ def test_a_run_tells_its_tracker_what_its_tables_say(offline: Path, local_ray: N
     assert run.main(tiny(out, "--no-report", "--track", "trackio")) == 0
     trials = {row["trial_id"]: row for row in records.read(out, "trials").to_pylist()}
     curves = records.read(out, "curves").to_pylist()
-    held = history("trackio", offline, "out")
+    held = history("trackio", offline)
     assert len({name for name, _ in held}) == len(trials) == 3
     told = {(step, values["loss/val"]) for (_, step), values in held.items()}
     assert told == {(row["tokens"], row["val_loss"]) for row in curves}

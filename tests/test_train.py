@@ -96,8 +96,8 @@ def test_a_resumed_run_equals_the_unbroken_one_bit_for_bit(tmp_path: Path, preci
     spec = trial(dropout=dropout)
     unbroken = run(spec, execution=how)[0]
     first = bundle(spec, execution=how)
-    for _ in range(2):
-        first.advance()
+    first.advance()
+    first.advance()
     first.save(tmp_path)
     torch.manual_seed(12345)  # whatever ran in this process since must not matter
     second = bundle(spec, execution=how)
@@ -138,9 +138,8 @@ def test_a_bundled_replica_has_the_losses_of_its_lone_run(together: dict[str, Re
 def test_a_diverging_replica_is_recorded_with_its_step_and_never_touches_its_neighbor() -> None:
     wild = trial(seed=2, lr=1e30, grad_clip=0.0)  # more than float32 can hold after a few layers
     calm, broken = run(trial(), wild)
-    assert broken.row["status"] == "DIVERGED"
+    assert (broken.row["status"], broken.row["val_loss"]) == ("DIVERGED", None)
     assert "at step" in broken.row["reason"]
-    assert broken.row["val_loss"] is None
     assert losses(calm) == pytest.approx(losses(run(trial())[0]), rel=drift(RECIPE.n_steps, LONGEST_SUM, torch.float32))
     assert run(wild)[0].row["n_steps"] == broken.row["n_steps"]
 
@@ -225,17 +224,14 @@ def test_every_trial_is_evaluated_on_the_same_windows_and_writes_from_the_same_p
     assert torch.equal(small.val_windows[0], large.val_windows[0])
     texts = [finished(one).finish()[0].samples for one in (small, large)]
     final = [[row for row in rows if row["step"] == 60] for rows in texts]
-    assert len(final[0]) == 32
     assert [row["prompt"] for row in final[0]] == [row["prompt"] for row in final[1]]
-    assert {row["n_tokens"] for row in final[0]} == {256}
-    assert {row["temperature"] for row in final[0]} == {0.7, 1.0}
+    assert [(row["n_tokens"], row["temperature"]) for row in final[0]] == [(256, 0.7), (256, 0.7), (256, 1.0), (256, 1.0)] * 8
 
 
 def test_the_row_holds_what_the_curve_and_the_shape_say() -> None:
     outcome = run(trial())[0]
     row, last = outcome.row, outcome.curve[-1]
-    assert row["status"] == "COMPLETED"
-    assert (row["val_loss"], row["train_loss"]) == (last["val_loss"], last["train_loss"])
+    assert (row["status"], row["val_loss"], row["train_loss"]) == ("COMPLETED", last["val_loss"], last["train_loss"])
     assert row["n_tokens"] == 60 * 4 * 32 == last["tokens"]
     assert math.isfinite(row["ms_per_step"])
     assert last["val_loss"] < outcome.curve[0]["val_loss"] - 0.5, "training should have learned something"
