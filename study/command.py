@@ -135,11 +135,7 @@ def _gather_extra(words: Sequence[str]) -> list[str]:
 
 
 def check_flags(words: Sequence[str]) -> None:
-    """Refuse a flag that does not exist, with the nearest that does: `--n_layer` is `--model.n_layer`.
-
-    Raises:
-        ValueError: there is no such flag.
-    """
+    """Refuse (ValueError) a flag that does not exist, with the nearest that does: `--n_layer` is `--model.n_layer`."""
     known = {name.replace("_", "-") for name in _flag_names()} | {"help"}
     for word in words:
         name = word[2:].partition("=")[0].replace("_", "-")

@@ -38,20 +38,17 @@ from study.results.provenance import Provenance, provenance
 from study.search import search_state
 from study.search.search_state import Searches
 from study.spec import RECIPE_VERSION, Trial, expand
-from study.tune.environment import check_address, check_address_space, set_ray_environment
+from study.tune.environment import check_address_space, set_ray_environment
 from study.tune.signals import Interrupts
 
 
 def checked(command: Command) -> Command:
-    """The command, with --from-suggestion that for the study that was suggested to, when nothing in it is impossible.
+    """The command, with --from-suggestion that for the study that was suggested to; ValueError where something in it is impossible.
 
     Shapes, fields, hold-outs and models beyond any memory are looked at before anything is downloaded.
-
-    Raises:
-        ValueError: something is.
     """
     command = scope.adopt(command)
-    check_address(command.options)
+    command.options.check_address()
     tracker.check(command.options.track)
     searches = search_state.plan(command.study)
     trials = [*searches.plain, *searches.expected()]

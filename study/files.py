@@ -49,11 +49,7 @@ def write_json(path: Path, facts: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; {} where there is none or its text is damaged (it is then written anew).
-
-    Raises:
-        OSError: it cannot be opened or read.
-    """
+    """A JSON object from a file; {} where there is none or its text is damaged (it is written anew), OSError where it cannot be read."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
     except (FileNotFoundError, ValueError):

@@ -30,11 +30,7 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget: wall time such as `90s`, `30m`, `1.5h`, `1d`, or device time such as `0.5 device-hours`.
-
-    Raises:
-        ValueError: it is neither, or nothing at all.
-    """
+    """Wall time such as `90s`, `30m`, `1.5h`, `1d`, or device time such as `0.5 device-hours`; ValueError where it is neither, or none."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:(s|m|min|h|d)|(?:device|GPU|core)-?\s*(?:hours?|h))\s*", text)
     if not match or float(match[1]) <= 0:
         raise ValueError(f"budget={text!r} is not a duration; write a number with a unit, for example 90s, 30m, 2h or '0.5 device-hours'")
@@ -54,11 +50,7 @@ class Price:
 
 
 def parse_price(text: str) -> Price:
-    """A price per hour such as `2.5/h`, `$2.5/h` or `EUR 3/h`.
-
-    Raises:
-        ValueError: no amount, or no unit.
-    """
+    """A price per hour such as `2.5/h`, `$2.5/h` or `EUR 3/h`; ValueError without an amount or a unit."""
     match = re.fullmatch(r"\s*([^\d\s./]{0,4})\s*(\d+(?:\.\d+)?)\s*/\s*(h|hour)\s*", text)
     if not match:
         raise ValueError(f"price={text!r} is not a price per hour; write the amount with its unit, for example --price '$2.50/h'")
@@ -79,11 +71,7 @@ NOTHING = HoldOut()
 
 
 def parse_hold_out(text: str) -> HoldOut:
-    """`largest`, `largest:3` or `longest`.
-
-    Raises:
-        ValueError: another form, or no size at all.
-    """
+    """`largest`, `largest:3` or `longest`; ValueError for another form, or no size at all."""
     match = re.fullmatch(r"(largest|longest)(?::([1-9]\d*))?", text.strip())
     if not match:
         raise ValueError(f"hold-out={text!r} is not known; write largest, longest, or largest:2 for the two largest sizes")
@@ -149,6 +137,17 @@ class Options:
         """Address of the Ray cluster that the study runs on; "" for a Ray of its own on this machine."""
         address = self.address or os.environ.get("RAY_ADDRESS", "")
         return "" if address == "local" else address
+
+    def check_address(self) -> None:
+        """Refuse (ValueError) a cluster that is not HOST:PORT, auto or local, naming where it was written."""
+        address = self.cluster
+        host, _, port = address.rpartition(":")
+        if address in ("", "auto") or ("://" not in address and host and port.isdigit()):
+            return
+        where = "--address" if self.address else "the environment variable RAY_ADDRESS"
+        hint = "jobs are submitted there, with: ray job submit -- python -m study.run ...; " if "://" in address else ""
+        remedy = "leave it out" if self.address else "unset it"
+        raise ValueError(f"{where}={address!r} is not HOST:PORT, auto or local; {hint}{remedy} to train on this machine")
 
     @property
     def threads(self) -> int:

@@ -42,11 +42,7 @@ def presets() -> Iterator[str]:
 
 
 def find_study(name: str) -> Path:
-    """The YAML file of a preset's name or of a path.
-
-    Raises:
-        ValueError: neither exists; the nearest preset is named.
-    """
+    """The YAML file of a preset's name or of a path; ValueError, which names the nearest preset, where neither exists."""
     if is_file_name(name):
         path = expanded(name, "STUDY")
         if not path.is_file():

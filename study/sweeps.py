@@ -100,11 +100,7 @@ def nearest_shape(target: float, aspect: float, head_dim: int) -> tuple[dict[str
 
 
 def parse_sweep(text: str) -> Sweep:
-    """A sweep from its one-line form.
-
-    Raises:
-        ValueError: the line is not of that form; the message shows one that is.
-    """
+    """A sweep from its one-line form; ValueError, which shows one, where it has another."""
     name, *parts = text.split(":")
     example = "for example depth:n_layer=2,4,8 or shape:kind=matched:params=1e5,3e5:aspects=16,32:head_dims=16"
     if not name or any("=" not in part for part in parts):

@@ -30,6 +30,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from study import records
+from study.console import shown
 from study.display.terminal import compact, printable
 from study.results.provenance import environment
 from study.spec import Trial
@@ -108,9 +109,8 @@ class Board:
         """The command, and a link to the learning curves without smoothing, seeds of one configuration in one color."""
         pinned = json.dumps([{"plugin": "scalars", "tag": tag} for tag in ("loss/val", "loss/train")], separators=(",", ":"))
         query = urllib.parse.urlencode({"pinnedCards": pinned, "smoothing": 0, "runColorGroup": "regex:(.*)-s"})
-        place = self.folder.relative_to(Path.cwd()) if self.folder.is_relative_to(Path.cwd()) else self.folder
         hint = "   (tick the box beside Run: of so many, none is drawn at first)" if len(self.trials) >= DRAWN_RUNS else ""
-        return f"tensorboard --logdir {shlex.quote(str(place))}   then open http://localhost:{PORT}/?{query}#timeseries{hint}"
+        return f"tensorboard --logdir {shlex.quote(shown(self.folder))}   then open http://localhost:{PORT}/?{query}#timeseries{hint}"
 
     # ---- what the monitor calls ----
 

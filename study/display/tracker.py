@@ -36,11 +36,7 @@ WAIT_S = 30.0
 
 
 def check(name: str) -> None:
-    """Refuse a tracker that is not installed.
-
-    Raises:
-        ValueError: it is not.
-    """
+    """Refuse (ValueError) a tracker that is not installed."""
     if name and importlib.util.find_spec(name) is None:
         raise ValueError(f"track={name} needs the package {PACKAGES[name]}, which is not installed; run: pip install {PACKAGES[name]}")
 

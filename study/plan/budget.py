@@ -35,18 +35,13 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a budget buys.
-
-    Args:
-        trials: to be trained, in the study's order.
-        left_out: missing trials that wait for a larger budget.
-        cut_sweeps: sweeps of which not both ends are among the done and chosen ones.
-        budget: what there was to spend.
-    """
+    """What a budget buys."""
 
     trials: tuple[Trial, ...]
+    """to be trained, in the study's order"""
     left_out: tuple[Trial, ...]
     cut_sweeps: tuple[str, ...]
+    """sweeps of which not both ends are among the done and chosen ones"""
     budget: Budget
 
     def lines(self, detailed: bool) -> list[str]:
@@ -80,19 +75,14 @@ def choose(
     replan: Replan,
     stretch: float = 1.0,
 ) -> Chosen:
-    """The most informative missing trials whose plan stays within a budget.
+    """The most informative missing trials whose plan stays within a budget; ValueError where not even the cheapest fits.
 
     Args:
-        missing: trials that could run.
         trials: all of the study, for the range of its factors.
         done: completed trials by trial_id: what is known already.
         plan: of all missing trials: what each takes.
-        budget: wall or device time.
         replan: makes the plan of fewer trials.
         stretch: how much longer than planned everything takes beside other work.
-
-    Raises:
-        ValueError: not even the cheapest trial fits.
     """
     wall, device = budget.wall_s / stretch, budget.device_s / stretch
 

@@ -92,11 +92,7 @@ def share_in_words(cpus: float, gpus: float) -> str:
 
 
 def check_memory(trials: Sequence[Trial], options: Options) -> None:
-    """Refuse trials that the machine cannot hold.
-
-    Raises:
-        ValueError: one of them needs more memory than there is; the largest is named.
-    """
+    """Refuse (ValueError) trials that the machine cannot hold; the largest is named."""
     largest = max(trials, key=_needed)
     limit, whose = room(options)
     if (needed := _needed(largest)) > limit:

@@ -134,11 +134,7 @@ class Speeds:
         return known.get(speed_key(trial), max(known.values(), default=1.0))
 
     def ms_per_step(self, device: str, trial: Trial, vocab_size: int, bundle: int = 1) -> float:
-        """The time seen, or a prediction: fixed cost per layer plus FLOPs at the rate of the nearest shape seen.
-
-        Raises:
-            ValueError: nothing has been timed on this device.
-        """
+        """The time seen, or a prediction: fixed cost per layer, FLOPs at the nearest shape's rate; ValueError where nothing was timed."""
         seen = self.seen.get(device, {})
         if not seen:
             raise ValueError(f"no step has been timed on {device} yet; a probe comes first")

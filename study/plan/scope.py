@@ -47,17 +47,14 @@ def adopt(command: Command) -> Command:
 
 @dataclass(frozen=True)
 class Scope:
-    """The trials of a results folder's study and which of them this run is about.
-
-    Args:
-        trials: the study's, then the suggested ones.
-        suggested: accepted suggestions, as study.json keeps them.
-        wanted: trial_ids to which --from-suggestion limits this run; None is all.
-    """
+    """The trials of a results folder's study and which of them this run is about."""
 
     trials: list[Trial]
+    """the study's, then the suggested ones"""
     suggested: list[dict[str, Any]]
+    """accepted suggestions, as study.json keeps them"""
     wanted: frozenset[str] | None
+    """trial_ids to which --from-suggestion limits this run; None is all"""
 
 
 def find(command: Command, trials: Sequence[Trial], data_key: str) -> Scope:

@@ -24,19 +24,14 @@ SWEEP = "suggested"
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What was suggested for which study.
-
-    Args:
-        name: of the study.
-        study: as it was when the suggestion was made.
-        trials: for each trial `change` (fields of the centre to values), `seed` and `sweeps`.
-        results: the results folder that the file lies in, or None where it was moved away.
-    """
+    """What was suggested for which study, as it was then."""
 
     name: str
     study: Study
     trials: tuple[dict[str, Any], ...]
+    """for each trial `change` (fields of the centre to values), `seed` and `sweeps`"""
     results: Path | None
+    """the results folder that the file lies in, or None where it was moved away"""
 
 
 def read(path: Path) -> Suggestion:
@@ -61,11 +56,7 @@ def read(path: Path) -> Suggestion:
 
 
 def checked(file: Path, entries: Sequence[Any]) -> list[dict[str, Any]]:
-    """Suggested trials from JSON, with nothing in them but what makes a trial.
-
-    Raises:
-        ValueError: one is no such thing.
-    """
+    """Suggested trials from JSON, with nothing in them but what makes a trial; ValueError where one is no such thing."""
     kept = []
     for entry in entries:
         sound = isinstance(entry, dict) and isinstance(entry.get("change"), dict) and isinstance(entry.get("seed"), int)

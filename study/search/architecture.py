@@ -37,21 +37,18 @@ Point = dict[str, Any]
 
 @dataclass
 class ShapeSearch:
-    """One search over shapes.
-
-    Args:
-        base: the study's center with the first seed.
-        results: recorded (val_loss, cost, within limits) by trial_id; an infinite loss where the run diverged.
-        chain: points and trials as far as the records tell, batch after batch.
-    """
+    """One search over shapes."""
 
     name: str
     settings: ShapeSettings
     study: Study
     base: Trial
+    """the study's center with the first seed"""
     vocab_size: int = CHARACTERS
     results: dict[str, tuple[float, float, bool]] = field(default_factory=dict)
+    """recorded (val_loss, cost, within limits) by trial_id; an infinite loss where the run diverged"""
     chain: list[tuple[Point, Trial]] = field(default_factory=list)
+    """points and trials as far as the records tell, batch after batch"""
     recorded: set[str] = field(default_factory=set)
 
     def see(self, rows: Rows, curves: Curves) -> None:

@@ -32,19 +32,15 @@ Curves = Mapping[str, Mapping[int, float]]
 
 @dataclass(frozen=True)
 class Probe:
-    """One run of a size.
-
-    Args:
-        lr: peak learning rate.
-        status: COMPLETED, STOPPED (its curve ends early) or DIVERGED.
-        curve: (step, val_loss), ascending; the last one of a COMPLETED probe is its result.
-        error: standard error of its last evaluation, nats.
-    """
+    """One run of a size at a peak learning rate."""
 
     lr: float
     status: str
+    """COMPLETED, STOPPED (its curve ends early) or DIVERGED"""
     curve: tuple[tuple[int, float], ...]
+    """(step, val_loss), ascending; the last one of a COMPLETED probe is its result"""
     error: float | None = None
+    """standard error of its last evaluation, nats"""
 
     @property
     def loss(self) -> float:
@@ -68,13 +64,7 @@ class Found:
 
 
 def decide(settings: SearchSettings, start: float, probes: Sequence[Probe], noise: float) -> Try | Found:
-    """What to do next for a size.
-
-    Args:
-        start: the first learning rate to run.
-        probes: all runs so far, in any order.
-        noise: difference of two losses (nats) that chance makes.
-    """
+    """What to do next for a size after some runs, in any order, of which `start` is the first; by chance losses differ by `noise` nats."""
     done = [p for p in probes if p.status == "COMPLETED"]
     enough = len(probes) >= settings.max_trials
     if not done:
@@ -256,19 +246,15 @@ class SizeSearch:
     """difference of two losses that chance makes, nats, where the study's other sweeps have replicates"""
 
     @property
-    def start(self) -> float:
-        """The first rate: the study's own, or the middle of the range where that lies outside."""
-        low, high = self.settings.low, self.settings.high
-        return self.base.train.lr if low <= self.base.train.lr <= high else rounded(math.sqrt(low * high))
-
-    @property
     def noise(self) -> float:
         """Difference of two losses of this size that chance makes, nats."""
         return noise_of(list(self.probes.values())) if self.replicate_noise is None else self.replicate_noise
 
     def decide(self) -> Try | Found:
-        """What to do next."""
-        return decide(self.settings, self.start, list(self.probes.values()), self.noise)
+        """What to do next: from the study's own rate on, or the middle of the range where that lies outside."""
+        low, own, high = self.settings.low, self.base.train.lr, self.settings.high
+        start = own if low <= own <= high else rounded(math.sqrt(low * high))
+        return decide(self.settings, start, list(self.probes.values()), self.noise)
 
     def pending(self) -> list[Trial]:
         """The run that comes next, alone: a size has one run under way; none where its search is over."""

@@ -70,10 +70,11 @@ def read_shape_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> Shap
     against = str(rest.pop("against")[0])
     if against not in COSTS:
         raise ValueError(f"sweep {name!r} has against={against}; allowed are {', '.join(COSTS)}")
-    max_trials = int(_one(name, rest, "max_trials", 20, whole=True))
-    if max_trials < FEWEST_TRIALS:
-        raise ValueError(f"sweep {name!r} has max_trials={max_trials}; a front of two objectives takes {FEWEST_TRIALS} or more")
-    limits = {cost: _limit(name, rest.pop(f"max_{cost}"), cost) for cost in COSTS if f"max_{cost}" in rest}
+    max_trials = _max_trials(name, rest, 20, "a front of two objectives")
+    limits = {cost: rest.pop(f"max_{cost}") for cost in COSTS if f"max_{cost}" in rest}
+    for cost, values in limits.items():
+        if len(values) != 1 or not isinstance(values[0], (int, float)) or not values[0] > 0:
+            raise ValueError(f"sweep {name!r}: max_{cost}={_shown(values)} should be one number above 0, for example max_params=200K")
     heads = rest.pop("n_head", ())
     if any(not isinstance(v, int) or v < 1 for v in heads):
         raise ValueError(f"sweep {name!r}: n_head={_shown(heads)} must be whole numbers to choose from, for example n_head=2,4,8")
@@ -82,21 +83,11 @@ def read_shape_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> Shap
         raise ValueError(f"sweep {name!r} cannot search {', '.join(rest)}; over shapes it searches {', '.join((*SHAPES, 'n_head', 'lr'))}")
     if not set(ranges) & set(SHAPES):
         raise ValueError(f"sweep {name!r} has an empty search space: give a range of depth or width, for example {SHAPE_EXAMPLE}")
-    return ShapeSettings(against, ranges, tuple(heads), limits, max_trials)
-
-
-def _limit(name: str, values: tuple[Any, ...], cost: str) -> float:
-    if len(values) != 1 or not isinstance(values[0], (int, float)) or not values[0] > 0:
-        raise ValueError(f"sweep {name!r}: max_{cost}={_shown(values)} should be one number above 0, for example max_params=200K")
-    return float(values[0])
+    return ShapeSettings(against, ranges, tuple(heads), {cost: float(value) for cost, (value,) in limits.items()}, max_trials)
 
 
 def read_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> tuple[SearchSettings, dict[str, tuple[Any, ...]]]:
     """Settings, and the remaining fields with their values, whose product are the sizes.
-
-    Args:
-        name: the sweep's, for messages.
-        given: the sweep's fields, each with its values.
 
     Raises:
         ValueError: nothing to search, a range that is none, or too few trials.
@@ -106,17 +97,19 @@ def read_settings(name: str, given: Mapping[str, tuple[Any, ...]]) -> tuple[Sear
     if "lr" not in rest:
         raise ValueError(f"sweep {name!r} has an empty search space: give the range of the learning rate, for example {EXAMPLE}")
     low, high = _range(name, "lr", rest.pop("lr"))
-    max_trials = int(_one(name, rest, "max_trials", 10, whole=True))
-    if max_trials < FEWEST_TRIALS:
-        raise ValueError(
-            f"sweep {name!r} has max_trials={max_trials}; an optimum between two worse neighbors takes {FEWEST_TRIALS} or more"
-        )
+    max_trials = _max_trials(name, rest, 10, "an optimum between two worse neighbors")
     grace, reduction = _one(name, rest, "grace", 0.5), _one(name, rest, "reduction", 3.0)
     if not 0 < grace <= 1:
         raise ValueError(f"sweep {name!r} has grace={grace:g}; give a share of the steps above 0, or 1 to stop no run early")
     if not reduction > 1:
         raise ValueError(f"sweep {name!r} has reduction={reduction:g}; give a number above 1: of so many runs one goes on")
     return SearchSettings(low, high, over, max_trials, grace, reduction), rest
+
+
+def _max_trials(name: str, rest: dict[str, tuple[Any, ...]], default: int, what: str) -> int:
+    if (most := int(_one(name, rest, "max_trials", default, whole=True))) < FEWEST_TRIALS:
+        raise ValueError(f"sweep {name!r} has max_trials={most}; {what} takes {FEWEST_TRIALS} or more")
+    return most
 
 
 def _range(name: str, key: str, values: tuple[Any, ...]) -> tuple[float, float]:

@@ -29,11 +29,7 @@ class Execution:
 
 
 def choose_device(wanted: str) -> torch.device:
-    """The device to train on.
-
-    Raises:
-        ValueError: the wanted device is not on this machine.
-    """
+    """The device to train on; ValueError where the wanted one is not on this machine."""
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         return torch.device(next(name for name in ("cuda", "mps", "cpu") if available[name]))

@@ -24,7 +24,7 @@ from models.home import home
 from study.options import Options
 from study.results.provenance import ROOT, version
 from study.tune import local_ray, ray_internals
-from study.tune.environment import check_address, temporary_folder
+from study.tune.environment import temporary_folder
 
 LAUNCHED = "ray_bootstrap_config.yaml"
 """Where `ray up` leaves the cluster file, in the head's home."""
@@ -65,7 +65,7 @@ def ray_session(options: Options) -> Iterator[str]:
 
 def _reachable(options: Options) -> str:
     """The cluster's address, once its port has answered: Ray itself ends the whole process where nobody answers."""
-    check_address(options)
+    options.check_address()
     address = own_cluster() if options.cluster == "auto" else options.cluster
     host, _, port = address.rpartition(":")
     try:

@@ -1,4 +1,4 @@
-"""What Ray reads from the environment, set before it is imported, and the addresses that may be named there. Imports nothing of Ray.
+"""What Ray reads from the environment, set before it is imported. Imports nothing of Ray.
 
 set_ray_environment(); import ray
 """
@@ -9,7 +9,6 @@ import secrets
 from pathlib import Path
 
 from models.home import home
-from study.options import Options
 
 SETTINGS = {
     # No boxes on the terminal, no log files of its own, no phoning home.
@@ -72,30 +71,10 @@ def why_not(folder: Path) -> str:
 
 
 def check_address_space() -> None:
-    """Refuse where a process may span too few addresses: Ray then cannot be imported, or ends this very process without a word.
-
-    Raises:
-        ValueError: the limit is too low.
-    """
+    """Refuse (ValueError) too few addresses for a process: Ray then cannot be imported, or ends this very process without a word."""
     allowed = resource.getrlimit(resource.RLIMIT_AS)[0]
     if allowed != resource.RLIM_INFINITY and allowed < LEAST_ADDRESSES:
         raise ValueError(
             f"a process of this account may span {allowed >> 20:,} MiB of addresses and Ray takes about {LEAST_ADDRESSES >> 20:,}; "
             "raise the limit (ulimit -v)"
         )
-
-
-def check_address(options: Options) -> None:
-    """Refuse what is no address of a Ray cluster, naming where it was written.
-
-    Raises:
-        ValueError: it is not HOST:PORT, auto or local.
-    """
-    address = options.cluster
-    host, _, port = address.rpartition(":")
-    if address in ("", "auto") or ("://" not in address and host and port.isdigit()):
-        return
-    where = "--address" if options.address else "the environment variable RAY_ADDRESS"
-    hint = "jobs are submitted there, with: ray job submit -- python -m study.run ...; " if "://" in address else ""
-    remedy = "leave it out" if options.address else "unset it"
-    raise ValueError(f"{where}={address!r} is not HOST:PORT, auto or local; {hint}{remedy} to train on this machine")

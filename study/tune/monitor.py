@@ -17,6 +17,7 @@ import ray
 from ray import tune
 
 from study.display.terminal import printable
+from study.options import Budget
 from study.plan.memory import is_out_of_memory, next_share, share_in_words
 from study.results.store_sync import Mirror
 from study.results.trial_writer import Recorder, Where
@@ -60,6 +61,7 @@ class Monitor(tune.Callback):
         interrupts: signals are acted upon here, between two events of Ray Tune.
         bundles: by the index that Ray Tune knows.
         stall_s: a bundle without any result for so long has its process killed, so that it is tried again.
+        budget: for a sentence that it is used up.
         budget_s: the run stops after so long; 0 means never.
         upstream: the mirror of the results in an object store, if there is one.
     """
@@ -71,13 +73,14 @@ class Monitor(tune.Callback):
         interrupts: Interrupts,
         bundles: Sequence[Bundled],
         stall_s: float = 1800.0,
+        budget: Budget | None = None,
         budget_s: float = 0.0,
         upstream: Mirror | None = None,
     ) -> None:
         self.recorder, self.views, self.interrupts, self.bundles = recorder, list(views), interrupts, list(bundles)
-        self.stall_s, self.budget_s, self.began = stall_s, budget_s, time.monotonic()
+        self.stall_s, self.budget, self.budget_s, self.began = stall_s, budget, budget_s, time.monotonic()
         self.running: dict[int, _Running] = {}
-        self.out_of_budget, self.upstream = False, upstream
+        self.upstream = upstream
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles callbacks with its experiment; files, terminals and locks stay here."""
@@ -88,13 +91,12 @@ class Monitor(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Between two events: signals, budget, stalled workers, the screen."""
         if self.budget_s and time.monotonic() - self.began > self.budget_s:
-            self.out_of_budget = True
-            raise OutOfBudget
+            raise CannotGoOn(f"the budget of {self.budget} is used up", f"the budget of {self.budget} was used up")
         self.interrupts.check()
         while self.upstream and self.upstream.notes:
             self.note(self.upstream.notes.pop(0))
         if self.upstream and self.upstream.problem:
-            raise StoreLost(self.upstream.problem)
+            raise CannotGoOn(self.upstream.problem)
         self._restart_stalled(trials)
         self._show("tick")
 
@@ -160,7 +162,7 @@ class Monitor(tune.Callback):
 
     def interrupted(self, reason: str) -> None:
         """Record what was running as INTERRUPTED: the same command continues it."""
-        with suppress(StoreLost):  # the disk may be full: the checkpoints that are there continue the trials without their rows
+        with suppress(CannotGoOn):  # the disk may be full: the checkpoints that are there continue the trials without their rows
             for running in self.running.values():
                 self._cut_off(running, "INTERRUPTED", reason)
         self.running.clear()
@@ -217,12 +219,13 @@ class Monitor(tune.Callback):
                 self.note(f"no progress for {self.stall_s / 60:.3g} minutes in {trial.trial_id}; its worker is replaced")
 
 
-class OutOfBudget(BaseException):
-    """The time given with --budget is used up."""
+class CannotGoOn(BaseException):
+    """The run ends: a budget is used up, or results cannot be kept (a full disk; an object store that is away or another run's)."""
 
-
-class StoreLost(BaseException):
-    """Results cannot be kept: the disk is full, say, or their object store has been away for too long or belongs to another run now."""
+    def __init__(self, said: str, reason: str = "results could not be kept") -> None:
+        super().__init__(said)
+        self.reason = reason
+        """of trials that were running"""
 
 
 @contextmanager
@@ -231,7 +234,7 @@ def _or_stop() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreLost(f"results cannot be written ({error.strerror or error})") from error
+        raise CannotGoOn(f"results cannot be written ({error.strerror or error})") from error
 
 
 def failure(trial: Any) -> str:

@@ -42,7 +42,7 @@ from study.train.branches import families, programs
 from study.tune import cluster, worker_input
 from study.tune.environment import temporary_folder
 from study.tune.local_ray import no_room
-from study.tune.monitor import Monitor, OutOfBudget, StoreLost
+from study.tune.monitor import CannotGoOn, Monitor
 from study.tune.searcher import Prober, WithinSize
 from study.tune.signals import Interrupted, Interrupts
 from study.tune.trainable import BundleTrainable
@@ -161,29 +161,21 @@ def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = (
         for note in filter(None, (warning, without)):
             monitor.note(note)
         prober = Prober(job.searches, sizes, share_of, corpus.vocab_size, monitor) if job.searches and sizes else None
-        return _until_the_end(job, monitor, lambda: run_bundles(work, monitor, prober))
-
-
-def _until_the_end(job: Job, monitor: Monitor, run: Callable[[], None]) -> str:
-    """Run what Ray Tune runs; interruptions are recorded and said, as is a budget's end."""
-    job.interrupts.deferred = True
-    try:
-        run()
-        job.interrupts.check()
-    except Interrupted:
-        monitor.interrupted(job.interrupts.name)
-        return "stopped"
-    except OutOfBudget:
-        monitor.interrupted(f"the budget of {job.command.options.budget} was used up")
-        return f"the budget of {job.command.options.budget} is used up"
-    except StoreLost as lost:
-        monitor.interrupted("results could not be kept")
-        return str(lost)
-    finally:
-        job.interrupts.deferred = False
-        monitor.close()
-        if job.quoted:
-            learn_memory(job.quoted, monitor.recorder.trials, monitor.recorder.rows.values())
+        job.interrupts.deferred = True
+        try:
+            run_bundles(work, monitor, prober)
+            job.interrupts.check()
+        except Interrupted:
+            monitor.interrupted(job.interrupts.name)
+            return "stopped"
+        except CannotGoOn as end:
+            monitor.interrupted(end.reason)
+            return str(end)
+        finally:
+            job.interrupts.deferred = False
+            monitor.close()
+            if job.quoted:
+                learn_memory(job.quoted, monitor.recorder.trials, monitor.recorder.rows.values())
     return ""
 
 
@@ -219,7 +211,9 @@ def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
     screen.say(f"board: {board.how_to_open()}")
     views = [Tracker(options.track, command.out, by_id, corpus.vocab_size, screen.say)] if options.track else []
     budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None, time.monotonic() - job.began)
-    return Monitor(recorder, [*views, screen, board], job.interrupts, bundles, options.stall_minutes * 60, budget_s, job.store)
+    return Monitor(
+        recorder, [*views, screen, board], job.interrupts, bundles, options.stall_minutes * 60, options.budget, budget_s, job.store
+    )
 
 
 def _shares(job: Job, wanted: Sequence[SizeSearch | ShapeSearch]) -> Callable[[Trial], tuple[float, float]]:

@@ -50,11 +50,7 @@ class Interrupts:
         return "Ctrl-C" if self.signum == signal.SIGINT else signal.Signals(self.signum).name
 
     def check(self) -> None:
-        """Act upon a deferred signal.
-
-        Raises:
-            Interrupted: one has come.
-        """
+        """Act upon a deferred signal: raises Interrupted where one has come."""
         if self.signum:
             raise Interrupted
 
