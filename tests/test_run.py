@@ -188,3 +188,11 @@ def test_an_interrupt_outside_of_training_ends_the_run_with_its_code() -> None:
             signal.raise_signal(signal.SIGTERM)
         assert interrupts.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) != interrupts._handle
+
+
+@pytest.mark.parametrize("file", ["...yaml", "..yaml", "a b;c.yaml", "$(x).yaml"])
+def test_a_study_file_of_any_name_has_its_results_inside_the_results_folder(file: str, here: Path) -> None:
+    (here / file).write_text("question: q\n")
+    out = parse([str(here / file)]).out
+    assert out.parent == here / "results"
+    assert out.name not in ("", ".", "..")

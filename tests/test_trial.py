@@ -8,10 +8,11 @@ from ray import cloudpickle
 
 from study.command import parse
 from study.data import corpus as data
+from study.options import Options
 from study.results.object_store import Store
 from study.spec import Study, expand
 from study.tune import session as training
-from study.tune.cluster import check_nodes, check_resources
+from study.tune.cluster import brings_gpus, check_nodes, check_resources, describe_nodes, gpus_per_trial
 from study.tune.trainable import BundleTrainable
 from study.tune.worker_input import Bundled, Work, requests, share
 from tests.running import tiny
@@ -115,3 +116,36 @@ def test_what_ray_tune_unpickles_for_every_trial_stays_small_and_asks_for_each_b
     for index in (0, 1, len(bundles) - 1):
         assert wanted({"bundle": index}).required_resources == {"CPU": 1.0, "GPU": bundles[index].gpus}
     assert wanted({"bundle": 0, "bundled": Bundled(trials[:1], 2.0, 0.0)}).required_resources == {"CPU": 2.0}
+
+
+# ---- clusters whose GPUs are not up yet ----
+
+
+@pytest.mark.parametrize(
+    ("text", "brings"),
+    [
+        ("", False),
+        ("available_node_types:\n  head: {resources: {CPU: 2}}\n  gpu: {resources: {CPU: 4, GPU: 1}, max_workers: 3}\n", True),
+        ("available_node_types:\n  head: {resources: {CPU: 2}}\n  gpu: {resources: {GPU: 1}, max_workers: 0}\n", False),
+        ("[not a cluster", False),
+    ],
+)
+def test_a_cluster_that_will_start_gpu_nodes_gives_each_trial_a_gpu(text: str, brings: bool, tmp_path: Path) -> None:
+    assert not brings_gpus(tmp_path / "nothing")
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(text)
+    assert brings_gpus(tmp_path / "ray_bootstrap_config.yaml") == brings
+
+
+def test_the_default_share_follows_from_what_is_up_and_what_was_asked_for(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert gpus_per_trial(Options()) == 0.0
+    assert gpus_per_trial(Options(device="cuda")) == 0.0  # this machine has none and will get none
+    assert gpus_per_trial(Options(device="cuda", address="auto")) == 1.0
+    assert gpus_per_trial(Options(address="auto")) == 0.0
+    (tmp_path / "ray_bootstrap_config.yaml").write_text("available_node_types: {g: {resources: {GPU: 4}}}")
+    assert gpus_per_trial(Options(address="auto")) == 1.0
+    assert gpus_per_trial(Options(address="auto", device="cpu")) == 0.0
+    assert gpus_per_trial(Options(address="auto", gpus_per_trial=0.25)) == 0.25
+    assert "joined the Ray cluster at head:6379: 1 node with 2 CPUs and 0 GPUs; no quote" in describe_nodes("head:6379")
