@@ -9,7 +9,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -24,19 +23,15 @@ from study.spec import DataConfig, TrainConfig, Trial, expand
 from study.train.branched_bundle import BranchedBundle
 from study.train.branches import decay_start, families, family_steps, leaves_at, own_costs, programs, saved_share
 from study.train.bundle import Bundle
-from study.train.device import Execution
 from study.train.outcome import Replica
 from tests.rounding import drift, float64
 from tests.running import TIMES, finished
+from tests.test_train import CHARACTERS, FLOAT32, TOKENIZER, corpus
 
-FLOAT32 = Execution(device="cpu", precision="float32", n_threads=1)
 RECIPE = TrainConfig(
     batch_size=2, n_steps=64, lr=1e-2, warmup_steps=5, eval_interval=8, eval_windows=8, schedule="wsd", decay_fraction=0.25
 )
 TINY = Shape(n_layer=1, n_embd=16, n_head=2, block_size=16)
-CHARACTERS = ("<|endoftext|>", "<unk>", *"abcdefghijklmnop")
-TOKENIZER = Tokenizer(CHARACTERS)
-TOKENS = np.random.default_rng(0).choice(len(CHARACTERS), size=4000, p=np.arange(1, 19) / 171).astype(np.uint8)
 CURVE_TIMES = {"wall_s", "tokens_per_s"}
 
 
@@ -49,7 +44,7 @@ def family(*n_steps: int, **changes: Any) -> list[Trial]:
 
 
 def trunk(trials: Sequence[Trial], folder: Path, run: str = "", tokenizer: Tokenizer | None = TOKENIZER) -> BranchedBundle:
-    return BranchedBundle(trials, folder, TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), tokenizer, FLOAT32, run)
+    return BranchedBundle(trials, folder, *corpus(), len(CHARACTERS), tokenizer, FLOAT32, run)
 
 
 def finish(one: BranchedBundle) -> dict[str, Replica]:
@@ -61,7 +56,7 @@ def finish(one: BranchedBundle) -> dict[str, Replica]:
 
 
 def lone(one: Trial) -> tuple[Replica, torch.Tensor]:
-    bundle = finished(Bundle([one], TOKENS[:3000], TOKENS[3000:], len(CHARACTERS), TOKENIZER, FLOAT32))
+    bundle = finished(Bundle([one], *corpus(), len(CHARACTERS), TOKENIZER, FLOAT32))
     return bundle.finish()[0], bundle.model.flat.clone()
 
 

@@ -141,7 +141,7 @@ def test_a_probe_times_real_steps_also_of_a_model_far_too_large_for_this_machine
     fast, slow = found.ms_per_step
     assert 0.05 < fast < 1000
     assert slow > 100 * fast
-    assert found.device.startswith("cpu (")
+    assert found.place["name"].startswith("cpu (")
 
 
 def test_while_a_probe_times_steps_other_things_are_done_and_what_goes_wrong_there_ends_it() -> None:

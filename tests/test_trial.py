@@ -26,12 +26,11 @@ def test_tokens_travel_as_a_file_name_here_and_through_the_object_store_on_a_clu
     tokens[:] = np.arange(1000)
     tokens.flush()
     here, anywhere = share(tokens, on_cluster=False), share(tokens, on_cluster=True)
-    assert isinstance(here.where, str)
-    assert isinstance(here.open(), np.memmap)
-    assert not isinstance(anywhere.where, str)
-    assert not anywhere.open().flags.writeable  # a view of shared memory, not a copy
+    assert isinstance(here(), np.memmap)
+    assert not isinstance(anywhere(), np.memmap)
+    assert not anywhere().flags.writeable  # a view of shared memory, not a copy
     for shared in (here, anywhere, share(np.arange(1000), on_cluster=False)):
-        np.testing.assert_array_equal(shared.open(), np.arange(1000))
+        np.testing.assert_array_equal(shared(), np.arange(1000))
 
 
 def worker(out: Path, *arguments: str, store: Store | None = None) -> BundleTrainable:

@@ -33,11 +33,8 @@ UNUSABLE = 2
 class Found:
     """What a probe saw on this machine."""
 
-    device: str
-    precision: str
-    """arithmetic of models that are wide enough to gain from the device's fastest"""
-    gpus: int
-    gpu_memory_bytes: int
+    place: dict[str, Any]
+    """the fields of `study.plan.packing.Machine` but for cpus"""
     ms_per_step: list[float]
 
 
@@ -131,14 +128,12 @@ def main() -> None:
         print(error, file=sys.stderr)
         sys.exit(UNUSABLE)
     trials = [Trial(Shape(**t["shape"]), TrainConfig(**t["train"]), DataConfig(), 1) for t in request["trials"]]
-    on_gpu = device.type == "cuda"
-    found = Found(
-        device=device_name(device),
-        precision=choose_precision(execution.precision, device, BF16_FROM_WIDTH),
-        gpus=torch.cuda.device_count() if on_gpu else 0,
-        gpu_memory_bytes=torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
-        ms_per_step=time_steps(trials, request["vocab_size"], execution),
-    )
+    precision, threads = choose_precision(execution.precision, device, BF16_FROM_WIDTH), execution.n_threads
+    name = f"{device_name(device)}, {precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if device.type == "cpu" else "")
+    place = {"name": name, "kind": device.type, "precision": precision, "gpus": 0, "gpu_memory_bytes": 0}
+    if device.type == "cuda":
+        place |= {"gpus": torch.cuda.device_count(), "gpu_memory_bytes": torch.cuda.get_device_properties(device).total_memory}
+    found = Found(place, time_steps(trials, request["vocab_size"], execution))
     print(json.dumps(dataclasses.asdict(found)))
 
 

@@ -118,12 +118,9 @@ def _measure(trials: Sequence[Trial], vocab_size: int, options: Options, speeds:
         print(f"timing a few steps of {len(lacking)} kinds of trials, once for this machine ...", file=sys.stderr, flush=True)
         beside = meanwhile if threads < processors() else None  # else it would take from what is timed
         found = ask(lacking, vocab_size, options.device, options.precision, threads, beside)
-        kind = found.device.split(" ")[0]
-        name = f"{found.device}, {found.precision}" + (f", {threads} thread{'s' if threads > 1 else ''}" if kind == "cpu" else "")
-        place = {"name": name, "kind": kind, "precision": found.precision, "gpus": found.gpus, "gpu_memory_bytes": found.gpu_memory_bytes}
-        speeds.places[wanted] = place
+        speeds.places[wanted] = place = found.place
         for trial, ms in zip(lacking, found.ms_per_step, strict=True):
-            speeds.note(name, trial, vocab_size, ms, real=False)
+            speeds.note(place["name"], trial, vocab_size, ms, real=False)
         speeds.save()
     return Machine(cpus=float(processors()), **place)
 

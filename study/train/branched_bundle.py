@@ -92,9 +92,7 @@ class BranchedBundle:
 
     def take_notes(self) -> list[str]:
         """What a person should know, each sentence once."""
-        notes = self.notes + self.bundle.notes
-        self.notes.clear()
-        self.bundle.notes.clear()
+        notes, self.notes, self.bundle.notes = self.notes + self.bundle.notes, [], []
         return notes
 
     def advance(self) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from study.plan.memory import SIGNS, memory_cap
 from study.results.object_store import Store, get_checkpoints, put_checkpoints, reason
 from study.train import mps
 from study.tune import ray_internals
-from study.tune.worker_input import Bundled, Work, bundle_of
+from study.tune.worker_input import Bundled, Work
 
 if TYPE_CHECKING:
     from study.train.branched_bundle import BranchedBundle
@@ -40,8 +40,8 @@ class BundleTrainable(tune.Trainable):
         """Open the data and begin the bundle that `config` names."""
         self.work = work
         module_file.texts.update(work.modules)
-        self.mps = mps.join(work.mps, self._share(bundle_of(config, work.bundles)))
-        self.tokens = work.train.open(), work.val.open()
+        self.mps = mps.join(work.mps, self._share(work.bundle(config)))
+        self.tokens = work.train(), work.val()
         self._begin(config)
 
     def reset_config(self, config: dict[str, Any]) -> bool:
@@ -52,7 +52,7 @@ class BundleTrainable(tune.Trainable):
     def _begin(self, config: dict[str, Any]) -> None:
         from study.train.branched_bundle import BranchedBundle
 
-        work, bundled = self.work, bundle_of(config, self.work.bundles)
+        work, bundled = self.work, self.work.bundle(config)
         self._let_go()  # of the last model before the next one is made
         self.refused, self.earlier = "", list[dict[str, Any]]()
         self.shared = (work.checkpoints.parent / work.marker).exists()

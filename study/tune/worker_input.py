@@ -4,6 +4,7 @@ import uuid
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,27 +34,11 @@ class Bundled:
         return len(self.trials) // len(lengths(self.trials))
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A split of the corpus where a worker finds it: a file on this machine, or an object that Ray copies once to each node."""
-
-    where: Any
-    dtype: str = ""
-    length: int = 0
-
-    def open(self) -> np.ndarray:
-        """The tokens without copying them."""
-        if isinstance(self.where, str):
-            return np.memmap(self.where, dtype=self.dtype, mode="r", shape=(self.length,))
-        tokens: np.ndarray = ray.get(self.where)
-        return tokens
-
-
-def share(tokens: np.ndarray, on_cluster: bool) -> Tokens:
-    """Make tokens reachable for workers: through Ray's object store on a cluster, else by the name of their file."""
+def share(tokens: np.ndarray, on_cluster: bool) -> Callable[[], np.ndarray]:
+    """With what a worker opens tokens: their file's name, or on a cluster an object that Ray copies once to each node."""
     if isinstance(tokens, np.memmap) and tokens.offset == 0 and not on_cluster:
-        return Tokens(str(tokens.filename), tokens.dtype.name, len(tokens))
-    return Tokens(ray.put(np.asarray(tokens)))
+        return partial(np.memmap, str(tokens.filename), tokens.dtype, "r", shape=(len(tokens),))
+    return partial(ray.get, ray.put(np.asarray(tokens)))  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -61,8 +46,8 @@ class Work:
     """Everything that every worker is given, once."""
 
     bundles: tuple[Bundled, ...]
-    train: Tokens
-    val: Tokens
+    train: Callable[[], np.ndarray]
+    val: Callable[[], np.ndarray]
     vocab_size: int
     tokenizer: Tokenizer | None
     options: Options
@@ -78,10 +63,9 @@ class Work:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
     """names this run of the study"""
 
-
-def bundle_of(config: dict[str, Any], bundles: Sequence[Bundled]) -> Bundled:
-    """The bundle that a Ray Tune config means: one of those known beforehand, or the one that a search put into it."""
-    return config.get("bundled") or bundles[config["bundle"]]
+    def bundle(self, config: dict[str, Any]) -> Bundled:
+        """What a Ray Tune config means: one of the bundles known beforehand, or the one that a search put into it."""
+        return config.get("bundled") or self.bundles[config["bundle"]]
 
 
 def reservation(cpus: float, gpus: float) -> tune.PlacementGroupFactory:
