@@ -97,8 +97,8 @@ def within_budget(command: Command, scope: Scope, found: Survey, quoted: Quote |
         return found, None, [f"budget {budget}: there is no quote, so trials run in the usual order until that time is over"]
 
     chosen = choose(found.missing, scope.trials, found.done, quoted.plan, budget, lambda part: requote(quoted, part).plan, quoted.stretch)
-    smaller = dataclasses.replace(found, missing=chosen.trials)
-    return smaller, requote(quoted, chosen.trials), chosen.lines(command.options.dry_run)
+    lines = chosen.lines(command.options.dry_run)
+    return dataclasses.replace(found, missing=chosen.trials), requote(quoted, chosen.trials), lines
 
 
 # ---- speeds that can be compared ----

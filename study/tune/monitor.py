@@ -2,7 +2,7 @@
 
 Only the driver writes tables, and a trial that was retried appears in them once.
 
-    run_bundles(work, Monitor(recorder, views, interrupts, bundles))
+    run_bundles(work, Monitor(recorder, views, interrupts, bundles, options, 0.0, None))
 """
 
 import errno
@@ -17,7 +17,7 @@ import ray
 from ray import tune
 
 from study.display.terminal import printable
-from study.options import Budget
+from study.options import Options
 from study.plan.memory import is_out_of_memory, next_share, share_in_words
 from study.results.store_sync import Mirror
 from study.results.trial_writer import Recorder, Where
@@ -60,8 +60,7 @@ class Monitor(tune.Callback):
         views: terminal, board, tracker: what shows the run to a person; the results need none of it.
         interrupts: signals are acted upon here, between two events of Ray Tune.
         bundles: by the index that Ray Tune knows.
-        stall_s: a bundle without any result for so long has its process killed, so that it is tried again.
-        budget: for a sentence that it is used up.
+        options: a bundle without any result for `stall_minutes` has its process killed, so that it is tried again.
         budget_s: the run stops after so long; 0 means never.
         upstream: the mirror of the results in an object store, if there is one.
     """
@@ -72,15 +71,13 @@ class Monitor(tune.Callback):
         views: Sequence[Any],
         interrupts: Interrupts,
         bundles: Sequence[Bundled],
-        stall_s: float = 1800.0,
-        budget: Budget | None = None,
-        budget_s: float = 0.0,
-        upstream: Mirror | None = None,
+        options: Options,
+        budget_s: float,
+        upstream: Mirror | None,
     ) -> None:
         self.recorder, self.views, self.interrupts, self.bundles = recorder, list(views), interrupts, list(bundles)
-        self.stall_s, self.budget, self.budget_s, self.began = stall_s, budget, budget_s, time.monotonic()
+        self.options, self.budget_s, self.upstream, self.began = options, budget_s, upstream, time.monotonic()
         self.running: dict[int, _Running] = {}
-        self.upstream = upstream
 
     def __getstate__(self) -> dict[str, Any]:
         """Ray pickles callbacks with its experiment; files, terminals and locks stay here."""
@@ -91,7 +88,8 @@ class Monitor(tune.Callback):
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Between two events: signals, budget, stalled workers, the screen."""
         if self.budget_s and time.monotonic() - self.began > self.budget_s:
-            raise CannotGoOn(f"the budget of {self.budget} is used up", f"the budget of {self.budget} was used up")
+            budget = f"the budget of {self.options.budget}"
+            raise CannotGoOn(f"{budget} is used up", f"{budget} was used up")
         self.interrupts.check()
         while self.upstream and self.upstream.notes:
             self.note(self.upstream.notes.pop(0))
@@ -211,12 +209,13 @@ class Monitor(tune.Callback):
         return f"ran out of memory on {before}; trying again with {after}"
 
     def _restart_stalled(self, trials: list[Any]) -> None:
-        """Kill the worker of a bundle that has not reported for `stall_s`; Ray Tune then tries it again."""
-        late = {index for index, running in self.running.items() if time.monotonic() - running.progress_at > self.stall_s}
+        """Kill the worker of a bundle that has not reported for too long; Ray Tune then tries it again."""
+        minutes = self.options.stall_minutes
+        late = {index for index, running in self.running.items() if time.monotonic() - running.progress_at > 60 * minutes}
         for trial in trials if late else []:
             if trial.config["bundle"] in late and ray_internals.kill_worker(trial):
                 self.running[trial.config["bundle"]].progress_at = time.monotonic()
-                self.note(f"no progress for {self.stall_s / 60:.3g} minutes in {trial.trial_id}; its worker is replaced")
+                self.note(f"no progress for {minutes:.3g} minutes in {trial.trial_id}; its worker is replaced")
 
 
 class CannotGoOn(BaseException):

@@ -12,7 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray import tune
@@ -62,17 +62,17 @@ class Job:
     origin: Provenance
     interrupts: Interrupts
     quoted: Quote | None
-    store: Mirror | None = None
+    store: Mirror | None
     """keeps an object store equal to the results folder, where --out names one"""
-    searches: Searches | None = None
-    """the study's searches, whose trials follow from what is recorded"""
-    began: float = field(default_factory=time.monotonic)
+    searches: Searches
+    """the study's, whose trials follow from what is recorded; often none"""
+    began: float
     """when the command began, by the monotonic clock"""
 
 
 def train_in_phases(job: Job, found: Survey) -> str:
     """Train what is missing, then search; with --hold-out the rest first, then forecasts, then what is held out; why it stopped, or ""."""
-    expected = [*job.trials, *(job.searches.expected() if job.searches else [])]
+    expected = [*job.trials, *job.searches.expected()]
     end, count = job.command.options.hold_out
     held_out = report_process.held_out(expected, end, count)
     last = {report_process.extent(trial, end) for trial in held_out}
@@ -81,54 +81,45 @@ def train_in_phases(job: Job, found: Survey) -> str:
         def wanted(trial: Trial, later: bool = later) -> bool:
             return (report_process.extent(trial, end) in last) == later
 
-        part = tuple(trial for trial in found.missing if wanted(trial))
         if later and any(wanted(trial) for trial in expected):
             report_process.forecast(job.command.out, held_out)
-        problem, rest = "", replace(found, missing=part)
-        if job.command.options.timing == "exclusive":
-            problem, rest = train_alone(job, rest)
-        problem = problem or (train(job, rest) if rest.missing else "")
-        problem = problem or search_phase(job, wanted)
-        if problem:
+        alone, rest = _alone(job, found), [trial for trial in found.missing if wanted(trial)]
+        if first := [trial for trial in rest if trial.trial_id in alone]:
+            rest = [trial for trial in rest if trial.trial_id not in alone]
+            gpus = job.command.options.gpus_per_trial
+            whole = None if gpus is not None and 0 < gpus < 1 else gpus
+            options = replace(job.command.options, max_concurrent=1, bundle=1, gpus_per_trial=whole)
+            if problem := train(replace(job, command=replace(job.command, options=options), quoted=None), found, first):
+                return problem
+        if rest and (problem := train(job, found, rest)):
+            return problem
+        if job.searches and (problem := search_phase(job, wanted)):
             return problem
     return ""
 
 
-def train_alone(job: Job, found: Survey) -> tuple[str, Survey]:
-    """Train what is to be timed, one at a time; returns why it stopped early, or "", and what is left."""
-    wanted = {trial.trial_id for trial in to_time(job.trials, found.done)}
-    alone = tuple(trial for trial in found.missing if trial.trial_id in wanted)
-    rest = replace(found, missing=tuple(trial for trial in found.missing if trial.trial_id not in wanted))
-    if not alone:
-        return "", rest
-    gpus = job.command.options.gpus_per_trial
-    whole = None if gpus is not None and 0 < gpus < 1 else gpus
-    options = replace(job.command.options, max_concurrent=1, bundle=1, gpus_per_trial=whole)
-    command = replace(job.command, options=options)
-    return train(replace(job, command=command, quoted=None), replace(found, missing=alone)), rest
+def _alone(job: Job, found: Survey) -> set[str]:
+    """Trials that train one at a time, with the device to themselves."""
+    return {trial.trial_id for trial in to_time(job.trials, found.done)} if job.command.options.timing == "exclusive" else set()
 
 
 def search_phase(job: Job, wanted: Callable[[Trial], bool]) -> str:
     """Search the wanted sizes, then train the trials that follow from it; why it stopped early, or ""."""
-    searches = job.searches
-    if not searches:
-        return ""
-    refresh(searches, job.command.out, job.corpus.sha256)
-    going_on = [search for search in searches.all if wanted(search.base) and search.pending()]
-    nothing = replace(take_stock(job), missing=())
-    problem = train(job, nothing, going_on) if going_on else ""
-    refresh(searches, job.command.out, job.corpus.sha256)
+    refresh(job.searches, job.command.out, job.corpus.sha256)
+    going_on = [search for search in job.searches.all if wanted(search.base) and search.pending()]
     found = take_stock(job)
-    part = tuple(trial for trial in found.missing if wanted(trial) and trial.lr_status in ("tuned", "at_edge"))
+    problem = train(job, found, [], going_on) if going_on else ""
+    refresh(job.searches, job.command.out, job.corpus.sha256)
+    found = take_stock(job)
+    part = [trial for trial in found.missing if wanted(trial) and trial.lr_status in ("tuned", "at_edge")]
     if problem or not part:
         return problem
     quoted = job.quoted and requote(job.quoted, part)  # they were not known when the run was quoted
-    return train(replace(job, quoted=quoted), replace(found, missing=part))
+    return train(replace(job, quoted=quoted), found, part)
 
 
 def take_stock(job: Job) -> Survey:
     """What is done and what is missing of the trials known by now; rows and study.json are brought up to date with them."""
-    assert job.searches is not None
     out, trials = job.command.out, job.searches.trials()
     folder.describe_anew(out, trials, job.command.study_name)
     facts = read_json(out / "study.json")
@@ -139,12 +130,12 @@ def take_stock(job: Job) -> Survey:
 # ---- one phase ----
 
 
-def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = ()) -> str:
-    """Train the missing trials, or search sizes; returns why it stopped early, or ""."""
+def train(job: Job, found: Survey, missing: Sequence[Trial], sizes: Sequence[SizeSearch | ShapeSearch] = ()) -> str:
+    """Train missing trials, or search sizes; returns why it stopped early, or ""."""
     options, corpus, on_cluster = job.command.options, job.corpus, job.command.options.on_cluster
     with cluster.ray_session(options), ExitStack() as ends:
         job.interrupts.install()
-        bundles = make_bundles(job.command, found.missing, corpus.vocab_size, job.quoted)
+        bundles = make_bundles(job.command, missing, corpus.vocab_size, job.quoted)
         share_of = _shares(job, sizes)
         shares = [*((b.cpus, b.gpus) for b in bundles), *(share_of(size.base) for size in sizes)]
         warning = cluster.check_resources(shares, on_cluster)
@@ -157,10 +148,10 @@ def train(job: Job, found: Survey, sizes: Sequence[SizeSearch | ShapeSearch] = (
         if job.store:  # a folder of the same name on another machine is not the driver's, so a marker of this run tells
             work = replace(work, store=job.store.store, marker=f".run-{job.store.token[:8]}")
             (job.store.folder / work.marker).touch()
-        monitor = _monitor(job, found, bundles)
+        monitor = _monitor(job, found, missing, bundles)
         for note in filter(None, (warning, without)):
             monitor.note(note)
-        prober = Prober(job.searches, sizes, share_of, corpus.vocab_size, monitor) if job.searches and sizes else None
+        prober = Prober(job.searches, sizes, share_of, corpus.vocab_size, monitor) if sizes else None
         job.interrupts.deferred = True
         try:
             run_bundles(work, monitor, prober)
@@ -190,9 +181,8 @@ def make_bundles(command: Command, missing: Sequence[Trial], vocab_size: int, qu
     return [Bundled(family, command.options.cpus_per_trial, gpus) for family in families(longest_first)]
 
 
-def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
-    command, corpus, origin = job.command, job.corpus, job.origin
-    options, missing = command.options, found.missing
+def _monitor(job: Job, found: Survey, missing: Sequence[Trial], bundles: Sequence[Bundled]) -> Monitor:
+    command, corpus, origin, options = job.command, job.corpus, job.origin, job.command.options
     columns = {
         "data_name": corpus.name,
         "data_sha256": corpus.sha256,
@@ -211,9 +201,7 @@ def _monitor(job: Job, found: Survey, bundles: Sequence[Bundled]) -> Monitor:
     screen.say(f"board: {board.how_to_open()}")
     views = [Tracker(options.track, command.out, by_id, corpus.vocab_size, screen.say)] if options.track else []
     budget_s = guard_seconds(options.budget, job.quoted.plan if job.quoted else None, time.monotonic() - job.began)
-    return Monitor(
-        recorder, [*views, screen, board], job.interrupts, bundles, options.stall_minutes * 60, options.budget, budget_s, job.store
-    )
+    return Monitor(recorder, [*views, screen, board], job.interrupts, bundles, options, budget_s, job.store)
 
 
 def _shares(job: Job, wanted: Sequence[SizeSearch | ShapeSearch]) -> Callable[[Trial], tuple[float, float]]:
