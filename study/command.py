@@ -140,11 +140,9 @@ def check_flags(words: Sequence[str]) -> None:
     for word in words:
         name = word[2:].partition("=")[0].replace("_", "-")
         if word.startswith("--") and name not in known and not name.startswith(("tyro-", EXTRA[2:])):
-            last = name.rpartition(".")[2]
-            near = [n for n in known if n.rpartition(".")[2] == last] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            near = near or [
-                n for n in known if n.rpartition(".")[2] in difflib.get_close_matches(last, [k.rpartition(".")[2] for k in known], 1)
-            ]
+            tails, last = {n: n.rpartition(".")[2] for n in known}, name.rpartition(".")[2]
+            near = [n for n in known if tails[n] == last] or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            near = near or [n for n in known if tails[n] in difflib.get_close_matches(last, tails.values(), 1)]
             hint = f"did you mean {' or '.join(f'--{n}' for n in sorted(near))}? " if near else ""
             raise ValueError(f"there is no flag {word.partition('=')[0]}; {hint}python -m study.run --help lists all")
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from tyro.constructors import PrimitiveConstructorSpec
 
 from study.results.object_store import check_address, is_address
+from study.spec import require
 
 UNITS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -160,24 +161,19 @@ class Options:
         return bool(self.cluster)
 
     def __post_init__(self) -> None:
-        _require(self.max_concurrent >= 0, f"max-concurrent={self.max_concurrent} must be 0 (as many as fit) or more")
-        _require(self.bundle >= 0, f"bundle={self.bundle} must be 0 (let the plan choose) or more trials per process")
-        _require(0 < self.cpus_per_trial < 1e6, f"cpus-per-trial={self.cpus_per_trial:g} must be above 0, and no more than a machine has")
+        require(self.max_concurrent >= 0, f"max-concurrent={self.max_concurrent} must be 0 (as many as fit) or more")
+        require(self.bundle >= 0, f"bundle={self.bundle} must be 0 (let the plan choose) or more trials per process")
+        require(0 < self.cpus_per_trial < 1e6, f"cpus-per-trial={self.cpus_per_trial:g} must be above 0, and no more than a machine has")
         gpus = self.gpus_per_trial
-        _require(
+        require(
             gpus is None or (0 <= gpus < 1e6 and (gpus <= 1 or float(gpus).is_integer())),
             f"gpus-per-trial={gpus} must be a fraction from 0 to 1 or a whole number of GPUs",
         )
-        _require(self.checkpoint_s >= 0, f"checkpoint-s={self.checkpoint_s:g} must be 0 (at every evaluation) or more")
-        _require(self.stall_minutes > 0, f"stall-minutes={self.stall_minutes:g} must be above 0")
+        require(self.checkpoint_s >= 0, f"checkpoint-s={self.checkpoint_s:g} must be 0 (at every evaluation) or more")
+        require(self.stall_minutes > 0, f"stall-minutes={self.stall_minutes:g} must be above 0")
         if is_address(self.out):
             check_address(self.out)
 
     def facts(self) -> dict[str, Any]:
         """As study.json keeps them: numbers, words, and what a person wrote."""
         return {**asdict(self), "hold_out": str(self.hold_out), "price": _said(self.price), "budget": _said(self.budget)}
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

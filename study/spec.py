@@ -76,17 +76,17 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_steps", "eval_interval", "eval_windows"):
-            _require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
-        _require(math.isfinite(self.lr) and self.lr > 0, f"lr={self.lr} must be a positive number, for example 1e-3")
-        _require(0 <= self.min_lr_ratio <= 1, f"min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
-        _require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
-        _require(self.schedule in ("cosine", "wsd", "constant"), f"schedule={self.schedule!r} is not one of cosine, wsd, constant")
-        _require(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction} must be above 0 and at most 1")
-        _require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must be 0 or more")
-        _require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"beta1={self.beta1} and beta2={self.beta2} must be at least 0 and below 1")
-        _require(self.grad_clip >= 0, f"grad_clip={self.grad_clip} must be 0 (off) or more")
-        _require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
-        _require(self.unique_tokens >= 0, f"unique_tokens={self.unique_tokens} must be 0 (all) or more")
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)} must be at least 1")
+        require(math.isfinite(self.lr) and self.lr > 0, f"lr={self.lr} must be a positive number, for example 1e-3")
+        require(0 <= self.min_lr_ratio <= 1, f"min_lr_ratio={self.min_lr_ratio} must be between 0 and 1")
+        require(self.warmup_steps >= 0, f"warmup_steps={self.warmup_steps} must be 0 or more")
+        require(self.schedule in ("cosine", "wsd", "constant"), f"schedule={self.schedule!r} is not one of cosine, wsd, constant")
+        require(0 < self.decay_fraction <= 1, f"decay_fraction={self.decay_fraction} must be above 0 and at most 1")
+        require(self.weight_decay >= 0, f"weight_decay={self.weight_decay} must be 0 or more")
+        require(0 <= self.beta1 < 1 and 0 <= self.beta2 < 1, f"beta1={self.beta1} and beta2={self.beta2} must be at least 0 and below 1")
+        require(self.grad_clip >= 0, f"grad_clip={self.grad_clip} must be 0 (off) or more")
+        require(0 <= self.dropout < 1, f"dropout={self.dropout} must be at least 0 and below 1")
+        require(self.unique_tokens >= 0, f"unique_tokens={self.unique_tokens} must be 0 (all) or more")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the optimizer step with this index, 0 <= step < n_steps.
@@ -132,16 +132,16 @@ class DataConfig:
         if self.path:  # a file of one's own wins over the study's text: `original --data.path my.txt`
             object.__setattr__(self, "name", "text")
         known = self.name in ("stories", "tinystories", "text") or self.name.startswith("hub:")
-        _require(known, f"data.name={self.name!r} is not one of stories, tinystories, text, hub:OWNER/DATASET")
-        _require(self.name != "text" or bool(self.path), "data.name=text needs a file; give --data.path FILE")
+        require(known, f"data.name={self.name!r} is not one of stories, tinystories, text, hub:OWNER/DATASET")
+        require(self.name != "text" or bool(self.path), "data.name=text needs a file; give --data.path FILE")
         size = re.fullmatch(r"bpe:(\d+)", self.tokenizer)
-        _require(
+        require(
             self.tokenizer in ("char", "bytes") or self.tokenizer.endswith(".json") or (size is not None and int(size[1]) > 258),
             f"data.tokenizer={self.tokenizer!r} is not one of char, bytes, bpe:SIZE with a SIZE above 258, a tokenizer.json",
         )
-        _require(self.vocab_size >= 0, f"data.vocab_size={self.vocab_size} must be the number of token ids in your arrays")
-        _require(self.train_chars >= 1000, f"data.train_chars={self.train_chars} is too short to train on; give 1000 or more")
-        _require(self.train_bytes >= 0, f"data.train_bytes={self.train_bytes} must be 0 (all) or more")
+        require(self.vocab_size >= 0, f"data.vocab_size={self.vocab_size} must be the number of token ids in your arrays")
+        require(self.train_chars >= 1000, f"data.train_chars={self.train_chars} is too short to train on; give 1000 or more")
+        require(self.train_bytes >= 0, f"data.train_bytes={self.train_bytes} must be 0 (all) or more")
 
     @property
     def from_hub(self) -> bool:
@@ -233,48 +233,45 @@ class Study:
     def __post_init__(self) -> None:
         text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in self.question)  # it reaches terminals and files
         object.__setattr__(self, "question", " ".join(text.split()))
-        self._check_parametrization()
-        if self.parametrization != "standard":
+        name = self.parametrization
+        require(name in PARAMETRIZATIONS, f"parametrization={name!r} is not one of {', '.join(PARAMETRIZATIONS)}")
+        require(
+            name != "standard" or not self.model.base_width,
+            f"model.base_width={self.model.base_width} belongs to muP; give --parametrization mup or completep too, or leave it out",
+        )
+        require(
+            name == "completep" or not self.model.base_depth,
+            f"model.base_depth={self.model.base_depth} belongs to CompleteP; give --parametrization completep too, or leave it out",
+        )
+        require(
+            name == "standard" or not self.model.module,
+            f"parametrization={name} knows only the built-in model; leave it out with model.module, and search learning rates instead",
+        )
+        require(
+            name == "standard" or not self.lr_exponent,
+            f"lr_exponent={self.lr_exponent} and parametrization={name} both change the learning rate with size; set lr_exponent to 0",
+        )
+        if name != "standard":
             model = self.model
             width = model.base_width or model.n_embd
             base: dict[str, Any] = {"base_width": width, "base_head_dim": model.base_head_dim or max(1, width // model.n_head)}
-            if self.parametrization == "completep":
+            if name == "completep":
                 base["base_depth"] = model.base_depth or model.n_layer
             object.__setattr__(self, "model", replace(model, **base))
-        _require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
-        _require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
-        _require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
+        require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
+        require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
+        require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")
         names = [sweep.name for sweep in self.parsed_sweeps]
-        _require(len(set(names)) == len(names), f"sweeps {names} share a name; give each its own")
+        require(len(set(names)) == len(names), f"sweeps {names} share a name; give each its own")
         matched = self.model.module and [sweep.name for sweep in self.parsed_sweeps if sweep.kind == "matched"]
-        _require(not matched, f"sweep {matched} is matched by the built-in model's parameters; with model.module list shapes (kind=grid)")
-        _require(abs(self.lr_exponent) <= 5, f"lr_exponent={self.lr_exponent} must lie between -5 and 5; -0.15 is usual, 0 turns it off")
-        _require(self.lr_reference >= 0, f"lr_reference={self.lr_reference} must be 0 (the centre's) or a number of parameters")
+        require(not matched, f"sweep {matched} is matched by the built-in model's parameters; with model.module list shapes (kind=grid)")
+        require(abs(self.lr_exponent) <= 5, f"lr_exponent={self.lr_exponent} must lie between -5 and 5; -0.15 is usual, 0 turns it off")
+        require(self.lr_reference >= 0, f"lr_reference={self.lr_reference} must be 0 (the centre's) or a number of parameters")
 
     @cached_property
     def parsed_sweeps(self) -> tuple[Sweep, ...]:
         """The sweeps as values, read once."""
         return tuple(map(parse_sweep, self.sweeps))
-
-    def _check_parametrization(self) -> None:
-        name = self.parametrization
-        _require(name in PARAMETRIZATIONS, f"parametrization={name!r} is not one of {', '.join(PARAMETRIZATIONS)}")
-        _require(
-            name != "standard" or not self.model.base_width,
-            f"model.base_width={self.model.base_width} belongs to muP; give --parametrization mup or completep too, or leave it out",
-        )
-        _require(
-            name == "completep" or not self.model.base_depth,
-            f"model.base_depth={self.model.base_depth} belongs to CompleteP; give --parametrization completep too, or leave it out",
-        )
-        _require(
-            name == "standard" or not self.model.module,
-            f"parametrization={name} knows only the built-in model; leave it out with model.module, and search learning rates instead",
-        )
-        _require(
-            name == "standard" or not self.lr_exponent,
-            f"lr_exponent={self.lr_exponent} and parametrization={name} both change the learning rate with size; set lr_exponent to 0",
-        )
 
 
 def expand(study: Study, data_key: str = "") -> list[Trial]:
@@ -306,18 +303,18 @@ def changed(study: Study, change: dict[str, Any], sweep: str) -> tuple[Shape, Tr
         del kinds[name]
     kinds |= dict.fromkeys(("n_tokens", *_SEQUENCES_OF), int) | {f"extra.{name}": lambda value: value for name, _ in study.model.extra}
     unknown = set(change) - set(kinds)
-    _require(not unknown, f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(kinds)}")
+    require(not unknown, f"sweep {sweep!r} changes unknown field {sorted(unknown)}; allowed are {sorted(kinds)}")
     try:
         given = {name: _as_kind(kinds[name], name, value) for name, value in change.items()}
         n_tokens = given.pop("n_tokens", None)
-        _require(n_tokens is None or n_tokens >= 1, f"n_tokens={n_tokens} must be at least 1")
+        require(n_tokens is None or n_tokens >= 1, f"n_tokens={n_tokens} must be at least 1")
         given |= _sequences(given, study.model.block_size)
         extra = {name: given.pop(f"extra.{name}", value) for name, value in study.model.extra}
         shape = replace(study.model, **{n: v for n, v in given.items() if hasattr(study.model, n)}, extra=tuple(extra.items()))
         train = replace(study.train, **{name: value for name, value in given.items() if not hasattr(study.model, name)})
     except ValueError as error:
         raise ValueError(f"sweep {sweep!r}: {error}") from None
-    _require(
+    require(
         not (shape.module and train.dropout), f"train.dropout={train.dropout} belongs to the built-in model; give yours a number of its own"
     )
     if n_tokens is not None:
@@ -334,8 +331,8 @@ def _sequences(given: dict[str, Any], block_size: int) -> dict[str, int]:
     for tokens, sequences in _SEQUENCES_OF.items():
         if tokens in given:
             value = given.pop(tokens)
-            _require(sequences not in given, f"both {tokens} and {sequences} are given, and one follows from the other; choose one")
-            _require(
+            require(sequences not in given, f"both {tokens} and {sequences} are given, and one follows from the other; choose one")
+            require(
                 value >= block and value % block == 0,
                 f"{tokens}={value} is not a whole number of sequences of block_size={block}; give a multiple of {block}",
             )
@@ -367,6 +364,7 @@ def _digest(facts: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(canonical(facts), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Refuse (ValueError) what a person gave unless a condition holds."""
     if not condition:
         raise ValueError(message)

@@ -93,7 +93,6 @@ class Board:
     """Writers of one study's event files.
 
     Args:
-        folder: where TensorBoard looks.
         trials: of this run, by trial_id; whoever adds one later adds it here.
         vocab_size: for the parameter counts among the hparams.
     """

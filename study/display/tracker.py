@@ -45,11 +45,9 @@ class Tracker:
     """A view that tells a tracker of every trial.
 
     Args:
-        name: wandb, trackio or mlflow.
         out: the results folder; its name is the project's (mlflow: experiment's) unless the tracker's own variable names one.
         trials: of this run, by trial_id; whoever adds one later adds it here.
         vocab_size: for the parameter counts in a run's configuration.
-        say: tells a person.
     """
 
     def __init__(self, name: str, out: Path, trials: Mapping[str, Trial], vocab_size: int, say: Callable[[str], None]) -> None:

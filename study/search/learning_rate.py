@@ -86,11 +86,9 @@ def decide(settings: SearchSettings, start: float, probes: Sequence[Probe], nois
 
 
 def _beyond(outermost: float, end: float, factor: float) -> float:
-    """The next rate outwards: a step, but to the range's end before the range grows; an end within half a step is passed over."""
+    """The next rate outwards: a step, but the range's end where that step would pass it by less than half of one."""
     further = outermost * factor
-    if factor < 1:
-        return rounded(further if outermost <= end * STEP**0.5 else max(further, end))
-    return rounded(further if outermost >= end / STEP**0.5 else min(further, end))
+    return rounded(end if 0 <= math.log(further / end, factor) < 0.5 else further)
 
 
 def bracket(best: Probe, probes: Sequence[Probe], noise: float) -> tuple[Probe | None, Probe | None]:

@@ -35,7 +35,6 @@ class BranchedBundle:
     Args:
         trials: every replica at every length (see `study.train.branches.programs`).
         folder: of checkpoints; branches begin from it.
-        train_tokens, val_tokens, vocab_size, tokenizer, execution: as `study.train.bundle.Bundle` takes them.
         run: names this run of the study. Within one run, a trial that was handed over is not trained again after a restart; in another
             run, the trials given are those that are missing.
 

@@ -56,9 +56,7 @@ class Bundle:
     Args:
         trials: of one `Trial.bundle_key`.
         train_tokens, val_tokens: (n,) integer arrays, memory-mapped or not.
-        vocab_size: number of token ids.
         tokenizer: for generated samples and bits per byte; without one there are none.
-        execution: device, precision, threads.
 
     Raises:
         ValueError: the trials cannot share a bundle, or the data are too short for the block size.
@@ -257,7 +255,6 @@ class Bundle:
         """Write a checkpoint of every live replica (see `study.train.checkpoint`); valid between calls of `advance`.
 
         Args:
-            folder: the study's checkpoints.
             beside: copy the state and write it while training goes on; the next `save`, `settle` or `finish` waits for it.
 
         Raises:

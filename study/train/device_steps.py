@@ -94,7 +94,6 @@ class DeviceSteps:
         """Steps `first` to `goal`; returns losses and gradient norms before clipping, (steps, K) each, on the CPU.
 
         Args:
-            first, goal: optimizer steps.
             silent: replicas that have diverged; their learning rate is 0.
         """
         parts = []

@@ -69,7 +69,6 @@ def make_optimizer(model: Network, recipes: Sequence[TrainConfig], on_device: bo
     """Fused AdamW. Each group has, beside the entries of torch's, a `name` and its `rate`: its learning rate over that of the recipe.
 
     Args:
-        model: K replicas.
         recipes: one per replica.
         on_device: keep learning rates and step counters in tensors beside the weights, so that a step needs nothing from the host.
     """

@@ -56,13 +56,11 @@ class Monitor(tune.Callback):
     """Callback of one run.
 
     Args:
-        recorder: writes rows as trials end.
         views: terminal, board, tracker: what shows the run to a person; the results need none of it.
         interrupts: signals are acted upon here, between two events of Ray Tune.
         bundles: by the index that Ray Tune knows.
         options: a bundle without any result for `stall_minutes` has its process killed, so that it is tried again.
         budget_s: the run stops after so long; 0 means never.
-        upstream: the mirror of the results in an object store, if there is one.
     """
 
     def __init__(
