@@ -247,11 +247,9 @@ def test_a_wall_time_that_the_quote_missed_stops_the_run_and_the_same_command_co
 
 
 def test_one_trial_of_each_kind_is_timed_and_one_that_is_missing_is_preferred() -> None:
-    by_width = {width: [trial for trial in TIMED if trial.shape.n_embd == width] for width in (32, 64)}
-    assert to_time(TIMED, {}) == [by_width[32][0], by_width[64][0]]
-    shared = {"status": "COMPLETED", "exclusive_timing": False}
-    done = {by_width[32][0].trial_id: shared, by_width[64][0].trial_id: shared | {"exclusive_timing": True}}
-    assert to_time(TIMED, done) == [by_width[32][1]]
+    narrow, wide = ([trial for trial in TIMED if trial.shape.n_embd == width] for width in (32, 64))
+    assert to_time(TIMED, {}) == [narrow[0], wide[0]]
+    assert to_time(TIMED, {narrow[0].trial_id: {"exclusive_timing": False}, wide[0].trial_id: {"exclusive_timing": True}}) == [narrow[1]]
 
 
 def test_what_is_done_but_was_never_alone_runs_again_and_keeps_its_row_until_the_new_one_is_written(tmp_path: Path) -> None:

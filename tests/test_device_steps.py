@@ -59,9 +59,8 @@ def test_a_corpus_too_large_for_the_device_and_dropout_stay_with_the_host(monkey
     tokens = corpus()[0]
     assert fits(tokens, 0.0, 1 << 34)
     assert fits(tokens.astype(np.uint16), 0.0, 1 << 34)
-    assert not fits(tokens, 0.1, 1 << 34)
-    assert not fits(tokens, 0.0, room=3 * len(tokens))  # a quarter of what the process may take, at most
-    assert not fits(tokens, 0.0, room=0)  # no GPU
+    for dropout, room in ((0.1, 1 << 34), (0.0, 3 * len(tokens)), (0.0, 0)):  # a quarter of the room, at most; none without a GPU
+        assert not fits(tokens, dropout, room)
     assert not fits(tokens.astype(np.float32), 0.0, 1 << 34)
     monkeypatch.setattr("study.train.device_steps.MOST_BYTES", len(tokens) - 1)
     assert not fits(tokens, 0.0, 1 << 34)

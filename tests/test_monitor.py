@@ -43,11 +43,8 @@ def plain(trials: list[Trial]) -> Plain:
 def evaluation(trial: Trial, step: int, loss: float = 3.0) -> dict[str, Any]:
     """A `curves` row."""
     tokens = step * trial.train.batch_size * trial.shape.block_size
-    return {
-        "trial_id": trial.trial_id, "step": step, "tokens": tokens, "val_loss": loss, "batch_loss": loss + 0.1 if step else None,
-        "lr": 1e-3, "grad_norm": 0.5 if step else None, "tokens_per_s": 1e4 if step else None, "wall_s": 1.0, "train_loss": None,
-        "val_loss_se": 0.1,
-    }  # fmt: skip
+    trained = {"batch_loss": loss + 0.1, "grad_norm": 0.5, "tokens_per_s": 1e4} if step else {}
+    return {"trial_id": trial.trial_id, "step": step, "tokens": tokens, "val_loss": loss, "lr": 1e-3, **trained}
 
 
 def recorder(out: Path, trials: list[Trial]) -> Recorder:

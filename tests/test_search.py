@@ -13,7 +13,7 @@ import pytest
 
 from study import records, run
 from study.search import learning_rate as bracket
-from study.search.learning_rate import Found, Probe, SizeSearch, Try, decide, optimum, rungs, stops_at
+from study.search.learning_rate import Found, Probe, Try, decide, optimum, rungs, stops_at
 from study.search.search_state import SEED_OFFSET, Searches, merged, plan
 from study.search.settings import SearchSettings, read_settings
 from study.spec import Study, TrainConfig, expand
@@ -159,21 +159,15 @@ def test_a_neighbor_that_was_given_up_makes_no_parabola_but_a_run_halfway_to_it(
 # ---- records ----
 
 
-def recorded(size: SizeSearch, losses: dict[float, float]) -> dict[str, Mapping[str, Any]]:
-    """Rows of completed runs of a size."""
-    known = {"val_loss_se": 0.02, "n_steps": 2000, "status": "COMPLETED", "seed": size.base.seed}
-    return {
-        (t := size.probe(lr)).trial_id: {**known, "trial_id": t.trial_id, "config_id": t.config_id, "lr": lr, "val_loss": loss}
-        for lr, loss in losses.items()
-    }
-
-
 def whole() -> tuple[Searches, dict[str, Mapping[str, Any]]]:
-    """A study whose three sizes were searched to the end."""
+    """A study whose three sizes were searched to the end, with the rows of their runs."""
     found = plan(Study(sweeps=SWEEPS))
     lines: dict[str, Mapping[str, Any]] = {}
     for size, best in zip(found.sizes, (8e-3, 4e-3, 2e-3), strict=True):
-        lines |= recorded(size, {lr: 1 + 0.1 * math.log(lr / best) ** 2 for lr in (best / 3, best, best * 3)})
+        for lr in (best / 3, best, best * 3):
+            run_, loss = size.probe(lr), 1 + 0.1 * math.log(lr / best) ** 2
+            ids = {"trial_id": run_.trial_id, "config_id": run_.config_id, "seed": run_.seed, "lr": lr}
+            lines[run_.trial_id] = {**ids, "val_loss_se": 0.02, "n_steps": 2000, "status": "COMPLETED", "val_loss": loss}
     return found, lines
 
 
