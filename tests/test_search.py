@@ -72,10 +72,10 @@ def test_a_search_reads_the_same_from_one_line_and_from_a_study_file() -> None:
 
 def test_sizes_come_from_other_sweeps_or_from_a_product_and_each_holds_the_studys_own_rate() -> None:
     found = plan(Study(sweeps=SWEEPS, lr_exponent=-0.15))
-    assert [(s.base.shape.n_layer, s.base.sweeps) for s in found.sizes] == [(1, ("depth",)), (2, ("depth",)), (4, ("depth",))]
-    assert [s.base.config_id for s in found.sizes] == [t.config_id for t in found.plain if t.seed == 1]
+    assert [(s.base.shape.n_layer, s.base.sweeps) for s in found.all] == [(1, ("depth",)), (2, ("depth",)), (4, ("depth",))]
+    assert [s.base.config_id for s in found.all] == [t.config_id for t in found.plain if t.seed == 1]
     product = plan(Study(sweeps=("s:kind=search:lr=1e-3,3e-2:n_layer=1,2:n_embd=16,32",)))
-    assert len(product.sizes) == 4
+    assert len(product.all) == 4
     assert expand(product.study) == []
 
 
@@ -163,7 +163,7 @@ def whole() -> tuple[Searches, dict[str, Mapping[str, Any]]]:
     """A study whose three sizes were searched to the end, with the rows of their runs."""
     found = plan(Study(sweeps=SWEEPS))
     lines: dict[str, Mapping[str, Any]] = {}
-    for size, best in zip(found.sizes, (8e-3, 4e-3, 2e-3), strict=True):
+    for size, best in zip(found.all, (8e-3, 4e-3, 2e-3), strict=True):
         for lr in (best / 3, best, best * 3):
             run_, loss = size.probe(lr), 1 + 0.1 * math.log(lr / best) ** 2
             ids = {"trial_id": run_.trial_id, "config_id": run_.config_id, "seed": run_.seed, "lr": lr}
@@ -183,7 +183,7 @@ def test_the_records_alone_tell_what_was_tuned_and_no_seed_of_a_claim_has_chosen
     }
     assert {t.sweeps for t in tuned} == {("depth", "rates")}
     assert {t.seed for t in found.trials() if t.lr_status == "searched"} == {1 + SEED_OFFSET}
-    assert plan(Study(sweeps=SWEEPS, seeds=(1, 1 + SEED_OFFSET))).sizes[0].base.seed == 2 + SEED_OFFSET
+    assert plan(Study(sweeps=SWEEPS, seeds=(1, 1 + SEED_OFFSET))).all[0].base.seed == 2 + SEED_OFFSET
     assert all(t.lr_status == "fixed" for t in found.plain if t.train.lr not in (8e-3, 4e-3, 2e-3))
 
 
@@ -193,7 +193,7 @@ def test_rows_of_other_shapes_seeds_and_recipes_are_no_runs_of_a_size() -> None:
     others = [{key: {**row, **change} for key, row in lines.items()} for change in changes]
     for rows_ in (*others, {f"x{key}": row for key, row in lines.items()}):
         found.see(rows_, {})
-        assert not any(size.probes for size in found.sizes)
+        assert not any(size.probes for size in found.all)
 
 
 def test_noise_is_measured_between_replicates_of_the_studys_other_sweeps() -> None:
@@ -203,14 +203,14 @@ def test_noise_is_measured_between_replicates_of_the_studys_other_sweeps() -> No
     row = next(iter(lines.values()))
     more = {i: {**row, "config_id": config, "val_loss": v} for i, v in zip(ids, (1.0, 1.1, 1.2), strict=True)}
     found.see(lines | more, {})
-    assert found.sizes[0].noise == pytest.approx(math.sqrt(2) * 0.1)
+    assert found.all[0].noise == pytest.approx(math.sqrt(2) * 0.1)
     found.see(lines, {})
-    assert found.sizes[0].noise == 0.02
+    assert found.all[0].noise == 0.02
 
 
 def test_a_trial_that_another_sweep_wants_whole_may_not_stop_and_keeps_all_its_sweeps() -> None:
     found = plan(Study(sweeps=SWEEPS))
-    base = found.sizes[0].base
+    base = found.all[0].base
     (one,) = merged(
         [base, dataclasses.replace(base, sweeps=("rates",), may_stop=True), dataclasses.replace(base, sweeps=("x",), lr_status="tuned")]
     )
@@ -222,7 +222,7 @@ def test_a_run_that_was_continued_is_judged_by_all_of_its_curve() -> None:
     def stopped(cut: int) -> tuple[bool, list[int]]:
         """Whether a bad run, cut off after so many evaluations, is given up with its first report; its steps that remain."""
         found = plan(Study(sweeps=("s:kind=search:lr=1e-3,3e-2",)))
-        (size,) = found.sizes
+        (size,) = found.all
         steps = range(50, rungs(size.settings, size.base.train)[0] + 51, 50)
         size.probes = {
             str(i): Probe(rate, "COMPLETED", tuple((step, 1.0 + i / 100) for step in steps)) for i, rate in enumerate((0.004, 0.008))

@@ -28,7 +28,7 @@ def flops_to_train(trials: Sequence[Trial], vocab_size: int) -> float:
 
 
 def overview(
-    name: str, study: Study, trials: Sequence[Trial], found: Survey, corpus: Corpus | None, vocab_size: int, quoted: Quote | None = None
+    name: str, study: Study, trials: Sequence[Trial], found: Survey, corpus: Corpus | None, vocab_size: int, quoted: Quote | None
 ) -> str:
     """All that a person should know before the run starts."""
     n_configurations = len({trial.config_id for trial in trials})

@@ -45,11 +45,6 @@ class Searches:
     def __bool__(self) -> bool:
         return bool(self.all)
 
-    @property
-    def sizes(self) -> list[SizeSearch]:
-        """The searches of single sizes."""
-        return [search for search in self.all if isinstance(search, SizeSearch)]
-
     def see(self, rows: dict[str, Mapping[str, Any]], curves: dict[str, dict[int, float]]) -> None:
         """Read the records anew: rows of the present recipe and data, and all curves."""
         self.rows, self.curves = rows, curves

@@ -46,7 +46,7 @@ def window_losses(model: Network, tokens: Tensor, targets: Tensor, batch_size: i
 # ---- texts ----
 
 
-def prompts_from(val_tokens: np.ndarray, n_prompts: int, length: int, end_id: int | None = 0) -> np.ndarray:
+def prompts_from(val_tokens: np.ndarray, n_prompts: int, length: int, end_id: int | None) -> np.ndarray:
     """Openings of validation documents, spread evenly over them, (n_prompts, length) token ids without separators."""
     ends = np.flatnonzero(np.asarray(val_tokens[:4_000_000]) == (-1 if end_id is None else end_id))
     starts = ends[:-1] + 1
