@@ -34,3 +34,19 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 def _command() -> list[str]:
     spec = sys.modules["__main__"].__spec__
     return [spec.name if spec else Path(sys.argv[0]).name, *sys.argv[1:]]
+
+
+def below(ancestor: int) -> list[int]:
+    """All processes below one, by /proc."""
+    children: dict[int, list[int]] = {}
+    for folder in Path("/proc").iterdir():
+        try:
+            if folder.name.isdigit():
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                children.setdefault(parent, []).append(int(folder.name))
+        except OSError:
+            continue
+    found = list(children.get(ancestor, []))
+    for pid in found:
+        found += children.get(pid, [])
+    return found

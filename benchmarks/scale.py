@@ -18,6 +18,7 @@ from typing import Any
 import ray
 from ray import tune
 
+from benchmarks.machine import below, write_csv
 from study import records, run
 from study.train.outcome import Replica
 from study.tune import environment, session, worker_input
@@ -78,8 +79,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         row = measure(Path(folder) / "scale", options.trials)
     ray.shutdown()
-    from benchmarks.machine import write_csv
-
     write_csv(Path(__file__).parent / "results" / "scale.csv", [row | {"workers": options.workers}])
 
 
@@ -150,22 +149,6 @@ def ray_seconds() -> float:
         if name.startswith(("gcs_server", "raylet")):
             total += sum(map(int, rest.split()[11:13])) / TICKS
     return total
-
-
-def below(ancestor: int) -> list[int]:
-    """All processes below one, by /proc."""
-    children: dict[int, list[int]] = {}
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit():
-                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                children.setdefault(parent, []).append(int(folder.name))
-        except OSError:
-            continue
-    found = list(children.get(ancestor, []))
-    for pid in found:
-        found += children.get(pid, [])
-    return found
 
 
 def _driver_seconds() -> float:

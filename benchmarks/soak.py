@@ -22,7 +22,8 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-from benchmarks.scale import below, resident_mib
+from benchmarks.machine import below, write_csv
+from benchmarks.scale import resident_mib
 from study import records
 from study.tune import environment
 
@@ -44,8 +45,6 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         row = soak(Path(folder), options.trials, options.every, options.steps, options.seed)
-    from benchmarks.machine import write_csv
-
     write_csv(Path(__file__).parent / "results" / "soak.csv", [row])
 
 

@@ -9,6 +9,7 @@ line, whose flags come after it and win. Imports neither torch nor ray, so that 
 import difflib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated
 
@@ -44,7 +45,7 @@ class Command:
         """Name of the study: the preset's, or the YAML file's without its ending, reduced to safe characters."""
         return safe_name(Path(self.name).stem if is_file_name(self.name) else self.name)
 
-    @property
+    @cached_property
     def out(self) -> Path:
         """The results folder (for an object store the local one that it mirrors)."""
         if is_address(self.options.out):

@@ -8,11 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.machine import below
 from study import records
 from study.command import parse
 from study.results.trial_writer import Recorder, Where
@@ -70,41 +72,23 @@ def checkpoints(out: Path, from_step: int) -> list[Path]:
     return [path for path in out.glob("checkpoints/*/step-*") if path.name[5:].isdigit() and int(path.name[5:]) >= from_step]
 
 
+def words_of(pid: int) -> bytes:
+    """The command line of a process, in which Ray tells what its workers do; nothing where it has just ended."""
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
+
+
 def workers(ancestor: int) -> list[int]:
     """Process ids of the trial workers below a process of ours."""
-    parents: dict[int, int] = {}
-    named = []
-    for folder in Path("/proc").iterdir():
-        try:
-            if folder.name.isdigit():
-                pid = int(folder.name)
-                parents[pid] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-                if (folder / "cmdline").read_bytes().startswith((b"ray::BundleTrainable", b"ray::ResourceTrainable")):
-                    named.append(pid)
-        except OSError:  # it has just ended
-            continue
-
-    def below(pid: int) -> bool:
-        while pid in parents and pid != ancestor:
-            pid = parents[pid]
-        return pid == ancestor
-
-    return [pid for pid in named if below(pid)]
+    return [pid for pid in below(ancestor) if words_of(pid).startswith((b"ray::BundleTrainable", b"ray::ResourceTrainable"))]
 
 
 def kill_one_worker(ancestor: int, number: int = signal.SIGKILL, spare: Sequence[int] = ()) -> int:
-    """Send a signal to one trial worker that is training and not spared; returns its process id."""
-    found = wait_until(lambda: [pid for pid in workers(ancestor) if pid not in spare and _is_training(pid)], seconds=30)
+    """Send a signal to one trial worker that is training (Ray names the method) and not spared; returns its process id."""
+    found = wait_until(lambda: [pid for pid in workers(ancestor) if pid not in spare and b".train" in words_of(pid)], seconds=30)
     os.kill(found[0], number)
     return int(found[0])
-
-
-def _is_training(pid: int) -> bool:
-    """Whether the worker is inside a step; Ray writes the method into the process's title."""
-    try:
-        return b".train" in (Path("/proc") / str(pid) / "cmdline").read_bytes()
-    except OSError:
-        return False
 
 
 def one(out: Path, *more: str) -> list[str]:

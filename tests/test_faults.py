@@ -21,14 +21,28 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from benchmarks.scale import below
+from benchmarks.machine import below
 from study import run
 from study.command import parse
 from study.results import folder
 from study.results.trial_writer import PROBE_BYTES, Recorder
 from study.spec import expand
 from study.tune import local_ray
-from tests.running import ROOT, checkpoints, facts, in_mid_run, kill_one_worker, one, rows, start, tables, tiny, wait_until, workers
+from tests.running import (
+    ROOT,
+    checkpoints,
+    facts,
+    in_mid_run,
+    kill_one_worker,
+    one,
+    rows,
+    start,
+    tables,
+    tiny,
+    wait_until,
+    words_of,
+    workers,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -70,7 +84,7 @@ def test_ctrl_c_exits_130_and_the_same_command_ends_like_an_undisturbed_run(undi
 
 def head_of(process: Popen[bytes]) -> int:
     """Process id of the head of a run's own Ray."""
-    (head,) = [pid for pid in below(process.pid) if b"gcs_server" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0]]
+    (head,) = [pid for pid in below(process.pid) if b"gcs_server" in words_of(pid).split(b"\0")[0]]
     return head
 
 
@@ -101,7 +115,7 @@ def test_a_driver_that_is_ended_in_any_way_leaves_no_worker_behind_and_the_same_
         assert all(os.getpgid(pid) != process.pid for pid in pids)
     strike(process)
     assert process.wait(120) == code, log.read_text()
-    assert wait_until(lambda: not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids), seconds=60)
+    assert wait_until(lambda: not any(map(words_of, pids)), seconds=60)
     assert words in log.read_text()
     assert "Traceback" not in log.read_text()
     assert run.main(tiny(out, "--no-report")) == 0
