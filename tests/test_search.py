@@ -18,7 +18,7 @@ from study.search.search_state import SEED_OFFSET, Searches, merged, plan
 from study.search.settings import SearchSettings, read_settings
 from study.spec import Study, TrainConfig, expand
 from study.sweeps import format_sweep, parse_sweep
-from study.tune.searcher import Prober
+from study.tune.searcher import Prober, WithinSize
 from tests.running import facts, rows, start, tables, wait_until
 
 SWEEPS = ("depth:n_layer=1,2,4", "rates:kind=search:lr=1e-3,3e-2:over=depth:max_trials=8")
@@ -231,7 +231,8 @@ def test_a_run_that_was_continued_is_judged_by_all_of_its_curve() -> None:
         prober.running["bad"] = size
         lines = [{"trial_id": "bad", "step": step, "val_loss": 5.0} for step in steps]
         earlier, rows = lines[:cut], lines[cut:]
-        return prober.stop({"earlier": earlier, "rows": rows}), [row["step"] for row in [*earlier, *rows]]
+        decision = WithinSize(prober).on_trial_result(None, None, {"earlier": earlier, "rows": rows})
+        return decision == "STOP", [row["step"] for row in [*earlier, *rows]]
 
     whole = stopped(0)
     assert whole[0]

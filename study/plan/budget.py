@@ -136,9 +136,6 @@ def _too_small(missing: Sequence[Trial], costs: Mapping[str, float], budget: Bud
     return f"budget={budget} is too small for one trial: the cheapest ({label(cheapest)}) is quoted at {cost} {what}; give at least that"
 
 
-# ---- sweeps ----
-
-
 def sweep_ends(trials: Sequence[Trial]) -> dict[str, tuple[str, ...]]:
     """config_ids of the first and the last level of every sweep: by size where that varies, else by what does."""
     members: dict[str, dict[str, Trial]] = {}

@@ -70,23 +70,6 @@ class Prober(Searcher):
             if any(trial.trial_id == trial_id for trial in search.pending()):
                 self.failed.add(trial_id)
 
-    def stop(self, result: dict[str, Any]) -> bool:
-        """Whether the run that reported is given up; rows after its last step are taken out of the report."""
-        rows, earlier = result.get("rows") or [], result.get("earlier") or []
-        for row in [*earlier, *rows]:  # a run that was continued is judged by all of it, as if it had never been cut off
-            self.searches.curves.setdefault(row["trial_id"], {})[row["step"]] = row["val_loss"]
-        trial_id = rows[0]["trial_id"] if rows else ""
-        search = self.running.get(trial_id)
-        if search is None or result.get("done"):
-            return False
-        curve = self.searches.curves[trial_id]
-        if (step := search.stops_at(curve)) is None:
-            return False
-        for reported in (rows, earlier):
-            reported[:] = [row for row in reported if row["step"] <= step]
-        self.searches.curves[trial_id] = {at: loss for at, loss in curve.items() if at <= step}
-        return True
-
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Ray Tune's own space is empty: the sizes know theirs."""
         return True
@@ -110,5 +93,16 @@ class WithinSize(FIFOScheduler):
         return {}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Decide whether a run goes on."""
-        return str(TrialScheduler.STOP if self.prober.stop(result) else TrialScheduler.CONTINUE)
+        """Decide whether a run goes on; rows after the last step of one that does not are taken out of its report."""
+        rows, earlier = result.get("rows") or [], result.get("earlier") or []
+        curves = self.prober.searches.curves
+        for row in [*earlier, *rows]:  # a run that was continued is judged by all of it, as if it had never been cut off
+            curves.setdefault(row["trial_id"], {})[row["step"]] = row["val_loss"]
+        trial_id = rows[0]["trial_id"] if rows else ""
+        search = self.prober.running.get(trial_id)
+        if search is None or result.get("done") or (last := search.stops_at(curves[trial_id])) is None:
+            return str(TrialScheduler.CONTINUE)
+        for reported in (rows, earlier):
+            reported[:] = [row for row in reported if row["step"] <= last]
+        curves[trial_id] = {step: loss for step, loss in curves[trial_id].items() if step <= last}
+        return str(TrialScheduler.STOP)
