@@ -9,6 +9,7 @@ the trunk, is trained once, and each length is a branch of it. Pure values: impo
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -109,14 +110,12 @@ def own_seconds(trial: Trial, curve: Sequence[Mapping[str, Any]], family: Sequen
     others = [leaves_at(other.train) for other in family if other.train.n_steps != trial.train.n_steps]
     longest = trial.train.n_steps == max(other.train.n_steps for other in family)
     leave = trial.train.n_steps if longest else leaves_at(trial.train)
-    train = evaluation = training_alone = before = 0.0
-    for previous, row in zip([None, *curve], curve, strict=False):
-        tokens = row["tokens"] - (previous["tokens"] if previous else 0)
-        seconds = tokens / row["tokens_per_s"] if row["tokens_per_s"] else 0.0
-        on_trunk = row["step"] <= leave
-        sharing = 1 + sum(on_trunk and row["step"] <= other for other in others)
+    train = evaluation = alone = 0.0
+    for before, row in pairwise([{"tokens": 0, "wall_s": 0.0}, *curve]):
+        seconds = (row["tokens"] - before["tokens"]) / row["tokens_per_s"] if row["tokens_per_s"] else 0.0
+        sharing = 1 + sum(row["step"] <= min(leave, other) for other in others)
         train += seconds / sharing
-        evaluation += max(0.0, row["wall_s"] - before - seconds) / sharing
-        training_alone, before = training_alone + seconds, row["wall_s"]
+        evaluation += max(0.0, row["wall_s"] - before["wall_s"] - seconds) / sharing
+        alone += seconds
     found = {"train_s": train, "eval_s": evaluation, "wall_s": train + evaluation}
-    return found | ({"tokens_per_s": curve[-1]["tokens"] / training_alone} if training_alone else {})
+    return found | ({"tokens_per_s": curve[-1]["tokens"] / alone} if alone else {})
