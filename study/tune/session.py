@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import Any
 
 from ray import tune
@@ -235,8 +236,8 @@ def run_bundles(work: Work, callback: tune.Callback, prober: Prober | None) -> N
         tune_config=tune.TuneConfig(
             max_concurrent_trials=work.options.max_concurrent or None,
             reuse_actors=True,
-            trial_name_creator=_ray_name,
-            trial_dirname_creator=_ray_name,
+            trial_name_creator=attrgetter("trial_id"),
+            trial_dirname_creator=attrgetter("trial_id"),
             **search,
         ),
         run_config=tune.RunConfig(
@@ -254,7 +255,3 @@ def run_bundles(work: Work, callback: tune.Callback, prober: Prober | None) -> N
         if os.strerror(errno.ENOSPC) in str(error):
             raise ValueError(f"{no_room(out)}; what is done is kept, and the same command continues") from None
         raise
-
-
-def _ray_name(trial: Any) -> str:
-    return str(trial.trial_id)
