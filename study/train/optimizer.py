@@ -107,12 +107,9 @@ def _parts(model: Network) -> list[_Part]:
 
 def groups_by_replica(optimizer: AdamW) -> list[list[Groups]]:
     """The parameter groups of each replica; norm scales are the last of each."""
-    found: list[list[Groups]] = [[]]
-    for group in optimizer.param_groups:
-        found[-1].append(group)
-        if group["name"] == "scales":
-            found.append([])
-    return found[:-1]
+    groups = optimizer.param_groups
+    each = 1 + next(i for i, group in enumerate(groups) if group["name"] == "scales")
+    return [groups[start : start + each] for start in range(0, len(groups), each)]
 
 
 def norm_limits(recipes: Sequence[TrainConfig], device: torch.device) -> Tensor:
