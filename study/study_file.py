@@ -123,7 +123,6 @@ def study_flags(name: str) -> list[str]:
 
 
 def _sweep_lines(path: Path, value: Any) -> list[str]:
-    lines: list[str] = []
     if isinstance(value, dict) and all(isinstance(body, dict) for body in value.values()):
         lines = [format_sweep(name, body) for name, body in value.items()]
     elif isinstance(value, list) and all(isinstance(line, str) for line in value):

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 import yaml
@@ -133,9 +134,14 @@ def brings_gpus(launched: Path) -> bool:
         return False
 
 
+def alive() -> list[dict[str, Any]]:
+    """Nodes of the cluster that are up, as Ray describes them."""
+    return [node for node in ray.nodes() if node["Alive"]]
+
+
 def describe_nodes(address: str) -> str:
     """What a person is told first, in the place of a quote: what was joined, what is up there, and why its time is not known."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive()]
     cpus, gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     kinds = sorted({key.removeprefix("accelerator_type:") for node in nodes for key in node if key.startswith("accelerator_type:")})
     named = f" ({', '.join(kinds)})" if kinds else ""
@@ -157,7 +163,7 @@ def check_resources(wanted: Iterable[tuple[float, float]], on_cluster: bool) -> 
     Raises:
         ValueError: this machine never can, so the study would wait for ever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = [node["Resources"] for node in alive()]
     for cpus, gpus in sorted(set(wanted), reverse=True):
         if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
             continue
@@ -181,17 +187,14 @@ def check_nodes(on_cluster: bool, timeout_s: float = 120) -> None:
         return
     probe = ray.remote(num_cpus=0)(_versions)
     asked = {
-        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node
-        for node in ray.nodes()
-        if node["Alive"]
+        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(): node for node in alive()
     }
     for answer, node in asked.items():
         host = node["NodeManagerHostname"]
         try:
             found = ray.get(answer, timeout=timeout_s)
         except (ray.exceptions.RayError, TimeoutError) as error:
-            alive = [other["NodeID"] for other in ray.nodes() if other["Alive"]]
-            if node["NodeID"] not in alive:  # a spot machine that was taken away in this moment
+            if node["NodeID"] not in [other["NodeID"] for other in alive()]:  # a spot machine that was taken away in this moment
                 continue
             raise ValueError(f"node {host} cannot run a task of this program: {local_ray.first_sentence(str(error))}") from None
         for name, theirs in found.items():

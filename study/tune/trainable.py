@@ -19,7 +19,7 @@ from ray import tune
 from safetensors import SafetensorError
 
 from models import module_file
-from study.plan.memory import SIGNS, memory_cap
+from study.plan.memory import is_out_of_memory, memory_cap
 from study.results.object_store import Store, get_checkpoints, put_checkpoints, reason
 from study.train import mps
 from study.tune import ray_internals
@@ -97,7 +97,7 @@ class BundleTrainable(tune.Trainable):
         try:
             return [] if self.bundle is None or self.bundle.done else self.bundle.advance()
         except ValueError as error:
-            if any(sign in str(error) for sign in SIGNS):
+            if is_out_of_memory(str(error)):
                 raise
             self.refused = str(error)
             self._let_go()
