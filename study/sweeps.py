@@ -108,7 +108,7 @@ def parse_sweep(text: str) -> Sweep:
     if not _is_name(name):
         raise ValueError(f"sweep {name!r} has a name that cannot be used; give letters, digits, spaces and . , + ( ) - _, 60 at most")
     given = {key: tuple(number(v) for v in values.split(",") if v != "") for key, _, values in (part.partition("=") for part in parts)}
-    kind = str(given.pop("kind", ("one_factor",))[0])
+    kind = ",".join(map(str, given.pop("kind", ("one_factor",))))
     if kind not in KINDS:
         raise ValueError(f"sweep {name!r} has kind={kind!r}; allowed are {', '.join(KINDS)}")
     empty = [key for key, values in given.items() if not values]

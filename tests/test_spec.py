@@ -72,6 +72,7 @@ def test_tokens_become_steps_and_sequences() -> None:
     ("sweep", "words"),
     [
         ("depth", "lists no values"), ("depth:2,4", "is not NAME:FIELD=VALUE"), ("d:kind=star:n_layer=2", "kind='star'"),
+        ("d:kind=:n_layer=2", "kind=''; allowed are one_factor, grid"),
         ("d:n_layr=2", "unknown field"), ("d:n_head=3", "not divisible"),
         ("m:kind=matched:params=1e5", "needs params, aspects and head_dims"),
         ("m:kind=matched:params=100:aspects=16:head_dims=16", "no shape lies within"), ("d:lr=", "lists no values"), ("d:lr=-1", "lr=-1"),
