@@ -81,22 +81,20 @@ def nearest_shape(target: float, aspect: float, head_dim: int) -> tuple[dict[str
     Returns:
         ({n_layer, n_embd, n_head}, signed relative error); ({}, inf) where no depth has an aspect within the slack.
     """
-    best: tuple[float, float, dict[str, int]] | None = None
+    found: list[tuple[tuple[float, float], dict[str, int], float]] = []
     centre_depth = (target / (12 * aspect**2)) ** (1 / 3)
     for n_layer in range(max(1, math.floor(centre_depth / 2)), math.ceil(centre_depth * 2) + 2):
         width = math.sqrt(target / (12 * n_layer))
-        for multiple in {max(1, math.floor(width / head_dim)), math.ceil(width / head_dim)}:
-            n_embd = multiple * head_dim
+        for n_head in {max(1, math.floor(width / head_dim)), math.ceil(width / head_dim)}:
+            n_embd = n_head * head_dim
             off_aspect = abs(math.log(n_embd / n_layer / aspect))
-            if off_aspect > math.log(ASPECT_SLACK) + 1e-9:
-                continue
-            error = (n_layer * (12 * n_embd**2 + 2 * n_embd) + n_embd) / target - 1
-            # Within tolerance every size is equally good: take the aspect nearest to the one asked for.
-            rank = (max(abs(error), MATCH_TOLERANCE), off_aspect)
-            if best is None or rank < best[:2]:
-                best = (*rank, {"n_layer": n_layer, "n_embd": n_embd, "n_head": multiple})
-                best_error = error
-    return (best[2], best_error) if best else ({}, math.inf)
+            if off_aspect <= math.log(ASPECT_SLACK) + 1e-9:
+                error = (n_layer * (12 * n_embd**2 + 2 * n_embd) + n_embd) / target - 1
+                # Within tolerance every size is equally good: take the aspect nearest to the one asked for.
+                rank = max(abs(error), MATCH_TOLERANCE), off_aspect
+                found.append((rank, {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_head}, error))
+    _, shape, error = min(found, key=lambda candidate: candidate[0], default=((), {}, math.inf))
+    return shape, error
 
 
 def parse_sweep(text: str) -> Sweep:

@@ -69,11 +69,9 @@ def distinctions(trials: Iterable[Trial]) -> dict[str, str]:
         shapes.setdefault((shape.n_layer, shape.n_embd, shape.n_head), {})[trial.config_id] = facts
     told: dict[str, str] = {}
     for alike in shapes.values():
-        names = list[str]()
-        apart = 1
-        for name in next(iter(alike.values())):
-            more = len({tuple(str(facts[kept]) for kept in [*names, name]) for facts in alike.values()}) if apart < len(alike) else apart
-            if more > apart:
+        names, apart = list[str](), 1
+        for name in next(iter(alike.values())) if len(alike) > 1 else ():
+            if (more := len({tuple(str(facts[kept]) for kept in (*names, name)) for facts in alike.values()})) > apart:
                 names, apart = [*names, name], more
         told |= {config: "".join(f", {_fact(name, facts[name])}" for name in names) for config, facts in alike.items()}
     return told
