@@ -39,7 +39,14 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "study.run", *arguments]
     with log.open("wb") as file:
-        return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        return subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=heed_hang_ups
+        )
+
+
+def heed_hang_ups() -> None:
+    """As a terminal's programs do; tests may run under nohup."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def in_mid_run(place: Path, *more: str) -> tuple[subprocess.Popen[bytes], Path, Path]:

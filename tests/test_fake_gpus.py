@@ -33,13 +33,13 @@ def placed(out: Path) -> list[dict[str, Any]]:
 
 
 def most_at_once(events: list[dict[str, Any]]) -> dict[tuple[str, int], float]:
-    """Largest sum of shares that each GPU ever held."""
-    held: dict[tuple[str, int], float] = defaultdict(float)
+    """Largest sum of shares that each GPU ever held; a trial that begins anew is no longer where its worker was lost."""
+    held: dict[str, tuple[tuple[str, int], float]] = {}
     most: dict[tuple[str, int], float] = defaultdict(float)
     for event in events:
         place = event["node"], event["gpus"][0]
-        held[place] += event["share"] if event["what"] == "begins" else -event["share"]
-        most[place] = max(most[place], held[place])
+        held[event["trial"]] = place, event["share"] if event["what"] == "begins" else 0.0
+        most[place] = max(most[place], sum(share for at, share in held.values() if at == place))
     return most
 
 

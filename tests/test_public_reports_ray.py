@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.running import ROOT, checkpoints, rows, tables, tiny, wait_until, workers
+from tests.running import ROOT, checkpoints, heed_hang_ups, rows, tables, tiny, wait_until, workers
 from tests.test_public_reports import RUN, environment_of, said
 
 pytestmark = pytest.mark.ray
@@ -60,7 +60,9 @@ def test_a_terminal_that_is_closed_ends_a_study_like_sigterm(undisturbed: Path, 
     ours, theirs = pty.openpty()
     attach = "import fcntl, os, sys, termios; os.setsid(); fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.executable, sys.argv[1:])"
     command = [sys.executable, "-c", attach, *RUN, *tiny(out, "--no-report")]
-    process = subprocess.Popen(command, cwd=ROOT, env=environment_of(), stdin=theirs, stdout=theirs, stderr=theirs)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=environment_of(), stdin=theirs, stdout=theirs, stderr=theirs, preexec_fn=heed_hang_ups
+    )
     os.close(theirs)
     os.set_blocking(ours, False)
     assert wait_until(lambda: (_drain(ours), checkpoints(out, 40))[1], process=process)

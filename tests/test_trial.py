@@ -92,8 +92,9 @@ def test_a_trial_that_no_node_can_hold_is_refused_at_once_here_and_waited_for_on
     ],
 )
 def test_an_address_without_a_cluster_ends_with_one_sentence(
-    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], address: str, sentence: str
+    local_ray: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, address: str, sentence: str
 ) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where no cluster is noted, whoever began one on this machine
     code, said = refused(capsys, *tiny(tmp_path, "--address", address))
     assert (code, sentence in said) == (1, True), said
 

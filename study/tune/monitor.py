@@ -231,7 +231,8 @@ def _or_stop() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise CannotGoOn(f"results cannot be written ({error.strerror or error})") from error
+        reason = "the disk is full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        raise CannotGoOn(f"{reason}results cannot be written ({error.strerror or error})") from error
 
 
 def failure(trial: Any) -> str:
