@@ -96,7 +96,9 @@ _TRIALS = [
     _field("bundle_size", _int, "trials", "trials trained together in one process"),
     _field("device", _str, "", "cpu | cuda | mps, with its model name"),
     _field("precision", _str, "", "float32 | bf16: the arithmetic of the linear layers"),
-    _field("mfu", _float, "", "FLOP/s over the peak of the device, where the peak is known"),
+    _field(
+        "mfu", _float, "", "FLOP/s of this trial over the bf16 peak of its device, where that is known (Chowdhery et al. 2022, appendix B)"
+    ),
     _field("wall_s", _float, "s", "wall time of the trial, evaluation and restarts included; with a shared trunk, train_s plus eval_s"),
     _field(
         "train_s",

@@ -50,8 +50,9 @@ def test_every_trial_is_completed_and_recorded_with_its_facts(smoke: tuple[Path,
         assert row["device"].startswith("cpu")
         assert row["flops"] == row["flops_per_token"] * row["n_tokens"]
         assert (row["unique_tokens"], row["epochs"]) == (unique, pytest.approx(row["n_tokens"] / unique))
-        known = ("git_commit", "ray_version", "torch_version", "host", "started_at", "ms_per_step", "flops")
-        assert not [name for name in known if not row[name]]
+        # a column that nothing fills is a promise not kept: these are of own models, of GPUs, and of trials that did not end well
+        absent = set() if (ROOT / ".git").exists() else {"git_commit", "git_dirty"}
+        assert {name for name, value in row.items() if value is None} == {"module", "extra", "mfu", "reason"} | absent
     shared = [row for row in found if (row["n_layer"], row["n_embd"], row["n_head"]) == (2, 32, 4)]
     assert len(shared) == 2  # trained once per seed although three sweeps hold it
     assert all(row["sweeps"] == ["depth", "width", "heads"] for row in shared)

@@ -52,6 +52,21 @@ def recorder(out: Path, trials: list[Trial]) -> Recorder:
     return Recorder(out, "smoke", "abc", {"data_name": "stories", "unique_tokens": 1000}, named(trials), 64)
 
 
+@pytest.mark.parametrize(
+    ("device", "precision", "share"),
+    [("cuda (NVIDIA H200)", "bf16", 0.25), ("cuda (NVIDIA H200)", "float32", None), ("cpu (AMD EPYC)", "bf16", None)],
+)
+def test_a_row_says_what_share_of_a_known_peak_was_reached(
+    trials: list[Trial], tmp_path: Path, device: str, precision: str, share: float | None
+) -> None:
+    speed = 0.25 * 989e12 / trials[0].model(64).flops_per_token
+    row = {"trial_id": trials[0].trial_id, "status": "COMPLETED", "n_steps": 5, "n_tokens": 640, "val_loss": 2.0, "device": device}
+    written = recorder(tmp_path, trials).ended(
+        {"row": {**row, "precision": precision, "tokens_per_s": speed}, "curve": [], "samples": []}, Where(0.0)
+    )
+    assert written.get("mfu") == pytest.approx(share)
+
+
 # ---- live view ----
 
 

@@ -26,6 +26,13 @@ PROBE_BYTES = 1 << 16
 CHECKPOINT_BYTES = 2 * 12
 """Per parameter: weights and AdamW's two moments in float32; twice, for what a checkpoint that almost fitted gave back is no room."""
 
+PEAKS = {
+    "cuda (NVIDIA A100-SXM4-40GB)": 312e12, "cuda (NVIDIA A100-SXM4-80GB)": 312e12, "cuda (NVIDIA A100-PCIE-40GB)": 312e12,
+    "cuda (NVIDIA A100 80GB PCIe)": 312e12, "cuda (NVIDIA H100 80GB HBM3)": 989e12, "cuda (NVIDIA H100 PCIe)": 756e12,
+    "cuda (NVIDIA H200)": 989e12, "cuda (NVIDIA L4)": 121e12, "cuda (NVIDIA L40S)": 362e12,
+}  # fmt: skip
+"""Dense bf16 FLOP/s of a device, from NVIDIA's data sheets (which print twice as much, for sparse matrices)."""
+
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -139,6 +146,8 @@ class Recorder:
         trial_id = row["trial_id"]
         row["flops"] = float(row["flops_per_token"]) * row["n_tokens"]
         row["epochs"] = row["n_tokens"] / row["unique_tokens"]
+        if row.get("tokens_per_s") and row["precision"] == "bf16" and row["device"] in PEAKS:
+            row["mfu"] = row["flops_per_token"] * row["tokens_per_s"] / PEAKS[row["device"]]
         for table, rows in (("curves", curve), ("samples", samples), ("trials", [row])):
             tagged = [{"trial_id": trial_id, **line} for line in rows]
             path = self.out / table / f"{trial_id}.parquet"
