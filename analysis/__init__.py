@@ -1,0 +1,1 @@
+"""What a study's tables say: estimates with intervals, and the report."""

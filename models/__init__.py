@@ -1,0 +1,1 @@
+"""What a model is: counts, network, arithmetic, generation."""
