@@ -14,7 +14,7 @@ source .venv/bin/activate                   # CHANGE: where the project is insta
 export RAY_AUTH_MODE=token                  # the machines share ~/.ray/auth_token; other users of the network are refused
 ray get-auth-token --generate > /dev/null
 export RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300  # half a minute, Ray's own, is short for a slow file system
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | awk 'NR == 1')  # which reads to the end: a program whose reader is gone ends the job
 address=$(getent ahostsv4 "$head" | awk 'NR == 1 {print $1}')
 port=$((20000 + SLURM_JOB_ID % 10000))      # jobs that share a network must not meet
 # NVIDIA's MPS, with which trials that share a GPU run at the same time; it goes with the job. mps=true instead: they take turns.
