@@ -145,6 +145,20 @@ def test_repeated_text_is_told_apart() -> None:
     assert all(len({cells.columns["unique_tokens"][i] for i in line.members}) == 1 for line in lines(cells, range(len(cells)), "n_embd"))
 
 
+def test_a_line_holds_levels_with_other_numbers_of_seeds() -> None:
+    shapes = [(2, width, 4) for width in (16, 32, 48, 64)]
+    rows = trials(shapes, [LONG], sd=0.01, weight_decay=0.1)  # 0.1 three times has the mean 0.10000000000000002
+    cells = replicates.average(rows[~(rows["n_embd"].isin((32, 64)) & (rows["seed"] == 2))])
+    assert [line.values for line in lines(cells, range(len(cells)), "n_embd")] == [(16, 32, 48, 64)]
+
+
+@pytest.mark.parametrize("first", [0.1, 0.2])
+def test_the_order_of_equal_lines_does_not_hang_on_the_names_of_their_configurations(first: float) -> None:
+    rows = pd.concat([trials([(2, 16, 4), (2, width, 4)], [LONG], dropout=rate) for width, rate in ((32, 0.2), (64, 0.1))])
+    cells = replicates.average(rows.assign(config_id=np.where(rows["dropout"] == first, "a", "b") + rows["config_id"]))
+    assert [line.values for line in lines(cells, range(len(cells)), "n_embd")] == [(16, 32), (16, 64)]
+
+
 def test_time_per_step_is_said_where_steps_were_timed_alone() -> None:
     rows = trials(sd=0.005)
     rows = rows.assign(ms_per_step=rows["n_layer"] * 2.0, exclusive_timing=True)

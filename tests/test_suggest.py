@@ -109,6 +109,7 @@ def test_a_contrast_shrinks_as_its_standard_error_and_only_by_seeds_of_its_ends(
     assert ranked[0] == pytest.approx(1 - t5 / t4 * np.sqrt((1 / 3 + 1 / 2) / 1))
     assert ranked[1] == pytest.approx(1 - t5 / t4)  # it measures the noise better, nothing else
     assert [r.point for r in optimal.choose(aim, before, [1.0, 1.0, 1.0, 1.1], 2)] == [0, 3]
+    assert {r.point for r in optimal.choose(aim, before, [np.inf, 1.0, np.inf, np.inf], 6)} == {1}  # inf: what cannot be trained
 
 
 def test_noise_is_split_into_lack_of_fit_and_seeds_as_it_was_made(tmp_path: Path) -> None:

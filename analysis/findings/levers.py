@@ -4,7 +4,7 @@ From contrasts between configurations that differ in the factor alone, else from
 is more than a difference of two configurations, so the law's lack of fit is in its error; the steps between levels are differences and
 nothing else.
 
-    found = levers(cells, noise, laws={768_000: fit_shape_law(...)})
+    found = levers(Study(cells, noise, laws={768_000: fit_shape_law(...)}))
 """
 
 from __future__ import annotations

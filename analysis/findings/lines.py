@@ -141,7 +141,8 @@ def lines(cells: Configurations, members: Sequence[int], factor: str, aspect: fl
     recipe = RECIPE[:-1] if factor == "n_tokens" else RECIPE  # longer training on fresh text needs more of it
     found = []
     for held in HELD[factor]:
-        for own in grouped(members, [filled(cells, name) for name in (*held, *recipe)]).values():
+        groups = grouped(members, [filled(cells, name) for name in (*held, *recipe)])
+        for own in groups.values() if by_size else (groups[key] for key in sorted(groups)):
             place = [] if by_size else [float(cells.columns[name][own[0]]) for name in held if name != "lr"]
             at = {float(values[i]): i for i in reversed(own)}  # the first member at each value
             if len(at) > 1:

@@ -1,6 +1,6 @@
 """Fits of the law of size alone, each with the configurations behind it: what every finding about N starts from.
 
-fitted = fit_size_law("joint", "All configurations", cells); fitted.slope(1e6); fitted.log_error(fitted.at(1e6), variance)
+fitted = fit_size_law("joint", "All configurations", cells); fitted.slope(1e6)
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ class Ranked:
 
 
 def rank(aim: Aim, seeds: Counts, hours: Sequence[float] | Floats) -> list[Ranked]:
-    """Every point with one more trial, best gain per device-hour first; those without gain are left out."""
+    """Every point with one more trial, best gain per device-hour first; those without gain, or that cannot be trained, are left out."""
     now = aim.half_width(seeds)
     found = []
     for i, cost in enumerate(hours):
@@ -113,7 +113,7 @@ def rank(aim: Aim, seeds: Counts, hours: Sequence[float] | Floats) -> list[Ranke
         more[i] += 1
         then = aim.half_width(more)
         gain = (1.0 if math.isfinite(then) else 0.0) if math.isinf(now) else 1 - then / now
-        if gain > SMALLEST_GAIN:
+        if gain > SMALLEST_GAIN and math.isfinite(cost):
             found.append(Ranked(i, gain, cost))
     return sorted(found, key=lambda r: (-r.rate, r.point))
 

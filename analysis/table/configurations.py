@@ -95,7 +95,9 @@ def average(trials: pd.DataFrame) -> Configurations:
     branch = trials["schedule"].isin(("wsd", CHECKPOINTS)).astype(float)
     keyed = trials.assign(config_id=trials["config_id"].astype(str), ms_exclusive=alone, is_branch=branch)
     cells = keyed.groupby(["config_id", "seed"], sort=True)["val_loss"].agg(["mean", "count", "var"]).reset_index()
-    numeric = keyed.groupby("config_id", sort=True)[list(NUMERIC)].mean().astype(float)
+    rows = keyed.groupby("config_id", sort=True)[list(NUMERIC)]
+    low = rows.min()
+    numeric = rows.mean().where(low != rows.max(), low).astype(float)  # three times .1 has a mean of its own, and would be another recipe
     ids = numeric.index.to_numpy(dtype=object)
     order = np.lexsort((np.arange(len(ids)), numeric["n_tokens"], numeric["params_total"], numeric["params_non_embedding"]))
     rank = np.empty(len(ids), dtype=np.int64)

@@ -1,6 +1,6 @@
 """What a person is told before a run: trials by configuration, what is done, stale or missing, and what is allowed and rarely meant.
 
-print(overview(command.study_name, study, trials, survey, corpus), *cautions(trials, corpus, out), sep="\\n")
+print(overview(command.study_name, study, trials, survey, corpus, vocab_size, quote), *cautions(trials, corpus, out), sep="\\n")
 """
 
 from collections.abc import Mapping, Sequence

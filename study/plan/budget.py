@@ -5,7 +5,7 @@ The ends of every sweep come first. Then, one after the other, the trial that ad
 number of trials has a determinant (Bayesian D-optimality: Chaloner and Verdinelli 1995). Seeds of one configuration add less and less,
 which spreads them. What trials take is the quote's; completed ones count as known.
 
-    chosen = choose(found.missing, trials, done, quoted.plan, Budget(7200, 0), replan); chosen.trials; chosen.line()
+    chosen = choose(found.missing, trials, done, quoted.plan, Budget(7200, 0), replan); chosen.trials; chosen.lines(True)
 """
 
 import math

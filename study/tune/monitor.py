@@ -2,7 +2,7 @@
 
 Only the driver writes tables, and a trial that was retried appears in them once.
 
-    run_bundles(work, Monitor(recorder, views, interrupts, bundles, options, 0.0, None))
+    run_bundles(work, Monitor(recorder, views, interrupts, bundles, options, 0.0, None), None)
 """
 
 import errno

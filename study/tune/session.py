@@ -3,7 +3,7 @@
 The phases are timed trials, known trials, searches, then all seeds at what they found; held-out sizes last. Reads the corpus and the survey
 of the results folder; everything that is written goes through the recorder, and what Ray Tune keeps of its own is disposable.
 
-    problem = train_in_phases(Job(command, trials, corpus, origin, interrupts, quoted), found)   # "" or why it stopped early
+    problem = train_in_phases(Job(command, trials, corpus, …), found)   # "" or why it stopped early
 """
 
 import errno
