@@ -56,7 +56,6 @@ class Verdict(StrEnum):
     GAIN = "gain"
     LOSS = "loss"
     WITHIN_NOISE = "within_noise"
-    DIFFER = "differ"
     NOT_TOLD = "not_told"
     NONE = ""
 

@@ -32,7 +32,7 @@ from analysis.fits.fit import fit, fit_batch
 from analysis.fits.intervals import Observations, bootstrap, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_ASPECT, POWER_FLOOR_DATA, TOKENS
 from analysis.fits.quantities import Loss, Parameter, Quantity, Slope
-from benchmarks.coverage import configurations, profile_batch, simulate
+from benchmarks.laws import configurations, profile_batch, simulate
 from benchmarks.machine import describe, write_csv
 
 RESULTS = Path(__file__).parent / "results" / "fits.csv"

@@ -7,13 +7,14 @@ Reads nothing, writes nothing, imports neither torch nor ray, so that a study ca
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from models import module_file
 
 BASE = ("base_width", "base_head_dim", "base_depth")
 """Fields of the shape at which a parametrization equals the standard one; 0 is the standard one itself."""
+PARAMETRIZATIONS = ("standard", "mup", "completep")
 Extra = tuple[tuple[str, float], ...]
 COUNTS = ("params_total", "params_non_embedding", "params_embedding", "params_position", "params_blocks", "flops_per_token")
 
@@ -64,6 +65,29 @@ class Shape:
         for name in BASE[1:]:
             if getattr(self, name) and not self.base_width:
                 raise ValueError(f"{name}={getattr(self, name)} belongs to muP or CompleteP; give base_width too, or leave it 0")
+
+    def under(self, parametrization: str) -> "Shape":
+        """This shape with the base that a parametrization compares others with: itself, but for what it names; the standard one has none.
+
+        Raises:
+            ValueError: there is no such parametrization, or it does not go with the shape.
+        """
+        if parametrization not in PARAMETRIZATIONS:
+            raise ValueError(f"parametrization={parametrization!r} is not one of {', '.join(PARAMETRIZATIONS)}")
+        if self.base_width and parametrization == "standard":
+            owned = f"model.base_width={self.base_width} belongs to muP"
+            raise ValueError(f"{owned}; give --parametrization mup or completep too, or leave it out")
+        if self.base_depth and parametrization != "completep":
+            owned = f"model.base_depth={self.base_depth} belongs to CompleteP"
+            raise ValueError(f"{owned}; give --parametrization completep too, or leave it out")
+        if parametrization == "standard":
+            return self
+        if self.module:
+            advice = "leave it out with model.module, and search learning rates instead"
+            raise ValueError(f"parametrization={parametrization} knows only the built-in model; {advice}")
+        width, depth = self.base_width or self.n_embd, self.base_depth or self.n_layer
+        heads = self.base_head_dim or max(1, width // self.n_head)
+        return replace(self, base_width=width, base_head_dim=heads, base_depth=depth if parametrization == "completep" else 0)
 
     @property
     def d_ff(self) -> int:

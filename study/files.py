@@ -3,6 +3,7 @@
 with replaced(path) as file: file.write(b"...")   # a reader sees the old file or the whole new one
 """
 
+import errno
 import json
 import os
 import tempfile
@@ -16,6 +17,8 @@ from typing import Any, BinaryIO, TypeVar
 from models.home import expanded, home
 
 T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk that is full, or of a person's share of it."""
 
 
 def is_file_name(name: str) -> bool:

@@ -6,13 +6,13 @@ Exit codes: 0 all trials completed; 1 a trial failed or data are missing; 2 usag
     main(["smoke", "--out", "/tmp/smoke"])
 """
 
-import errno
 import sys
 from collections.abc import Sequence
 
 import study.entry  # noqa: F401
 from study.command import parse
 from study.console import complain, how_to_continue, until_closed
+from study.files import FULL
 from study.study_file import presets
 from study.tune.signals import Interrupted, Interrupts
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def explain(error: BaseException) -> str:
     """What a person is told of an error."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in FULL:
         return f"the disk is full ({error.filename or error.strerror}); free some space, then the same command continues"
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'} cannot be read or written: {error.strerror or error}"

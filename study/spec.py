@@ -22,8 +22,6 @@ from study.sweeps import Sweep, parse_sweep
 RECIPE_VERSION = 1
 """Raise it when the training code's numerics change: stored rows of an older version are then stale, never mixed in."""
 
-PARAMETRIZATIONS = ("standard", "mup", "completep")
-
 _ADDED_LATER: dict[str, Any] = {f"shape.{name}": 0 for name in BASE} | {
     "shape.module": "",
     "shape.extra": {},
@@ -233,31 +231,12 @@ class Study:
     def __post_init__(self) -> None:
         text = "".join(" " if unicodedata.category(c) in ("Cc", "Cs") else c for c in self.question)  # it reaches terminals and files
         object.__setattr__(self, "question", " ".join(text.split()))
-        name = self.parametrization
-        require(name in PARAMETRIZATIONS, f"parametrization={name!r} is not one of {', '.join(PARAMETRIZATIONS)}")
+        object.__setattr__(self, "model", self.model.under(self.parametrization))
         require(
-            name != "standard" or not self.model.base_width,
-            f"model.base_width={self.model.base_width} belongs to muP; give --parametrization mup or completep too, or leave it out",
+            self.parametrization == "standard" or not self.lr_exponent,
+            f"lr_exponent={self.lr_exponent} and parametrization={self.parametrization} both change the learning rate with size; "
+            "set lr_exponent to 0",
         )
-        require(
-            name == "completep" or not self.model.base_depth,
-            f"model.base_depth={self.model.base_depth} belongs to CompleteP; give --parametrization completep too, or leave it out",
-        )
-        require(
-            name == "standard" or not self.model.module,
-            f"parametrization={name} knows only the built-in model; leave it out with model.module, and search learning rates instead",
-        )
-        require(
-            name == "standard" or not self.lr_exponent,
-            f"lr_exponent={self.lr_exponent} and parametrization={name} both change the learning rate with size; set lr_exponent to 0",
-        )
-        if name != "standard":
-            model = self.model
-            width = model.base_width or model.n_embd
-            base: dict[str, Any] = {"base_width": width, "base_head_dim": model.base_head_dim or max(1, width // model.n_head)}
-            if name == "completep":
-                base["base_depth"] = model.base_depth or model.n_layer
-            object.__setattr__(self, "model", replace(model, **base))
         require(bool(self.seeds), "seeds is empty; give at least one, for example --seeds 1 2 3")
         require(len(set(self.seeds)) == len(self.seeds), f"seeds={list(self.seeds)} names a seed twice; each replicate needs its own")
         require(all(0 <= seed < 2**31 for seed in self.seeds), f"seeds={list(self.seeds)} must lie between 0 and 2147483647")

@@ -13,7 +13,7 @@ from analysis.estimate import SIZE
 from analysis.fits import laws, newton, objective
 from analysis.fits.fit import N_STARTS, FitStatus, fit, fit_batch, objective_of
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_ASPECT, POWER_FLOOR_CROSSED, POWER_FLOOR_DATA, SHAPE, SHAPE_CROSSED, TIMING
-from benchmarks.coverage import simulate
+from benchmarks.laws import simulate
 
 SHARED = Path(os.environ.get("SCALING_STUDY_SHARED", Path(__file__).parents[2] / "shared")) / "reference"
 needs_chinchilla = pytest.mark.skipif(not (SHARED / "chinchilla_epoch.csv").exists(), reason=f"no Chinchilla points in {SHARED}")

@@ -11,7 +11,7 @@ import pytest
 from analysis.estimate import SIZE, Code, Refusal
 from analysis.fits.forecast_law import ForecastFit, fit_forecast_law
 from analysis.table.configurations import Configurations, average
-from benchmarks.coverage import configurations
+from benchmarks.laws import configurations
 
 SHAPES = [(1, 16), (2, 16), (1, 32), (2, 32), (4, 32), (1, 64), (2, 64), (4, 64), (8, 64), (2, 128), (4, 128), (8, 128), (16, 128)]
 

@@ -14,7 +14,7 @@ from analysis.fits.intervals import Observations, bootstrap, profile, profiles
 from analysis.fits.laws import POWER, POWER_FLOOR, POWER_FLOOR_ASPECT
 from analysis.fits.profile_likelihood import SeedNoise, fit_means, fit_to
 from analysis.fits.quantities import Gain, Loss, Parameter, Slope, Sum, read
-from benchmarks.coverage import configurations, profile_batch, simulate
+from benchmarks.laws import configurations, profile_batch, simulate
 
 TRUTH = {"E": 0.5, "A": 0.2, "alpha": 0.4}
 REFERENCE = {SIZE: 1e6}

@@ -15,7 +15,7 @@ from analysis.estimate import Code, Estimate, Refusal, Verdict
 from analysis.fits.laws import SHAPE, SHAPE_CROSSED
 from analysis.fits.shape_law import CURVED, ShapeFit, fit_shape_law
 from analysis.table.configurations import Configurations, average
-from benchmarks.coverage import configurations
+from benchmarks.laws import configurations
 
 GRID = ((1, 2, 4, 8), (24, 48, 96, 192))
 Surface = Callable[[np.ndarray, np.ndarray], np.ndarray]

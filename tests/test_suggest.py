@@ -19,7 +19,7 @@ from analysis.next_trials import candidates, suggest
 from analysis.next_trials import optimal_design as optimal
 from analysis.table import configurations as replicates
 from analysis.table import load as tables
-from benchmarks.coverage import profile_batch
+from benchmarks.laws import profile_batch
 from study import records
 from study.plan import suggestion
 from study.spec import Study, TrainConfig, Trial, expand

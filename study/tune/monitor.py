@@ -5,7 +5,6 @@ Only the driver writes tables, and a trial that was retried appears in them once
     run_bundles(work, Monitor(recorder, views, interrupts, bundles, options, 0.0, None), None)
 """
 
-import errno
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ import ray
 from ray import tune
 
 from study.display.terminal import printable
+from study.files import FULL
 from study.options import Options
 from study.plan.memory import is_out_of_memory, next_share, share_in_words
 from study.results.store_sync import Mirror
@@ -25,7 +25,6 @@ from study.tune import ray_internals
 from study.tune.signals import Interrupts
 from study.tune.worker_input import Bundled, reservation
 
-DISK_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT))
 """How a failed trial's traceback names a full disk."""
 
 
@@ -192,7 +191,7 @@ class Monitor(tune.Callback):
 
     def _stop_without_room(self, trial: Any) -> None:
         """End the run where a bundle failed for want of room and it is ours that is full, not the disk of another machine."""
-        if any(full in ray_internals.newest_failure(trial) for full in DISK_FULL):
+        if any(os.strerror(full) in ray_internals.newest_failure(trial) for full in FULL):
             with _or_stop():
                 self.recorder.probe(self.bundles[trial.config["bundle"]].trials)
 
@@ -231,7 +230,7 @@ def _or_stop() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = "the disk is full: " if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        reason = "the disk is full: " if error.errno in FULL else ""
         raise CannotGoOn(f"{reason}results cannot be written ({error.strerror or error})") from error
 
 

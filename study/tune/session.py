@@ -6,7 +6,6 @@ of the results folder; everything that is written goes through the recorder, and
     problem = train_in_phases(Job(command, trials, corpus, …), found)   # "" or why it stopped early
 """
 
-import errno
 import os
 import shutil
 import time
@@ -24,7 +23,7 @@ from study.data.corpus import Corpus
 from study.display.tensorboard import Board
 from study.display.terminal import open_view
 from study.display.tracker import Tracker
-from study.files import read_json, write_json
+from study.files import FULL, read_json, write_json
 from study.plan.budget import guard_seconds
 from study.plan.packing import speed_key
 from study.plan.quote import Quote, learn_memory, requote
@@ -252,6 +251,6 @@ def run_bundles(work: Work, callback: tune.Callback, prober: Prober | None) -> N
     try:
         tuner.fit()
     except tune.TuneError as error:
-        if os.strerror(errno.ENOSPC) in str(error):
+        if any(os.strerror(full) in str(error) for full in FULL):
             raise ValueError(f"{no_room(out)}; what is done is kept, and the same command continues") from None
         raise
