@@ -19,7 +19,7 @@ from analysis.findings import conclude as conclusions
 from analysis.table import evidence
 from analysis.table import load as table
 from analysis.table.evidence import Evidence
-from tests.running import ROOT
+from tests.running import ROOT, write_study
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +150,21 @@ def test_one_seed_and_one_level_can_be_drawn_and_times_that_cannot_be_compared_h
     assert style.overlapping_texts(drawn["loss"]) == []
     shared = [{**level, "exclusive_timing": False} for level in sweep["levels"]]
     assert "speed_depth" not in figures.study_figure_names({"sweeps": [{**sweep, "levels": shared}]})
+
+
+def test_a_sweep_over_several_lengths_has_no_line_that_runs_through_them_all(tmp_path: Path) -> None:
+    write_study(tmp_path, "quick", lambda trial: 2.0 / trial.shape.n_layer**0.1 + 1e5 / trial.n_tokens)
+    tree = conclusions.conclude(table.load(tmp_path))
+    assert {sweep["name"]: len(sweep["levels"]) for sweep in tree["sweeps"]} == {"depth": 8, "width": 6, "heads": 6}
+    assert not [name for name in figures.study_figure_names(tree, evidence.load(tmp_path, tree).trials) if name.startswith("sweep_")]
+
+
+def test_an_axis_is_named_after_what_it_holds_whatever_the_sweep_is_called(study: Evidence) -> None:
+    levels = study.fits["sweeps"][0]["levels"]
+    labels = {"n_layer": "layers", "size": "non-embedding parameters", "lr": "depth"}
+    for factor, label in labels.items():
+        fits = {"sweeps": [{"name": "depth", "factor": factor, "levels": levels}]}
+        assert sweeps.draw_sweep(fits, "depth").get_xlabel() == label
 
 
 def test_axis_labels_are_round_and_few() -> None:

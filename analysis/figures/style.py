@@ -40,7 +40,6 @@ FACTORS = {"depth": (BLUE, "o"), "width": (VERMILLION, "s"), "heads": (GREEN, "^
 """Color and marker of the sweeps that most studies hold; other sweeps take EXTRAS in order."""
 EXTRAS = [(PURPLE, "D"), (ORANGE, "v"), (SKY, "P"), (MUTED, "X")]
 
-FACTOR_COLUMNS = {"depth": "n_layer", "n_layer": "n_layer", "width": "n_embd", "n_embd": "n_embd", "heads": "n_head", "n_head": "n_head"}
 AXIS_LABELS = {"n_layer": "layers", "n_embd": "width (channels)", "n_head": "attention heads"}
 LOSS = "validation loss (nats per token)"
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.estimate import Fits, Row, value_of
 from analysis.figures import style
-from analysis.figures.style import AXIS_LABELS, FACTOR_COLUMNS, INK, LOSS
+from analysis.figures.style import AXIS_LABELS, INK, LOSS
 from analysis.wording import CONVENTIONS, short_count
 
 MOST_LEVELS = 30
@@ -22,8 +22,13 @@ MOST_LEVELS = 30
 
 
 def has_panel(sweep: Row) -> bool:
-    """Whether a sweep compares its levels: configurations of no sweep are kept under "other" and only shown."""
-    return sweep.get("name") != "other" and (bool(sweep.get("shapes")) or 0 < len(sweep.get("levels") or []) <= MOST_LEVELS)
+    """Whether a sweep compares its levels, each standing once: of several lengths the figure of all losses has a panel each.
+
+    Configurations of no sweep are kept under "other" and only shown.
+    """
+    values = [level["value"] for level in sweep.get("levels") or []]
+    single = 0 < len(values) <= MOST_LEVELS and len(set(values)) == len(values)
+    return sweep.get("name") != "other" and (bool(sweep.get("shapes")) or single)
 
 
 def is_timed(sweep: Row) -> bool:
@@ -40,11 +45,6 @@ def slugs(fits: Fits) -> dict[str, str]:
         n = sum(known.casefold().partition("~")[0] == short.casefold() for known in found.values())
         found[name] = f"{short}~{n + 1}" if n else short
     return found
-
-
-def column_of(sweep: Row) -> str:
-    """Table column that a sweep varies, or "" where it varies several."""
-    return FACTOR_COLUMNS.get(str(sweep.get("factor")), FACTOR_COLUMNS.get(str(sweep.get("name")), ""))
 
 
 def draw_sweep(fits: Fits, name: str, ax: Axes | None = None) -> Axes:
@@ -67,9 +67,9 @@ def _draw_sweep(fits: Fits, name: str, ax: Axes | None, panel: Any, label: str) 
         sweep, (color, marker) = fits["sweeps"][names.index(name)], style.sweep_style(names)[name]
         values = [float(level["value"]) for level in sweep["levels"]]
         panel(ax, sweep["levels"], values, color, marker)
-        column = column_of(sweep)
-        size = CONVENTIONS["params_non_embedding"] if sweep.get("factor") == "size" else style.shown(name)
-        style.log_axis(ax, "x", AXIS_LABELS.get(column, size), values, 0.1, counts=True, ticks=values if column else None)
+        factor = sweep.get("factor")
+        label_x = AXIS_LABELS.get(factor, CONVENTIONS["params_non_embedding"] if factor == "size" else style.shown(name))
+        style.log_axis(ax, "x", label_x, values, 0.1, counts=True, ticks=values if factor in AXIS_LABELS else None)
         ax.set_ylabel(label)
         ax.yaxis.set_major_locator(MaxNLocator(5))
     return ax

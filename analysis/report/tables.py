@@ -187,7 +187,7 @@ def _from_length(crossing: Fits) -> str | None:
     if is_refused(crossing):
         ends = crossing.get("bound") or {}
         return "the shortest on" if "upper" in ends else "none" if "lower" in ends else None
-    low, high = ("" if value_of(crossing[end]) is None else short_count(crossing[end]) for end in ("low", "high"))
+    low, high = ("–" if value_of(crossing[end]) is None else short_count(crossing[end]) for end in ("low", "high"))
     return f"{short_count(crossing['value'])} [{low}, {high}]"
 
 
