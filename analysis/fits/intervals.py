@@ -5,14 +5,14 @@
     bootstrap(seen, fit(...), {"alpha": Parameter("alpha")}, np.random.default_rng(0))     # for fits by Huber, which have no profile
 
 Seeds of one configuration are averaged first: they share the configuration's own deviation from the curve, and counting them as
-independent makes intervals too short. Reads and writes nothing.
+independent makes intervals too short. numpy and scipy.special only; reads and writes nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,9 @@ from analysis.fits.fit import BatchResult, FitError, FitResult, distinct_points,
 from analysis.fits.laws import Law, column_values
 from analysis.fits.profile_likelihood import MeansFit, fit_to, profile_ends
 from analysis.fits.quantities import Loss, Quantity, read
-from analysis.table.configurations import Configurations
+
+if TYPE_CHECKING:
+    from analysis.table.configurations import Configurations
 
 RESAMPLE_ELEMENTS = 4_000_000  # drawn at a time: 32 MB an array, so that large studies resample in bounded memory
 

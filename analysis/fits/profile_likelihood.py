@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,7 +34,9 @@ from analysis.fits.laws import Law, column_values
 from analysis.fits.newton import SQUARES_TOLERANCE, least_squares, minimize, solve
 from analysis.fits.objective import Objective, evaluate, jacobians, residuals, spared
 from analysis.fits.quantities import Derivatives, Reading
-from analysis.table.configurations import Configurations
+
+if TYPE_CHECKING:
+    from analysis.table.configurations import Configurations
 
 PROFILE_STARTS = 8
 STIFFNESS = 1e3  # of the tilt relative to the profile's own curvature: the reached q is then within 0.1 % of the asked one
